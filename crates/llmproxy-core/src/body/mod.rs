@@ -1,0 +1,31 @@
+//! What watches and what changes an answer on its way, knowing every way an answer can end.
+//!
+//! An exchange ends by the first of: the body's `None`, an error, a trailers frame, `is_end_stream()` after a data
+//! frame (hyper stops there without ever polling for `None`), or a drop of the body or of the future before the head.
+//! Both wrappers here tell their observer about exactly one end, whichever it is:
+//!
+//! - [`Observed`] watches. It sees the head, each chunk by reference, and the end. [`Hold`] only keeps something alive
+//!   until then.
+//! - [`Shaped`] may withhold, replace or insert whole chunks, and may fail a body that is silent for too long.
+//!
+//! Inner wrappers end before outer ones, on completion and on abandonment alike. An end may run inside a drop: it must
+//! not await, block or panic.
+
+mod observed;
+mod shaped;
+
+pub use observed::{Hold, Observe, ObserveFuture, Observed, Observer, observe};
+pub use shaped::{Out, Shape, Shaped, Shaper};
+
+use crate::BoxError;
+
+/// How a body, or the wait for it, came to its end.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending<'a> {
+    /// All of it passed.
+    Complete,
+    /// It broke, or there never was an answer.
+    Failed(&'a BoxError),
+    /// Whoever read it let go of it before its end.
+    Dropped,
+}

@@ -1,0 +1,249 @@
+//! A body whose chunks may be withheld, replaced or added to.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::Ending;
+use crate::BoxError;
+
+/// Decides what of one body passes.
+///
+/// Every method runs on the path of the bytes: it must not block. `end` may run inside a drop: it must not panic.
+pub trait Shape: Send + 'static {
+    /// Data has come; what may go on is pushed to `out`. What is not pushed is withheld and the shape's to keep.
+    fn chunk(&mut self, data: Bytes, out: &mut Out);
+
+    /// The end, told once. What was withheld, or should follow, is pushed to `out`; after a failure the error follows
+    /// it. After a drop nobody reads `out` any more.
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out);
+
+    /// Nothing has come: the place for timers. The shape registers `cx` with whatever should wake it.
+    ///
+    /// `Ok` says that something was pushed to `out`; an error ends the body, and `end` is told of it.
+    fn poll_silent(&mut self, _cx: &mut Context<'_>, _out: &mut Out) -> Poll<Result<(), BoxError>> {
+        Poll::Pending
+    }
+
+    /// Whether more or fewer bytes may come out than go in, so that the length is not known.
+    fn changes_length(&self) -> bool;
+}
+
+/// Chunks on their way out, in order.
+#[derive(Debug, Default)]
+pub struct Out {
+    // Nearly always one chunk comes out for one that goes in: no allocation then.
+    first: Option<Bytes>,
+    more: VecDeque<Bytes>,
+}
+
+/// A shape that is certain to be told the end: when it is dropped before, it tells [`Ending::Dropped`].
+///
+/// Held by a future until the head has come, then moved into [`Shaped`].
+#[derive(Debug)]
+pub struct Shaper<S: Shape> {
+    shape: S,
+    ended: bool,
+}
+
+pin_project! {
+    /// A body that is shaped.
+    #[derive(Debug)]
+    pub struct Shaped<B, S: Shape> {
+        #[pin]
+        inner: B,
+        // After the body: see `Observed`.
+        shaper: Shaper<S>,
+        out: Out,
+        last: Last,
+        // Whether the poll before this one returned a frame that hyper has not flushed yet.
+        unflushed: bool,
+    }
+}
+
+/// What comes after the chunks in `out`.
+#[derive(Debug)]
+enum Last {
+    /// More of the inner body.
+    Body,
+    /// Trailers, then nothing.
+    Trailers(HeaderMap),
+    /// An error, then nothing.
+    Error(BoxError),
+    /// Nothing.
+    Nothing,
+}
+
+// === impl Out ===
+
+impl Out {
+    /// Lets `data` go on. Empty data is nothing.
+    pub fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        if self.first.is_none() && self.more.is_empty() {
+            self.first = Some(data);
+        } else {
+            self.more.push_back(data);
+        }
+    }
+
+    /// Takes the next chunk.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        self.first.take().or_else(|| self.more.pop_front())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none() && self.more.is_empty()
+    }
+
+    fn len(&self) -> u64 {
+        self.first.iter().chain(&self.more).map(|data| data.len() as u64).sum()
+    }
+}
+
+// === impl Shaper ===
+
+impl<S: Shape> Shaper<S> {
+    /// Takes on the duty of telling the end.
+    pub fn new(shape: S) -> Self {
+        Self { shape, ended: false }
+    }
+
+    /// The shape.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.shape
+    }
+
+    /// Tells the end, unless it was told before.
+    pub fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.shape.end(ending, out);
+        }
+    }
+}
+
+impl<S: Shape> Drop for Shaper<S> {
+    fn drop(&mut self) {
+        self.end(Ending::Dropped, &mut Out::default());
+    }
+}
+
+// === impl Shaped ===
+
+impl<B: Body, S: Shape> Shaped<B, S> {
+    /// Shapes `body` from here on.
+    pub fn new(body: B, shape: S) -> Self {
+        Self::with_shaper(body, Shaper::new(shape))
+    }
+
+    /// Shapes `body` with a shape that has watched the wait for it.
+    pub fn with_shaper(body: B, mut shaper: Shaper<S>) -> Self {
+        let mut out = Out::default();
+        let mut last = Last::Body;
+        if body.is_end_stream() {
+            shaper.end(Ending::Complete, &mut out);
+            last = Last::Nothing;
+        }
+        Self { inner: body, shaper, out, last, unflushed: false }
+    }
+}
+
+impl<B, S> Body for Shaped<B, S>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    S: Shape,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        loop {
+            if let Some(data) = this.out.pop() {
+                *this.unflushed = true;
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            match this.last {
+                Last::Body => {}
+                // hyper closes the connection on an error without writing what it has buffered. Pending makes it flush
+                // first; the error follows in the next poll.
+                Last::Error(_) if std::mem::take(this.unflushed) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                last => {
+                    return Poll::Ready(match std::mem::replace(last, Last::Nothing) {
+                        Last::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+                        Last::Error(error) => Some(Err(error)),
+                        Last::Body | Last::Nothing => None,
+                    });
+                }
+            }
+            match this.inner.as_mut().poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        this.shaper.shape.chunk(data, this.out);
+                        if this.inner.is_end_stream() {
+                            this.shaper.end(Ending::Complete, this.out);
+                            *this.last = Last::Nothing;
+                        }
+                    }
+                    Err(frame) => {
+                        this.shaper.end(Ending::Complete, this.out);
+                        *this.last = frame.into_trailers().map_or(Last::Nothing, Last::Trailers);
+                    }
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    let error = error.into();
+                    this.shaper.end(Ending::Failed(&error), this.out);
+                    *this.last = Last::Error(error);
+                }
+                Poll::Ready(None) => {
+                    this.shaper.end(Ending::Complete, this.out);
+                    *this.last = Last::Nothing;
+                }
+                Poll::Pending => {
+                    *this.unflushed = false;
+                    match this.shaper.shape.poll_silent(cx, this.out) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(())) if this.out.is_empty() => return Poll::Pending,
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => {
+                            this.shaper.end(Ending::Failed(&error), this.out);
+                            *this.last = Last::Error(error);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // `Nothing` is reached only after the shape was told.
+        self.out.is_empty() && matches!(self.last, Last::Nothing)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.shaper.shape.changes_length() {
+            return SizeHint::default();
+        }
+        let inner = if matches!(self.last, Last::Body) { self.inner.size_hint() } else { SizeHint::with_exact(0) };
+        let queued = self.out.len();
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower().saturating_add(queued));
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper.saturating_add(queued));
+        }
+        hint
+    }
+}

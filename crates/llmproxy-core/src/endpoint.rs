@@ -1,0 +1,124 @@
+//! Which operation of which API a path names.
+//!
+//! The set is fixed, so that a label made of it can't be multiplied by clients.
+
+/// An operation of an inference API, found by its path.
+///
+/// ```
+/// use llmproxy_core::{Api, Endpoint};
+///
+/// let endpoint = Endpoint::of("/v1/chat/completions");
+/// assert_eq!(endpoint.template(), "/v1/chat/completions");
+/// assert_eq!(endpoint.api(), Api::OpenAi);
+/// assert_eq!(Endpoint::of("/v1/anything/else").template(), "/v1/*");
+/// assert_eq!(Endpoint::of("/etc/passwd").template(), "other");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    template: &'static str,
+    api: Api,
+    work: Work,
+}
+
+/// Whose conventions a path follows; decides the shape of our own errors and how usage is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// OpenAI's, which vLLM, SGLang, TGI, llama.cpp and Ollama all offer.
+    OpenAi,
+    /// Anthropic's messages.
+    Anthropic,
+    /// Ollama's own under `/api`.
+    Ollama,
+    /// TGI's, vLLM's and llama.cpp's own paths at the root.
+    Native,
+    /// Ours: health, metrics, administration.
+    Proxy,
+}
+
+/// What a backend does for a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// Chat: messages in, tokens out.
+    Chat,
+    /// Text completion: prompt in, tokens out.
+    Completion,
+    /// Text in, vectors out; no tokens come out.
+    Embedding,
+    /// Generation in a dialect whose usage is not read yet, or anything else that is forwarded.
+    Other,
+}
+
+const TABLE: &[Endpoint] = &[
+    at("/v1/chat/completions", Api::OpenAi, Work::Chat),
+    at("/v1/completions", Api::OpenAi, Work::Completion),
+    at("/v1/embeddings", Api::OpenAi, Work::Embedding),
+    at("/v1/models", Api::OpenAi, Work::Other),
+    at("/v1/responses", Api::OpenAi, Work::Other),
+    at("/v1/rerank", Api::OpenAi, Work::Other),
+    at("/v1/score", Api::OpenAi, Work::Other),
+    at("/v1/audio/transcriptions", Api::OpenAi, Work::Other),
+    at("/v1/audio/translations", Api::OpenAi, Work::Other),
+    at("/v1/audio/speech", Api::OpenAi, Work::Other),
+    at("/v1/images/generations", Api::OpenAi, Work::Other),
+    at("/v1/moderations", Api::OpenAi, Work::Other),
+    at("/v1/messages", Api::Anthropic, Work::Other),
+    at("/v1/messages/count_tokens", Api::Anthropic, Work::Other),
+    at("/api/chat", Api::Ollama, Work::Other),
+    at("/api/generate", Api::Ollama, Work::Other),
+    at("/api/embed", Api::Ollama, Work::Other),
+    at("/api/embeddings", Api::Ollama, Work::Other),
+    at("/api/tags", Api::Ollama, Work::Other),
+    at("/api/show", Api::Ollama, Work::Other),
+    at("/api/ps", Api::Ollama, Work::Other),
+    at("/api/version", Api::Ollama, Work::Other),
+    at("/generate", Api::Native, Work::Other),
+    at("/generate_stream", Api::Native, Work::Other),
+    at("/tokenize", Api::Native, Work::Other),
+    at("/detokenize", Api::Native, Work::Other),
+    at("/rerank", Api::Native, Work::Other),
+    at("/score", Api::Native, Work::Other),
+    at("/embed", Api::Native, Work::Other),
+    at("/health", Api::Proxy, Work::Other),
+    at("/ready", Api::Proxy, Work::Other),
+    at("/metrics", Api::Proxy, Work::Other),
+];
+
+const ANY_V1: Endpoint = at("/v1/*", Api::OpenAi, Work::Other);
+const OTHER: Endpoint = at("other", Api::OpenAi, Work::Other);
+
+const fn at(template: &'static str, api: Api, work: Work) -> Endpoint {
+    Endpoint { template, api, work }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// The endpoint that `path` names. The path is compared as it was sent.
+    pub fn of(path: &str) -> Self {
+        match TABLE.iter().find(|endpoint| endpoint.template == path) {
+            Some(endpoint) => *endpoint,
+            None if path.starts_with("/v1/") => ANY_V1,
+            None => OTHER,
+        }
+    }
+
+    /// The path as one of a fixed set of names, fit for a metric's label.
+    pub fn template(&self) -> &'static str {
+        self.template
+    }
+
+    /// Whose conventions the path follows.
+    pub fn api(&self) -> Api {
+        self.api
+    }
+
+    /// What the backend does there.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// Whether the path is in the table by its own name, rather than by a wildcard.
+    pub fn is_known(&self) -> bool {
+        *self != ANY_V1 && *self != OTHER
+    }
+}

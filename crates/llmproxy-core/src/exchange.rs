@@ -1,0 +1,300 @@
+//! One request and everything that becomes known about it.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Extensions;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{Attempt, Call, Caller, End, Target, UsageSink};
+
+/// One request on its way through the layers: an `Arc` in the request's extensions.
+///
+/// Every cell has one writer and is written once, so that no reader ever sees a fact change. A layer that is used alone
+/// finds some cells empty and enforces less; its documentation says what.
+pub struct Exchange {
+    id: Uuid,
+    started: Instant,
+    timestamp: Timestamp,
+    stop: StopFlag,
+    client: OnceLock<Client>,
+    caller: OnceLock<Caller>,
+    call: OnceLock<Call>,
+    /// Present from the moment that a balancer took the request: then a backend was asked only if there is an attempt.
+    attempts: OnceLock<Mutex<Vec<Attempt>>>,
+    asked: Arc<AtomicBool>,
+    served: OnceLock<Arc<Target>>,
+    first_byte: OnceLock<Instant>,
+    first_token: OnceLock<Instant>,
+    end: OnceLock<End>,
+    sinks: Mutex<Vec<Arc<dyn UsageSink>>>,
+}
+
+/// Set when the proxy stops and its grace period is over: bodies dropped after that were not left by their clients.
+#[derive(Clone, Debug, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+struct Client {
+    ip: Option<IpAddr>,
+    request_id: Option<Arc<str>>,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// A new exchange with an id of its own, starting now.
+    pub fn new() -> Arc<Self> {
+        Self::with_stop_flag(StopFlag::default())
+    }
+
+    /// A new exchange that ends by [`End::Shutdown`] when its body is dropped after `stop` was set.
+    pub fn with_stop_flag(stop: StopFlag) -> Arc<Self> {
+        Arc::new(Self {
+            id: Uuid::now_v7(),
+            started: Instant::now(),
+            timestamp: Timestamp::now(),
+            stop,
+            client: OnceLock::new(),
+            caller: OnceLock::new(),
+            call: OnceLock::new(),
+            attempts: OnceLock::new(),
+            asked: Arc::default(),
+            served: OnceLock::new(),
+            first_byte: OnceLock::new(),
+            first_token: OnceLock::new(),
+            end: OnceLock::new(),
+            sinks: Mutex::default(),
+        })
+    }
+
+    /// The exchange that a request carries; a new one is left there if it carries none.
+    pub fn of(extensions: &mut Extensions) -> Arc<Self> {
+        if let Some(exchange) = extensions.get::<Arc<Self>>() {
+            return exchange.clone();
+        }
+        let exchange = Self::new();
+        extensions.insert(exchange.clone());
+        exchange
+    }
+
+    /// Our id: unique, a UUIDv7, and what backends get as `x-request-id`.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// When the request's head had been read.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The same moment on the wall's clock.
+    pub fn timestamp(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    /// How long ago that was.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether the proxy has stopped and given up on what was still running.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_set()
+    }
+
+    /// Written by the server: where the request came from and the id that the client gave it.
+    pub fn set_client(&self, ip: Option<IpAddr>, request_id: Option<Arc<str>>) {
+        set(&self.client, Client { ip, request_id });
+    }
+
+    /// Where the request came from, as far as the proxies before us are believed.
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.client.get().and_then(|client| client.ip)
+    }
+
+    /// The id that the client gave.
+    pub fn client_request_id(&self) -> Option<&Arc<str>> {
+        self.client.get().and_then(|client| client.request_id.as_ref())
+    }
+
+    /// Written by auth.
+    pub fn set_caller(&self, caller: Caller) {
+        set(&self.caller, caller);
+    }
+
+    /// Who is calling; `None` where no auth layer has seen the request.
+    pub fn caller(&self) -> Option<&Caller> {
+        self.caller.get()
+    }
+
+    /// Written by inspect.
+    pub fn set_call(&self, call: Call) {
+        set(&self.call, call);
+    }
+
+    /// What is asked for; `None` where no inspect layer has seen the request.
+    pub fn call(&self) -> Option<&Call> {
+        self.call.get()
+    }
+
+    /// Written by the balancer before anything else: from here on, a backend was asked only if there is an attempt.
+    pub fn expect_attempts(&self) {
+        set(&self.attempts, Mutex::default());
+    }
+
+    /// Written by the balancer as an attempt begins; returns its index for [`Self::finish_attempt`].
+    pub fn begin_attempt(&self, target: &Target) -> usize {
+        self.asked.store(true, Ordering::Release);
+        let mut attempts = lock(self.attempts.get_or_init(Mutex::default));
+        attempts.push(Attempt { backend: target.backend.clone(), status: None, error: None });
+        attempts.len() - 1
+    }
+
+    /// Written by the balancer when the attempt's head has come, or will not come.
+    pub fn finish_attempt(&self, index: usize, result: Result<http::StatusCode, Arc<str>>) {
+        let mut attempts = lock(self.attempts.get_or_init(Mutex::default));
+        if let Some(attempt) = attempts.get_mut(index) {
+            match result {
+                Ok(status) => attempt.status = Some(status),
+                Err(error) => attempt.error = Some(error),
+            }
+        }
+    }
+
+    /// The attempts so far, oldest first.
+    pub fn attempts(&self) -> Vec<Attempt> {
+        self.attempts.get().map(|attempts| lock(attempts).clone()).unwrap_or_default()
+    }
+
+    /// Whether a balancer has the request but has asked no backend (yet): then there is nothing to record.
+    pub fn is_unasked(&self) -> bool {
+        self.attempts.get().is_some() && !self.asked.load(Ordering::Acquire)
+    }
+
+    /// A handle that tells whether a backend was asked, for those who must not keep the exchange itself (a sink that
+    /// kept it would keep itself alive).
+    pub fn asked(&self) -> Arc<AtomicBool> {
+        self.asked.clone()
+    }
+
+    /// Written by the balancer when an attempt's answer becomes the client's.
+    pub fn set_served(&self, target: Arc<Target>) {
+        set(&self.served, target);
+    }
+
+    /// The attempt whose answer the client gets.
+    pub fn served(&self) -> Option<&Arc<Target>> {
+        self.served.get()
+    }
+
+    /// Written by the meter when the first byte of the answer's body passes.
+    pub fn set_first_byte(&self) {
+        set(&self.first_byte, Instant::now());
+    }
+
+    /// How long the first byte of the answer's body took.
+    pub fn time_to_first_byte(&self) -> Option<Duration> {
+        self.first_byte.get().map(|at| at.duration_since(self.started))
+    }
+
+    /// Written by the meter when the first token of a stream passes.
+    pub fn set_first_token(&self) {
+        set(&self.first_token, Instant::now());
+    }
+
+    /// How long the first token of a stream took.
+    pub fn time_to_first_token(&self) -> Option<Duration> {
+        self.first_token.get().map(|at| at.duration_since(self.started))
+    }
+
+    /// Written by the meter at the end.
+    pub fn set_end(&self, end: End) {
+        set(&self.end, end);
+    }
+
+    /// How it ended; `None` before that, and where no meter has seen it.
+    pub fn end(&self) -> Option<End> {
+        self.end.get().copied()
+    }
+
+    /// Leaves someone who wants the record.
+    pub fn add_sink(&self, sink: Arc<dyn UsageSink>) {
+        lock(&self.sinks).push(sink);
+    }
+
+    /// Takes the sinks out, to give each the record or to drop them; done once, by the meter.
+    pub fn take_sinks(&self) -> Vec<Arc<dyn UsageSink>> {
+        std::mem::take(&mut *lock(&self.sinks))
+    }
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").field("id", &self.id).field("end", &self.end()).finish_non_exhaustive()
+    }
+}
+
+// === impl StopFlag ===
+
+impl StopFlag {
+    /// Says that what is dropped from now on is dropped by the proxy, not by clients.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it was said.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+fn set<T>(cell: &OnceLock<T>, value: T) {
+    // Two writers of one cell are two layers of one kind in a stack: a mistake to find in tests, harmless in service,
+    // where the outer one's word stands.
+    let first = cell.set(value).is_ok();
+    debug_assert!(first, "a cell of the exchange was written twice");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn without_a_balancer_every_exchange_counts_as_asked() {
+        assert!(!Exchange::new().is_unasked());
+    }
+
+    #[test]
+    fn with_a_balancer_only_an_attempt_counts() {
+        let exchange = Exchange::new();
+        exchange.expect_attempts();
+        assert!(exchange.is_unasked());
+        let backend = Arc::new(Backend::new("http://a").expect("a good URL"));
+        let attempt = exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        assert!(!exchange.is_unasked());
+        exchange.finish_attempt(attempt, Ok(http::StatusCode::OK));
+        assert_eq!(exchange.attempts()[0].status, Some(http::StatusCode::OK));
+    }
+
+    #[test]
+    #[should_panic(expected = "written twice")]
+    #[cfg(debug_assertions)]
+    fn a_second_writer_is_a_mistake() {
+        let exchange = Exchange::new();
+        exchange.set_end(End::Complete);
+        exchange.set_end(End::Timeout);
+    }
+}

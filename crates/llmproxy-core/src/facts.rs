@@ -1,0 +1,266 @@
+//! The facts that parts tell each other through the exchange.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use http::{HeaderMap, StatusCode, Uri};
+
+use crate::{BoxError, Endpoint};
+
+/// Who is calling. Written by auth; never holds a secret.
+///
+/// ```
+/// let caller = llmproxy_core::Caller::named("alice").with_user_id("u-1");
+/// assert!(caller.may_use("any-model"));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    name: Option<Arc<str>>,
+    user_id: Option<Arc<str>>,
+    fingerprint: Option<Arc<str>>,
+    masked_key: Option<Arc<str>>,
+    allowed_models: Option<Arc<BTreeSet<String>>>,
+}
+
+/// What is asked for. Written by inspect.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The operation.
+    pub endpoint: Endpoint,
+    /// The model that the request names, if it names one.
+    pub model: Option<Arc<str>>,
+    /// Whether the client asked for a stream.
+    pub stream: bool,
+    /// Whether the client itself asked for a usage event at the end of its stream.
+    pub asked_usage: bool,
+    /// Bytes of the request's body, where it was read.
+    pub body_bytes: u64,
+    /// Tokens of the prompt, estimated from its size.
+    pub prompt_estimate: u64,
+    /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
+    pub max_output: Option<u64>,
+}
+
+/// A server that does the work. Built from the configuration; what stays the same over all requests.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// The name for logs, records and metrics; the URL where none was given.
+    pub name: Arc<str>,
+    /// Scheme, authority and path prefix, without a trailing slash and without `/v1`.
+    pub url: Uri,
+    /// Headers that every request to this backend gets; replaces what the client sent under the same name.
+    pub headers: HeaderMap,
+    /// The longest wait for the first byte of an answer, and for the whole of a JSON answer.
+    pub timeout: Duration,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// How many idle connections are kept.
+    pub max_idle_conns: usize,
+}
+
+/// Where one attempt goes and in what form. Left in the request's extensions by the balancer, for each attempt anew.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The server.
+    pub backend: Arc<Backend>,
+    /// The model's name there, where it differs from the one that the client used.
+    pub model: Option<Arc<str>>,
+    /// Whether to ask the backend for a usage event that the client did not ask for.
+    pub inject_usage: bool,
+}
+
+/// One try at one backend.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The server that was asked.
+    pub backend: Arc<Backend>,
+    /// The status of its answer, once it answered.
+    pub status: Option<StatusCode>,
+    /// What went wrong instead, in words.
+    pub error: Option<Arc<str>>,
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// Nobody in particular: authentication is off or the path is exempt.
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// A caller of that name.
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self { name: Some(name.into()), ..Self::default() }
+    }
+
+    /// Sets the user that the key belongs to.
+    pub fn with_user_id(mut self, user_id: impl Into<Arc<str>>) -> Self {
+        self.user_id = Some(user_id.into());
+        self
+    }
+
+    /// Sets what identifies the key without giving it away.
+    pub fn with_fingerprint(mut self, fingerprint: impl Into<Arc<str>>) -> Self {
+        self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// Sets the key as a log may show it, `abcd***wxyz`.
+    pub fn with_masked_key(mut self, masked: impl Into<Arc<str>>) -> Self {
+        self.masked_key = Some(masked.into());
+        self
+    }
+
+    /// Restricts the caller to these models.
+    pub fn with_allowed_models(mut self, models: impl IntoIterator<Item = String>) -> Self {
+        self.allowed_models = Some(Arc::new(models.into_iter().collect()));
+        self
+    }
+
+    /// Shares a set of models built before, so that a request copies nothing.
+    pub fn with_shared_models(mut self, models: Option<Arc<BTreeSet<String>>>) -> Self {
+        self.allowed_models = models;
+        self
+    }
+
+    /// The key's name.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The user that the key belongs to.
+    pub fn user_id(&self) -> Option<&str> {
+        self.user_id.as_deref()
+    }
+
+    /// What identifies the key without giving it away; `None` for an anonymous caller.
+    pub fn fingerprint(&self) -> Option<&Arc<str>> {
+        self.fingerprint.as_ref()
+    }
+
+    /// The key as a log may show it.
+    pub fn masked_key(&self) -> Option<&str> {
+        self.masked_key.as_deref()
+    }
+
+    /// The models that this caller is restricted to; `None` means all.
+    pub fn allowed_models(&self) -> Option<&BTreeSet<String>> {
+        self.allowed_models.as_deref()
+    }
+
+    /// Whether this caller may use `model`.
+    pub fn may_use(&self, model: &str) -> bool {
+        self.allowed_models().is_none_or(|allowed| allowed.contains(model))
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// A call of `endpoint` of which nothing else is known.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            model: None,
+            stream: false,
+            asked_usage: false,
+            body_bytes: 0,
+            prompt_estimate: 0,
+            max_output: None,
+        }
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// A backend at `url`, named by it, with the defaults of a configuration that says no more. A trailing slash and
+    /// a `/v1` suffix are taken off.
+    ///
+    /// # Errors
+    ///
+    /// If `url` is not an absolute `http` or `https` URL, or has a query.
+    ///
+    /// ```
+    /// let backend = llmproxy_core::Backend::new("http://vllm:8000/v1/")?;
+    /// assert_eq!(&*backend.name, "http://vllm:8000");
+    /// # Ok::<(), llmproxy_core::BoxError>(())
+    /// ```
+    pub fn new(url: &str) -> Result<Self, BoxError> {
+        let trimmed = url.trim().trim_end_matches('/');
+        let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
+        let parsed: Uri = trimmed.parse().map_err(|_| format!("`{url}` is not a URL like http://host:8000"))?;
+        if !matches!(parsed.scheme_str(), Some("http" | "https")) || parsed.authority().is_none() {
+            return Err(format!("`{url}` must start with http:// or https:// and name a host").into());
+        }
+        if parsed.query().is_some() {
+            return Err(format!("`{url}` must not have a query").into());
+        }
+        Ok(Self {
+            name: trimmed.into(),
+            url: parsed,
+            headers: HeaderMap::new(),
+            timeout: Self::DEFAULT_TIMEOUT,
+            connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
+            max_idle_conns: Self::DEFAULT_MAX_IDLE_CONNS,
+        })
+    }
+
+    /// Five minutes: a long prompt on a busy server takes its time before the first token.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+    /// Five seconds.
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// As many as a busy backend has streams at a time.
+    pub const DEFAULT_MAX_IDLE_CONNS: usize = 256;
+
+    /// Whether the proxy itself supplies the credentials, so that a 401 of the backend is not the client's fault.
+    pub fn supplies_credentials(&self) -> bool {
+        self.headers.contains_key(http::header::AUTHORIZATION) || self.headers.contains_key("x-api-key")
+    }
+
+    /// The URL of `path_and_query` on this backend.
+    ///
+    /// # Errors
+    ///
+    /// If the two do not make a URL.
+    pub fn join(&self, path_and_query: &str) -> Result<Uri, BoxError> {
+        let prefix = self.url.path().trim_end_matches('/');
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = self.url.scheme().cloned();
+        parts.authority = self.url.authority().cloned();
+        parts.path_and_query = Some(if prefix.is_empty() {
+            path_and_query.parse()?
+        } else {
+            format!("{prefix}{path_and_query}").parse()?
+        });
+        Ok(Uri::from_parts(parts)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_normalized() {
+        let check = |url: &str, expected: &str| {
+            assert_eq!(&*Backend::new(url).expect("a good URL").name, expected, "{url}");
+        };
+        check("http://vllm:8000", "http://vllm:8000");
+        check("http://vllm:8000/", "http://vllm:8000");
+        check("http://vllm:8000/v1", "http://vllm:8000");
+        check("https://host/prefix/v1/", "https://host/prefix");
+    }
+
+    #[test]
+    fn urls_that_name_no_host_are_refused() {
+        for url in ["", "vllm:8000", "ftp://x", "http://", "/v1", "http://x/?a=b"] {
+            assert!(Backend::new(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_stays_before_the_path() {
+        let backend = Backend::new("http://host/llm/v1").expect("a good URL");
+        assert_eq!(backend.join("/v1/models?a=b").expect("joins").to_string(), "http://host/llm/v1/models?a=b");
+    }
+}
