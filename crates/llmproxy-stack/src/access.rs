@@ -1,0 +1,262 @@
+//! The outermost layer: every request gets an exchange, every answer an id, a log line and a count.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, response::Parts};
+use http_body::Body;
+use ipnet::IpNet;
+use llmproxy_core::{
+    BoxError, Endpoint, Exchange, StopFlag, UsageSink,
+    body::{Ending, Observe, ObserveFuture, Observed, observe},
+};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::{
+    access_log::{AccessLog, Line},
+    metrics::{LATENCY, REQUESTS},
+    respond::Refusal,
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// A client's own id is returned, logged and recorded; longer ones than this are cut off from that.
+const MAX_CLIENT_ID: usize = 128;
+
+/// The other end of the connection, left in the request's extensions by whoever accepts it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// What may change with a reload.
+#[derive(Debug, Default)]
+pub(crate) struct AccessSettings {
+    /// Proxies before us whose X-Forwarded-For is believed.
+    pub(crate) trusted: Vec<IpNet>,
+    pub(crate) log: Option<Arc<AccessLog>>,
+}
+
+/// Makes [`Access`].
+#[derive(Clone)]
+pub(crate) struct AccessLayer {
+    pub(crate) settings: Arc<ArcSwap<AccessSettings>>,
+    pub(crate) stop: StopFlag,
+    pub(crate) sinks: Arc<[Arc<dyn UsageSink>]>,
+}
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Access<S> {
+    inner: S,
+    layer: AccessLayer,
+}
+
+/// Writes the line and the count at the end of the answer.
+pub(crate) struct AccessObserver {
+    exchange: Arc<Exchange>,
+    settings: Arc<AccessSettings>,
+    method: http::Method,
+    uri: http::Uri,
+    status: Option<StatusCode>,
+    error: Option<Arc<str>>,
+}
+
+pin_project! {
+    /// Puts the request's id on the answer.
+    pub(crate) struct AccessFuture<F> {
+        #[pin]
+        inner: ObserveFuture<F, AccessObserver>,
+        exchange: Arc<Exchange>,
+    }
+}
+
+// === impl AccessLayer ===
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Access<S>;
+
+    fn layer(&self, inner: S) -> Access<S> {
+        Access { inner, layer: self.clone() }
+    }
+}
+
+// === impl Access ===
+
+impl<S, B, R> Service<Request<B>> for Access<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+    R: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Response = Response<Observed<R, AccessObserver>>;
+    type Error = BoxError;
+    type Future = AccessFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let settings = self.layer.settings.load_full();
+        let exchange = Exchange::with_stop_flag(self.layer.stop.clone());
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
+        let client_id = request.headers().get(X_REQUEST_ID).and_then(client_id);
+        exchange.set_client(client_ip(peer, request.headers(), &settings.trusted), client_id);
+        for sink in self.layer.sinks.iter() {
+            exchange.add_sink(sink.clone());
+        }
+        request.extensions_mut().insert(exchange.clone());
+        let observer = AccessObserver {
+            exchange: exchange.clone(),
+            settings,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            status: None,
+            error: None,
+        };
+        AccessFuture { inner: observe(self.inner.call(request), observer), exchange }
+    }
+}
+
+impl<F, R, E> Future for AccessFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Body,
+    E: Into<BoxError>,
+{
+    type Output = Result<Response<Observed<R, AccessObserver>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        set_request_id(this.exchange, response.headers_mut());
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The id that a client gave, where it is fit to be returned and logged.
+fn client_id(value: &HeaderValue) -> Option<Arc<str>> {
+    let text = value.to_str().ok()?;
+    (!text.is_empty() && text.len() <= MAX_CLIENT_ID).then(|| text.into())
+}
+
+/// The last address of the chain that no trusted proxy vouches for.
+fn client_ip(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
+    let mut client = peer?;
+    // Appended to by each proxy on the way: read from the end, as long as the one who wrote is believed.
+    let hops: Vec<&str> =
+        headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',')).collect();
+    for hop in hops.iter().rev() {
+        if !is_trusted(&client) {
+            break;
+        }
+        match hop.trim().parse::<IpAddr>() {
+            Ok(ip) => client = ip.to_canonical(),
+            Err(_) => break,
+        }
+    }
+    Some(client)
+}
+
+// === impl AccessObserver ===
+
+impl Observe for AccessObserver {
+    fn head(&mut self, head: &Parts) {
+        self.status = Some(head.status);
+        self.error = head.extensions.get::<Refusal>().map(|refusal| refusal.0.clone());
+    }
+
+    fn end(self, ending: Ending<'_>) {
+        let exchange = &self.exchange;
+        let latency = exchange.elapsed();
+        // 499: the client left before there was an answer, as nginx writes it.
+        let status = self.status.map_or(499, |status| status.as_u16());
+        let call = exchange.call();
+        let endpoint = Endpoint::of(self.uri.path());
+        let stream = call.is_some_and(|call| call.stream);
+        let attempts = exchange.attempts();
+        let backend = exchange.served().map(|target| &target.backend).or(attempts.last().map(|attempt| &attempt.backend));
+        let backend_name = backend.map_or("", |backend| &backend.name).to_owned();
+        let stream_label = if stream { "true" } else { "false" };
+        metrics::counter!(
+            REQUESTS,
+            "path" => endpoint.template(), "stream" => stream_label, "backend" => backend_name.clone(), "status" => status.to_string()
+        )
+        .increment(1);
+        metrics::histogram!(LATENCY, "path" => endpoint.template(), "stream" => stream_label, "backend" => backend_name)
+            .record(latency.as_secs_f64() * 1000.0);
+
+        let Some(log) = &self.settings.log else { return };
+        let caller = exchange.caller();
+        let backend_url = backend.map(|backend| backend.url.to_string());
+        let error = match ending {
+            Ending::Failed(error) => Some(error.to_string()),
+            _ => self.error.as_deref().map(str::to_owned),
+        };
+        log.write(&Line {
+            timestamp: exchange.timestamp(),
+            request_id: exchange.id(),
+            client_ip: exchange.client_ip(),
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            status_code: status,
+            latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
+            backend_url: backend_url.as_deref().map(|url| url.trim_end_matches('/')),
+            api_key: caller.and_then(|caller| caller.masked_key()).unwrap_or("-"),
+            user_id: caller.and_then(|caller| caller.user_id()),
+            model: call.and_then(|call| call.model.as_deref()),
+            is_stream: stream,
+            end: exchange.end().map(llmproxy_core::End::as_str),
+            error: error.as_deref(),
+        });
+    }
+}
+
+/// The client's own id where it gave one, else ours; whatever the backend said is its own affair.
+fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
+    let value = match exchange.client_request_id() {
+        Some(id) => HeaderValue::from_str(id),
+        None => HeaderValue::from_str(exchange.id().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+    };
+    if let Ok(value) = value {
+        headers.insert(X_REQUEST_ID, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(peer: [u8; 4], forwarded: &[&'static str], expected: [u8; 4]) {
+        let trusted = ["10.0.0.0/8".parse().expect("a net")];
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
+        }
+        assert_eq!(client_ip(Some(peer.into()), &headers, &trusted), Some(expected.into()), "{forwarded:?}");
+    }
+
+    #[test]
+    fn a_stranger_s_word_about_its_address_counts_nothing() {
+        check([9, 9, 9, 9], &["1.2.3.4"], [9, 9, 9, 9]);
+    }
+
+    #[test]
+    fn a_trusted_proxy_s_word_counts_and_what_was_there_before_does_not() {
+        check([10, 0, 0, 1], &["6.6.6.6, 1.2.3.4"], [1, 2, 3, 4]);
+        check([10, 0, 0, 1], &["6.6.6.6", "1.2.3.4, 10.0.0.7"], [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn nonsense_in_the_chain_ends_it() {
+        check([10, 0, 0, 1], &["1.2.3.4, unknown"], [10, 0, 0, 1]);
+        check([10, 0, 0, 1], &[], [10, 0, 0, 1]);
+    }
+}
