@@ -1,2 +1,43 @@
-//! Stub.
-fn main() {}
+//! The command line of llmproxy: starts the proxy, checks its configuration, makes keys, shows what it does.
+
+mod check;
+mod cli;
+mod exporter;
+mod keys;
+mod logging;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+/// The exit code of a configuration that can't be used, after sysexits.h.
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(cli::with_double_dashes(std::env::args_os()));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("the runtime can't be started: {error}")),
+    };
+    let result = runtime.block_on(async {
+        match cli.command.unwrap_or(Command::Serve(cli.config)) {
+            Command::Serve(config) => serve::run(&config).await,
+            Command::Check(config) => check::run(&config),
+            Command::Keys(keys) => keys::run(keys).await,
+        }
+    });
+    // Whatever is still running has had its time.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(message) => failed(&message),
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    eprintln!("llmproxy: {message}");
+    ExitCode::FAILURE
+}

@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, BufWriter, Write},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     thread::{self, JoinHandle},
     time::Duration,
@@ -13,28 +13,12 @@ use std::{
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde::Serialize;
 
+use llmproxy_config::{AccessFormat, AccessOutput};
+
 use crate::metrics::ACCESS_LOG_DROPPED;
 
 /// Lines that may wait to be written; past that they are dropped and counted, since a slow disk must not slow answers.
 const QUEUE: usize = 8192;
-
-/// How a line is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessFormat {
-    /// One JSON object.
-    Json,
-    /// Like a web server's combined log.
-    Combined,
-}
-
-/// Where lines go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessOutput {
-    /// Standard output.
-    Stdout,
-    /// A file, appended to.
-    File(PathBuf),
-}
 
 /// The access log.
 #[derive(Debug)]

@@ -1,0 +1,56 @@
+//! Keys of the builtin store.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use jiff::Timestamp;
+use llmproxy_auth::{KeyStore, NewKey};
+use llmproxy_config::{Config, LoadOptions, load};
+
+use crate::cli::{KeysArgs, KeysCommand};
+
+/// `llmproxy keys`.
+pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
+    let path = store_path(&args)?;
+    let store = KeyStore::open(&path).await.map_err(|error| format!("the key store {}: {error}", path.display()))?;
+    let result = execute(&store, args.command).await;
+    store.close().await;
+    result
+}
+
+async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, String> {
+    match command {
+        KeysCommand::Create { name, user_id, models, expires_at } => {
+            let expires_at = expires_at
+                .map(|text| {
+                    text.parse::<Timestamp>()
+                        .map_err(|_| format!("--expires-at `{text}` is not a time; write it like 2027-01-01T00:00:00Z"))
+                })
+                .transpose()?;
+            let key = NewKey { name: Some(name), user_id, allowed_models: models, expires_at, ..NewKey::default() };
+            let created = store.create(key).await.map_err(|error| error.to_string())?;
+            // The key alone on standard output, so that a script can take it.
+            println!("{}", created.key);
+            eprintln!("Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`.");
+        }
+        KeysCommand::List { json } => list(store, json).await?,
+        KeysCommand::Revoke { key } => {
+            let revoked = store.revoke(&key).await.map_err(|error| error.to_string())?;
+            println!("revoked {revoked}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `--db`, else what the configuration says; without a file, the default.
+fn store_path(args: &KeysArgs) -> Result<PathBuf, String> {
+    if let Some(db) = &args.db {
+        return Ok(db.clone());
+    }
+    if !args.config.exists() {
+        return Ok(Config::default().admin.db_path);
+    }
+    match load(&args.config, &LoadOptions::default()) {
+        Ok(loaded) => Ok(loaded.config.admin.db_path),
+        Err(error) => Err(format!("{} can't be used (or name the store with --db FILE):\n{error}", args.config.display())),
+    }
+}

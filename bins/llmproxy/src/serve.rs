@@ -1,0 +1,111 @@
+//! Runs the proxy until a signal ends it.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use llmproxy_config::Config;
+use llmproxy_stack::{Options, Runtime, Server, StartError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    EX_USAGE,
+    check::load_or_explain,
+    cli::ConfigArgs,
+    exporter, logging,
+};
+
+/// After the streams are over, how long records may take to reach their receivers.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `llmproxy serve`.
+pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
+    let Some(loaded) = load_or_explain(args) else { return Ok(ExitCode::from(EX_USAGE)) };
+    logging::init(&loaded.config.log)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let config = loaded.config;
+    let options = Options { render_metrics: Some(exporter::install()?), ..Options::default() };
+    // Signals are caught before anything can be asked to stop.
+    let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
+    let runtime = Runtime::start(&config, options).await.map_err(|error: StartError| error.to_string())?;
+    let server = Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| explain_bind(&config, &error))?;
+    let address = server.local_addr().map_err(|error| error.to_string())?;
+    tracing::info!(%address, backends = config.backends.len(), auth = config.auth.enabled, "listening");
+    let shutdown = signals.wait(runtime.clone(), args.clone(), config);
+    server.run(runtime.service(), shutdown).await;
+    let lost = runtime.shutdown(FLUSH_TIMEOUT).await;
+    if lost > 0 {
+        tracing::error!(lost, "records could not be delivered before the process ended");
+    }
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Reloads on SIGHUP until SIGTERM or SIGINT comes.
+    async fn wait(mut self, runtime: Arc<Runtime>, args: ConfigArgs, mut config: Config) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = self.hangup.recv() => {
+                    if let Some(new) = reload(&runtime, &args, &config).await {
+                        config = new;
+                    }
+                }
+            }
+        }
+        runtime.begin_shutdown();
+    }
+}
+
+async fn reload(runtime: &Runtime, args: &ConfigArgs, old: &Config) -> Option<Config> {
+    use llmproxy_config::{LoadOptions, load};
+    let loaded = match load(&args.config, &LoadOptions { strict: args.strict, ..LoadOptions::default() }) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            runtime.reload_refused();
+            tracing::error!("the new configuration can't be used; nothing was changed:\n{error}");
+            return None;
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Err(error) = runtime.reload(&loaded.config).await {
+        tracing::error!("the new configuration can't be put in force; nothing was changed: {error}");
+        return None;
+    }
+    for key in loaded.config.needs_restart(old) {
+        tracing::warn!(key, "changed, but takes effect only with a restart");
+    }
+    tracing::info!(backends = loaded.config.backends.len(), "reloaded");
+    Some(loaded.config)
+}
+
+fn explain_bind(config: &Config, error: &std::io::Error) -> String {
+    let listen = &config.server.listen;
+    let advice = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "another process listens there; stop it or set server.listen to another port",
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; set server.listen to a higher one",
+        std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address; set server.listen to one it has",
+        _ => "set server.listen to an address and port of this machine",
+    };
+    format!("can't listen on {listen}: {error}; {advice}")
+}

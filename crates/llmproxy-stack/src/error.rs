@@ -1,0 +1,30 @@
+//! Why a proxy does not start, or keeps its old configuration.
+
+use std::path::PathBuf;
+
+use llmproxy_auth::{AuthConfigError, KeyStoreError};
+use llmproxy_config::AccessOutput;
+
+/// Why a configuration can't be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The builtin key store.
+    #[error("the key store {} (admin.db_path) can't be opened: {source}", path.display())]
+    KeyStore {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeyStoreError,
+    },
+    /// The `auth` block.
+    #[error(transparent)]
+    Auth(#[from] AuthConfigError),
+    /// The access log's file.
+    #[error("the access log {output:?} (logging.access) can't be opened: {source}")]
+    AccessLog {
+        /// Where it should go.
+        output: AccessOutput,
+        /// What is wrong with that.
+        source: std::io::Error,
+    },
+}

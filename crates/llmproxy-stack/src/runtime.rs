@@ -1,0 +1,342 @@
+//! What lives longer than a configuration, and how a stack is put together over it.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use axum::{Router, body::Body};
+use http::{Request, Response};
+use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
+use llmproxy_balancer::{BalanceLayer, Balancer, Pool};
+use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
+use llmproxy_core::{BoxError, StopFlag, UsageSink};
+use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
+use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
+use llmproxy_sse::SseLayer;
+use llmproxy_upstream::{Clients, Upstream};
+use llmproxy_usage::{Reporters, UsageLayer};
+use tokio::task::JoinHandle;
+use tower::{Service, ServiceBuilder};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    access::{AccessLayer, AccessSettings},
+    access_log::AccessLog,
+    error::StartError,
+    metrics::{MetricsSink, RELOADS},
+    models::Models,
+    paths::{Paths, PathsLayer},
+    respond::{Answer, RespondLayer},
+    routes::router,
+};
+
+/// Answers of small requests of our own (health, lists of models, webhooks) are read up to this size.
+const MAX_SMALL_ANSWER: usize = 4 << 20;
+/// How often limits forget idle keys.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Renders the metrics in the text format, for `/metrics`.
+pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What an embedder may add.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Renders `/metrics`; without it the path answers 404.
+    pub render_metrics: Option<RenderMetrics>,
+    /// Each gets the record of every exchange.
+    pub sinks: Vec<Arc<dyn UsageSink>>,
+}
+
+/// Everything that a reload must not touch: connections to backends, their health and what is in flight there, buckets
+/// and permits, keys, queued records. Stacks are built over it and swapped.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// use llmproxy_stack::{Options, Runtime, Server};
+///
+/// let loaded = llmproxy_config::load_str("backends: [{url: 'http://127.0.0.1:11434'}]", &Default::default())?;
+/// let runtime = Runtime::start(&loaded.config, Options::default()).await?;
+/// let server = Server::bind(&loaded.config.server, runtime.stop_flag()).await?;
+/// server.run(runtime.service(), async { tokio::signal::ctrl_c().await.ok(); }).await;
+/// runtime.shutdown(std::time::Duration::from_secs(5)).await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Runtime {
+    shared: Arc<Shared>,
+    clients: Arc<Clients>,
+    balancer: Arc<Balancer>,
+    limiter: Arc<RateLimiter>,
+    budget: BodyBudget,
+    reporters: Arc<Reporters>,
+    stop: StopFlag,
+    access: AccessLayer,
+    live: Live<Router>,
+    handle: LiveHandle<Router>,
+    /// What belongs to the configuration in force; held by whoever reloads.
+    current: tokio::sync::Mutex<Current>,
+    sweeper: JoinHandle<()>,
+}
+
+/// What the routes beside the stack must know.
+pub(crate) struct Shared {
+    pub(crate) render_metrics: Option<RenderMetrics>,
+    stopping: AtomicBool,
+    pool: ArcSwap<Option<Arc<Pool>>>,
+}
+
+#[derive(Default)]
+struct Current {
+    keys: Option<(PathBuf, KeyStore)>,
+    access: Option<(AccessLogConfig, Arc<AccessLog>)>,
+}
+
+// === impl Runtime ===
+
+impl Runtime {
+    /// Builds the state and a first stack.
+    ///
+    /// # Errors
+    ///
+    /// If the key store or a log can't be opened. The configuration itself was validated when it was loaded.
+    pub async fn start(config: &Config, options: Options) -> Result<Arc<Self>, StartError> {
+        let clients = Clients::new();
+        let client = clients.http_client(MAX_SMALL_ANSWER);
+        let shared = Arc::new(Shared {
+            render_metrics: options.render_metrics,
+            stopping: AtomicBool::new(false),
+            pool: ArcSwap::default(),
+        });
+        let limiter = RateLimiter::new(&config.rate_limit);
+        let sweeper = tokio::spawn({
+            let limiter = limiter.clone();
+            async move {
+                let mut ticks = tokio::time::interval(SWEEP);
+                loop {
+                    ticks.tick().await;
+                    limiter.sweep();
+                }
+            }
+        });
+        let stop = StopFlag::default();
+        let mut sinks = options.sinks;
+        sinks.push(Arc::new(MetricsSink));
+        let (live, handle) = Live::new(Router::new());
+        let runtime = Self {
+            shared,
+            clients,
+            balancer: Balancer::new(client.clone()),
+            limiter,
+            budget: BodyBudget::new(config.inspect.max_buffered_bytes),
+            reporters: Reporters::new(client),
+            access: AccessLayer { settings: Arc::default(), stop: stop.clone(), sinks: sinks.into() },
+            stop,
+            live,
+            handle,
+            current: tokio::sync::Mutex::default(),
+            sweeper,
+        };
+        runtime.apply(config).await?;
+        Ok(Arc::new(runtime))
+    }
+
+    /// Puts `config` in force: what can fail is done first, then the state takes the new settings and a new stack takes
+    /// the new requests, while streams in flight finish on theirs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::start`]; then nothing has changed.
+    pub async fn reload(&self, config: &Config) -> Result<(), StartError> {
+        let result = self.apply(config).await;
+        metrics::counter!(RELOADS, "result" => if result.is_ok() { "ok" } else { "failed" }).increment(1);
+        result
+    }
+
+    /// The proxy as a service: what the server loop, or another service's router, hands its requests to.
+    pub fn service(
+        &self,
+    ) -> impl Service<
+        Request<Body>,
+        Response = Response<impl http_body::Body<Data = bytes::Bytes, Error = BoxError> + Send + use<>>,
+        Error = BoxError,
+        Future: Send,
+    > + Clone
+    + Send
+    + Sync
+    + use<> {
+        ServiceBuilder::new()
+            // Outermost: whatever happens further in has an id, a line in the access log and a count.
+            .layer(self.access.clone())
+            // A panic is one request's end, not the connection's.
+            .layer(CatchPanicLayer::custom(panicked))
+            // The newest stack that validated; streams in flight keep theirs.
+            .service(self.live.clone())
+    }
+
+    /// Set by the server when it cuts what is still open; exchanges end by [`llmproxy_core::End::Shutdown`] then.
+    pub fn stop_flag(&self) -> StopFlag {
+        self.stop.clone()
+    }
+
+    /// From now on `/ready` says no, so that whoever balances over us sends nothing new.
+    pub fn begin_shutdown(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    /// Writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
+    /// records could not be delivered.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses what was not delivered yet.
+    pub async fn shutdown(&self, deadline: Duration) -> usize {
+        self.sweeper.abort();
+        let left = self.reporters.flush(deadline).await;
+        let mut current = self.current.lock().await;
+        self.access.settings.store(Arc::default());
+        if let Some((_, log)) = current.access.take() {
+            // The last handle writes what is queued and waits for it.
+            let _ = tokio::task::spawn_blocking(move || drop(log)).await;
+        }
+        if let Some((_, keys)) = current.keys.take() {
+            keys.close().await;
+        }
+        left
+    }
+
+    async fn apply(&self, config: &Config) -> Result<(), StartError> {
+        let mut current = self.current.lock().await;
+
+        // What can fail comes first and changes nothing.
+        let keys = self.key_store(config, &current).await?;
+        let auth = if config.auth.enabled {
+            let authenticator = Authenticator::new(&config.auth, keys.as_ref().map(|(_, keys)| keys.clone()))?;
+            AuthLayer::new(Arc::new(authenticator))
+        } else {
+            AuthLayer::disabled()
+        };
+        let access = access_log(config, &current)?;
+
+        // From here on nothing fails.
+        self.limiter.reconfigure(&config.rate_limit);
+        self.reporters.apply(&config.usage);
+        self.budget.resize(config.inspect.max_buffered_bytes);
+        let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check);
+        self.clients.retain(&pool.backends());
+        self.shared.pool.store(Arc::new(Some(pool.clone())));
+        self.access.settings.store(Arc::new(AccessSettings {
+            trusted: config.server.trusted_proxies.clone(),
+            log: access.as_ref().map(|(_, log)| log.clone()),
+        }));
+        let stack = self.stack(config, auth.clone(), pool.clone());
+        let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
+        self.handle.swap(router(&self.shared, stack, auth, Models(pool), metrics_path));
+        *current = Current { keys, access };
+        Ok(())
+    }
+
+    /// The stack, read from the client inwards.
+    fn stack(
+        &self,
+        config: &Config,
+        auth: AuthLayer,
+        pool: Arc<Pool>,
+    ) -> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + use<> {
+        ServiceBuilder::new()
+            // Errors become answers here, and only here.
+            .layer(RespondLayer)
+            // What is not part of the API is nobody's business, known or not.
+            .layer(PathsLayer(Arc::new(Paths::new(&config.routing_paths.allow_paths))))
+            // From the head alone: a stranger's body is never read.
+            .layer(AuthLayer::clone(&auth))
+            // Reads a JSON body once; all further in know what is asked for.
+            .layer(InspectLayer::new(&config.inspect, self.budget.clone()))
+            // Reserves the record's place before anything is spent.
+            .layer(UsageLayer::new(self.reporters.clone()))
+            // Who and how big are known now. Settles by the record.
+            .layer(RateLimitLayer::new(self.limiter.clone()))
+            // One record for each request, whatever the retries further in.
+            .layer(MeterLayer::new())
+            // Picks a backend for each attempt; in flight until the last byte.
+            .layer(BalanceLayer::new(pool))
+            // Time limits of one attempt, and a visible end when its backend dies.
+            .layer(SseLayer::new(&config.sse))
+            // One exchange with one backend.
+            .service(Upstream::new(self.clients.clone()))
+    }
+
+    async fn key_store(&self, config: &Config, current: &Current) -> Result<Option<(PathBuf, KeyStore)>, StartError> {
+        if !config.auth.needs_store() {
+            return Ok(None);
+        }
+        let path = &config.admin.db_path;
+        if let Some((_, keys)) = current.keys.as_ref().filter(|(open, _)| open == path) {
+            return Ok(Some((path.clone(), keys.clone())));
+        }
+        let keys = KeyStore::open(path).await.map_err(|source| StartError::KeyStore { path: path.clone(), source })?;
+        if keys.is_empty() {
+            tracing::warn!(
+                path = %path.display(),
+                "authentication is on and there is no key yet, so every request is refused; make the first with: llmproxy keys create --name NAME"
+            );
+        }
+        keys.watch();
+        Ok(Some((path.clone(), keys)))
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.sweeper.abort();
+    }
+}
+
+fn access_log(config: &Config, current: &Current) -> Result<Option<(AccessLogConfig, Arc<AccessLog>)>, StartError> {
+    let Some(access) = config.logging.access_log() else { return Ok(None) };
+    if let Some((_, log)) = current.access.as_ref().filter(|(open, _)| *open == access) {
+        return Ok(Some((access, log.clone())));
+    }
+    let log = AccessLog::open(access.format, &access.output)
+        .map_err(|source| StartError::AccessLog { output: access.output.clone(), source })?;
+    Ok(Some((access, Arc::new(log))))
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
+    let what = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    tracing::error!(what, "a request panicked");
+    Answer::new(
+        http::StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        &"the proxy failed while it handled this request; its log says more",
+    )
+    .into_response(llmproxy_core::Api::OpenAi)
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Why new requests should go elsewhere, if they should.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("shutting down");
+        }
+        match &**self.pool.load() {
+            Some(pool) if pool.is_any_up() => None,
+            _ => Some("no backend is up"),
+        }
+    }
+}
