@@ -1,2 +1,57 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask`: what is done with the workspace besides building it.
+//!
+//! The commands that people and the CI run are the same ones, so that what passes here passes there. It is a program
+//! and not a set of scripts, so that it needs nothing that the Rust toolchain does not bring.
+
+use std::process::ExitCode;
+
+mod cargo;
+mod check;
+mod step;
+mod test;
+mod tidy;
+
+/// A command line that says nothing we know, as BSD's sysexits number it.
+const EXIT_USAGE: u8 = 64;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  test [args]   Runs all tests of the workspace. The arguments go to `cargo test`:
+                    cargo xtask test -p llmproxy-core
+                    cargo xtask test -- permit_is_held
+  check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
+                (licenses, sources, bans) and tidy. Runs all of them, then sums up.
+  tidy          Only the rules of the workspace itself: which crate may know which, what each
+                must never depend on, file headers and sizes, names at the top.
+  help          This text.
+
+A change is ready when both pass:
+    cargo xtask test && cargo xtask check
+The CI runs the same two, by .ci/run.
+
+`check` wants cargo-deny and installs it into cargo's own bin directory where it is missing.
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next();
+    let rest: Vec<String> = args.collect();
+    let passed = match (command.as_deref(), &rest[..]) {
+        (Some("test"), args) => test::run(args),
+        (Some("check"), []) => check::run(),
+        (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),
+        (None | Some("help" | "--help" | "-h"), _) => {
+            print!("{HELP}");
+            true
+        }
+        (Some(command @ ("check" | "tidy")), _) => return misused(&format!("`{command}` takes no arguments")),
+        (Some(command), _) => return misused(&format!("there is no command `{command}`")),
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn misused(what: &str) -> ExitCode {
+    eprintln!("xtask: {what}\n\n{HELP}");
+    ExitCode::from(EXIT_USAGE)
+}

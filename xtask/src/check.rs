@@ -1,0 +1,65 @@
+//! `cargo xtask check`: what a change must pass besides its tests.
+
+use std::process::Stdio;
+
+use crate::{
+    cargo::{cargo, run as run_command},
+    step::{Step, run_all},
+    tidy,
+};
+
+/// The version that the flags below and deny.toml are written for.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Runs every check, the quick ones first. Returns whether all passed.
+pub(crate) fn run() -> bool {
+    run_all(
+        "check",
+        vec![
+            Step::new("fmt", fmt),
+            tidy::step(),
+            Step::new("clippy", clippy),
+            Step::new("doc", doc),
+            Step::new("deny", deny),
+        ],
+    )
+}
+
+fn fmt() -> Result<(), String> {
+    run_command(&mut cargo(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<(), String> {
+    run_command(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+fn doc() -> Result<(), String> {
+    run_command(cargo(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Licenses, sources and bans. Advisories are left out: they change without the code, and need the network.
+fn deny() -> Result<(), String> {
+    match installed_deny() {
+        Some(version) if version == CARGO_DENY => {}
+        Some(version) => eprintln!("    cargo-deny {version} is installed; this was written for {CARGO_DENY}"),
+        None => run_command(&mut cargo(["install", "cargo-deny", "--locked", "--version", CARGO_DENY]))?,
+    }
+    // A build fetches the crates of its own platform only; deny.toml names more of them, and asks offline.
+    run_command(&mut cargo(["fetch", "--locked"]))?;
+    run_command(&mut cargo([
+        "deny",
+        "--locked",
+        "--offline",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn installed_deny() -> Option<String> {
+    let output = cargo(["deny", "--version"]).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    text.split_whitespace().nth(1).map(str::to_owned)
+}
