@@ -43,6 +43,16 @@ pub(crate) enum Command {
     /// Make, list and revoke keys of the builtin store
     #[command(after_help = "Examples:\n  llmproxy keys create --name alice --model qwen-coder\n  llmproxy keys list\n  llmproxy keys revoke alice")]
     Keys(KeysArgs),
+    /// See it work: an embedded demo backend with the whole proxy in front
+    #[command(after_help = "Examples:\n  llmproxy demo          listens on 127.0.0.1:8000 and prints a curl line to paste\n  llmproxy demo --once   sends itself one request, shows what came of it, and ends")]
+    Demo {
+        /// Where the proxy listens
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+        listen: String,
+        /// Send one request on free ports, compare what the client, the record and the metrics say, and end
+        #[arg(long)]
+        once: bool,
+    },
 }
 
 /// Which store, and what to do with it.

@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod demo;
 mod exporter;
 mod keys;
 mod logging;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
             Command::Serve(config) => serve::run(&config).await,
             Command::Check(config) => check::run(&config),
             Command::Keys(keys) => keys::run(keys).await,
+            Command::Demo { listen, once } => demo::run(&listen, once).await,
         }
     });
     // Whatever is still running has had its time.

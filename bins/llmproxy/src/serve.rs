@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use llmproxy_config::Config;
+use llmproxy_config::{Config, LoadOptions, load};
 use llmproxy_stack::{Options, Runtime, Server, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -41,7 +41,8 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-struct Signals {
+/// The signals that the proxy listens to.
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -50,12 +51,22 @@ struct Signals {
 // === impl Signals ===
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Catches them from now on.
+    pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits until SIGTERM or SIGINT comes.
+    pub(crate) async fn stop(mut self, runtime: Arc<Runtime>) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        runtime.begin_shutdown();
     }
 
     /// Reloads on SIGHUP until SIGTERM or SIGINT comes.
@@ -76,11 +87,10 @@ impl Signals {
 }
 
 async fn reload(runtime: &Runtime, args: &ConfigArgs, old: &Config) -> Option<Config> {
-    use llmproxy_config::{LoadOptions, load};
     let loaded = match load(&args.config, &LoadOptions { strict: args.strict, ..LoadOptions::default() }) {
         Ok(loaded) => loaded,
         Err(error) => {
-            runtime.reload_refused();
+            Runtime::count_refused_reload();
             tracing::error!("the new configuration can't be used; nothing was changed:\n{error}");
             return None;
         }

@@ -158,6 +158,11 @@ impl Runtime {
         result
     }
 
+    /// Counts a configuration that was refused before it came here.
+    pub fn count_refused_reload() {
+        metrics::counter!(RELOADS, "result" => "failed").increment(1);
+    }
+
     /// The proxy as a service: what the server loop, or another service's router, hands its requests to.
     pub fn service(
         &self,
