@@ -1,4 +1,7 @@
 //! The whole proxy over real sockets: the real binary between scripted backends and scripted clients.
 
+mod cli;
 mod endings;
 mod harness;
+mod refusals;
+mod streams;

@@ -1,0 +1,94 @@
+//! The command line: demo, check, keys, and starts that fail.
+
+use std::process::{Output, Stdio};
+
+use llmproxy_testkit::{Backend, Client, script};
+use serde_json::json;
+
+use crate::harness::{Proxy, command, folder, within};
+
+async fn run(folder: &std::path::Path, args: &[&str]) -> Output {
+    let child = command(folder).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    within("the command to end", child.wait_with_output()).await.expect("output")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn demo_once_shows_itself_and_agrees() {
+    let output = run(&folder(), &["demo", "--once"]).await;
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+    for part in ["\"end\": \"complete\"", "llmproxy_usage_tokens_total", "llmproxy_requests_total"] {
+        assert!(shown.contains(part), "{part} is not in:\n{shown}");
+    }
+    assert!(!shown.contains("FAIL"), "{shown}");
+}
+
+#[tokio::test]
+async fn check_names_every_mistake_at_once() {
+    let folder = folder();
+    std::fs::write(
+        folder.join("config.yaml"),
+        "server: {read_timeout: soon}\nbackends: [{url: nowhere}]\nrouting: {load_balance: best}\nauth: {pipeline: [{type: redis}]}\n",
+    )
+    .expect("the folder is ours");
+    let output = run(&folder, &["check"]).await;
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    for path in ["server.read_timeout", "backends[0].url", "routing.load_balance", "auth.pipeline[0].type"] {
+        assert!(told.contains(path), "{path} is not in:\n{told}");
+    }
+    std::fs::write(folder.join("good.yaml"), "backends: [{url: 'http://localhost:11434'}]\n").expect("the folder is ours");
+    let output = run(&folder, &["check", "--config", "good.yaml"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = run(&folder, &["check", "--config", "absent.yaml"]).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("absent.yaml"));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_explained() {
+    let backend = Backend::start(script::hang()).await;
+    let folder = folder();
+    let yaml = format!("server: {{listen: '{}'}}\nbackends: [{{url: '{}'}}]\n", backend.addr(), backend.url());
+    std::fs::write(folder.join("config.yaml"), yaml).expect("the folder is ours");
+    let output = run(&folder, &[]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(told.contains(&backend.addr().to_string()) && told.contains("server.listen"), "{told}");
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
+    let backend = Backend::start(script::json(200, json!({"choices": []}))).await;
+    let yaml = format!("backends: [{{url: '{}', models: [m]}}]\nauth: {{enabled: true}}\n", backend.url());
+    let mut proxy = Proxy::start(&yaml).await;
+    let folder = proxy.folder().clone();
+    let ask = |key: String| {
+        let address = proxy.address();
+        async move {
+            let mut client = Client::connect(address).await;
+            let body = json!({"model": "m", "messages": []});
+            client.send_json("/v1/chat/completions", &[("authorization", &format!("bearer {key}"))], &body).await;
+            client.read_to_end().await
+        }
+    };
+    assert_eq!(ask("sk-unknown".into()).await.status, 401);
+
+    let output = run(&folder, &["keys", "create", "--name", "alice"]).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let key = text(&output.stdout).trim().to_owned();
+    proxy.logged("key").await;
+    assert_eq!(ask(key.clone()).await.status, 200);
+
+    let listed = text(&run(&folder, &["keys", "list"]).await.stdout);
+    assert!(listed.contains("alice") && !listed.contains(&key), "{listed}");
+
+    let output = run(&folder, &["keys", "revoke", "alice"]).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    proxy.logged("key").await;
+    assert_ne!(ask(key).await.status, 200);
+}
