@@ -1,7 +1,9 @@
 //! The whole proxy over real sockets: the real binary between scripted backends and scripted clients.
 
+mod balance;
 mod cli;
 mod endings;
 mod harness;
 mod refusals;
+mod reload;
 mod streams;
