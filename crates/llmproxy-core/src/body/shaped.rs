@@ -212,18 +212,18 @@ where
                     this.shaper.end(Ending::Complete, this.out);
                     *this.last = Last::Nothing;
                 }
-                Poll::Pending => {
-                    *this.unflushed = false;
-                    match this.shaper.shape.poll_silent(cx, this.out) {
-                        Poll::Pending => return Poll::Pending,
-                        Poll::Ready(Ok(())) if this.out.is_empty() => return Poll::Pending,
-                        Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(error)) => {
-                            this.shaper.end(Ending::Failed(&error), this.out);
-                            *this.last = Last::Error(error);
-                        }
+                Poll::Pending => match this.shaper.shape.poll_silent(cx, this.out) {
+                    Poll::Ready(Ok(())) if !this.out.is_empty() => {}
+                    Poll::Ready(Err(error)) => {
+                        this.shaper.end(Ending::Failed(&error), this.out);
+                        *this.last = Last::Error(error);
                     }
-                }
+                    Poll::Pending | Poll::Ready(Ok(())) => {
+                        // Only now: the shape may have failed in the poll right after a frame.
+                        *this.unflushed = false;
+                        return Poll::Pending;
+                    }
+                },
             }
         }
     }

@@ -1,0 +1,451 @@
+//! Every end that an answer can have, for every wrapper: each is told exactly one end, the right one, inner ones before
+//! outer ones, whoever reads.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::{
+    future::pending,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::Response;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use llmproxy_core::{
+    BoxBody, BoxError,
+    body::{Ending, Hold, Observe, Observed, Out, Shape, Shaped, Shaper, observe},
+};
+use llmproxy_testkit::ScriptedBody;
+
+type Answer<B> = BoxFuture<'static, Result<Response<B>, BoxError>>;
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+/// An observer and a shape that lets everything pass: both tell the log their end.
+struct Tell {
+    log: Log,
+    name: &'static str,
+    changes_length: bool,
+}
+
+/// What is held tells the log when it is let go.
+struct Released(Log, &'static str);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrapper {
+    Observed,
+    ObserveFuture,
+    Hold,
+    Shaped,
+    ShapedAnyLength,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Case {
+    /// At its end when it is wrapped, as hyper's own empty bodies are.
+    Empty,
+    /// Empty, but known only by its `None`.
+    EmptyUnknown,
+    ExactLength,
+    Chunked,
+    Trailers,
+    Error,
+    ErrorAtOnce,
+    NoAnswer,
+    DroppedBeforeHead,
+    DroppedUnread,
+    DroppedInTheMiddle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reader {
+    /// Stops when it hears `is_end_stream`, as hyper does.
+    LikeHyper,
+    /// Polls until `None`.
+    UntilNone,
+}
+
+const WRAPPERS: [Wrapper; 5] =
+    [Wrapper::Observed, Wrapper::ObserveFuture, Wrapper::Hold, Wrapper::Shaped, Wrapper::ShapedAnyLength];
+
+const CASES: [(Case, &str); 11] = [
+    (Case::Empty, "complete"),
+    (Case::EmptyUnknown, "complete"),
+    (Case::ExactLength, "complete"),
+    (Case::Chunked, "complete"),
+    (Case::Trailers, "complete"),
+    (Case::Error, "failed: dead"),
+    (Case::ErrorAtOnce, "failed: dead"),
+    (Case::NoAnswer, "failed: dead"),
+    (Case::DroppedBeforeHead, "dropped"),
+    (Case::DroppedUnread, "dropped"),
+    (Case::DroppedInTheMiddle, "dropped"),
+];
+
+#[tokio::test]
+async fn each_wrapper_is_told_each_end_once_and_after_what_is_further_in() {
+    for (case, ending) in CASES {
+        for wrapper in WRAPPERS {
+            for reader in [Reader::LikeHyper, Reader::UntilNone] {
+                check(case, wrapper, reader, ending).await;
+            }
+        }
+    }
+}
+
+async fn check(case: Case, wrapper: Wrapper, reader: Reader, ending: &str) {
+    let told = format!("{case:?} {wrapper:?} {reader:?}");
+    let log = Log::default();
+    let inner: Answer<_> = Box::pin(observe(answer(case), Tell::new(&log, "inner")));
+    let mut outer = wrap(wrapper, inner, &log);
+    let outer_ending = match wrapper {
+        Wrapper::Hold => "outer released".to_owned(),
+        _ => format!("outer {ending}"),
+    };
+    let mut expected = vec![format!("inner {ending}"), outer_ending];
+    // It begins with the body: there was nothing to watch before.
+    if wrapper == Wrapper::Observed && matches!(case, Case::DroppedBeforeHead | Case::NoAnswer) {
+        expected.pop();
+    }
+
+    if case == Case::DroppedBeforeHead {
+        assert!(poll(outer.as_mut()).is_pending(), "{told}");
+        assert_eq!(log.get(), [""; 0], "{told}");
+        drop(outer);
+        return assert_eq!(log.get(), expected, "{told}");
+    }
+    let result = outer.await;
+    if case == Case::NoAnswer {
+        assert_eq!(result.unwrap_err().to_string(), "dead", "{told}");
+        return assert_eq!(log.get(), expected, "{told}");
+    }
+    let mut body = result.unwrap().into_body();
+    if case == Case::Empty {
+        assert!(body.is_end_stream(), "{told}");
+        assert_eq!(log.get(), expected, "{told}");
+    } else {
+        assert!(log.get().is_empty(), "{told}");
+    }
+    let dropped = matches!(case, Case::DroppedUnread | Case::DroppedInTheMiddle);
+    if case == Case::DroppedInTheMiddle {
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "one", "{told}");
+    }
+    if !dropped {
+        let read = read(&mut body, reader, &log, &told).await;
+        let data = match case {
+            Case::Empty | Case::EmptyUnknown | Case::ErrorAtOnce => "",
+            _ => "onetwo",
+        };
+        let after = match case {
+            Case::Trailers => " trailers",
+            Case::Error | Case::ErrorAtOnce => " error",
+            _ => "",
+        };
+        assert_eq!(read, format!("{data}{after}"), "{told}");
+        assert_eq!(log.get(), expected, "before the drop: {told}");
+        for _ in 0..2 {
+            assert!(body.frame().await.is_none(), "{told}");
+        }
+    }
+    drop(body);
+    assert_eq!(log.get(), expected, "{told}");
+}
+
+fn answer(case: Case) -> Answer<ScriptedBody> {
+    let body = match case {
+        Case::DroppedBeforeHead => return Box::pin(pending()),
+        Case::NoAnswer => return Box::pin(async { Err("dead".into()) }),
+        Case::Empty => ScriptedBody::with_content_length([""; 0]),
+        Case::EmptyUnknown => ScriptedBody::new(),
+        Case::ExactLength => ScriptedBody::with_content_length(["one", "two"]),
+        Case::Chunked | Case::DroppedUnread => {
+            ScriptedBody::new().pending().data("one").pending().data("two").pending()
+        }
+        Case::Trailers => ScriptedBody::chunked(["one", "two"]).trailers([("x-sum", "2")]),
+        Case::Error => ScriptedBody::chunked(["one", "two"]).error("dead"),
+        Case::ErrorAtOnce => ScriptedBody::new().error("dead"),
+        Case::DroppedInTheMiddle => ScriptedBody::with_content_length(["one", "two"]),
+    };
+    Box::pin(async { Ok(Response::new(body)) })
+}
+
+fn wrap<B>(wrapper: Wrapper, inner: Answer<B>, log: &Log) -> Answer<BoxBody>
+where
+    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    let tell = Tell::new(log, "outer");
+    match wrapper {
+        Wrapper::Observed => Box::pin(async { Ok(inner.await?.map(|body| Observed::new(body, tell).boxed_unsync())) }),
+        Wrapper::ObserveFuture => Box::pin(async { Ok(observe(inner, tell).await?.map(BodyExt::boxed_unsync)) }),
+        Wrapper::Hold => {
+            let held = Hold(Released(log.clone(), "outer"));
+            Box::pin(async { Ok(observe(inner, held).await?.map(BodyExt::boxed_unsync)) })
+        }
+        Wrapper::Shaped | Wrapper::ShapedAnyLength => {
+            let tell = Tell { changes_length: wrapper == Wrapper::ShapedAnyLength, ..tell };
+            Box::pin(async {
+                let mut shaper = Shaper::new(tell);
+                match inner.await {
+                    Ok(response) => Ok(response.map(|body| Shaped::with_shaper(body, shaper).boxed_unsync())),
+                    Err(error) => {
+                        shaper.end(Ending::Failed(&error), &mut Out::default());
+                        Err(error)
+                    }
+                }
+            })
+        }
+    }
+}
+
+/// Reads to the end as `reader` sees it. Whenever the body says that it is at its end, both must have been told.
+async fn read(body: &mut BoxBody, reader: Reader, log: &Log, told: &str) -> String {
+    let mut read = String::new();
+    loop {
+        if body.is_end_stream() {
+            assert_eq!(log.get().len(), 2, "at its end before all were told: {told}");
+            if reader == Reader::LikeHyper {
+                return read;
+            }
+        }
+        match body.frame().await {
+            None => return read,
+            Some(Err(_)) => {
+                read.push_str(" error");
+                return read;
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => read.push_str(std::str::from_utf8(&data).unwrap()),
+                Err(_) => {
+                    read.push_str(" trailers");
+                    // hyper lets go of a body after its trailers.
+                    if reader == Reader::LikeHyper {
+                        return read;
+                    }
+                }
+            },
+        }
+    }
+}
+
+#[test]
+fn the_length_is_told_on_where_it_stays() {
+    let check = |changes_length: bool, expected: Option<u64>| {
+        let tell = Tell { changes_length, ..Tell::new(&Log::default(), "outer") };
+        let mut body = Shaped::new(ScriptedBody::with_content_length(["one", "three"]), tell);
+        assert_eq!(body.size_hint().exact(), expected);
+        assert!(poll_frame(&mut body).is_ready());
+        assert_eq!(body.size_hint().exact(), expected.map(|_| 5));
+    };
+    check(false, Some(8));
+    check(true, None);
+    let observed = Observed::new(ScriptedBody::with_content_length(["one"]), Hold(()));
+    assert_eq!(observed.size_hint().exact(), Some(3));
+    let observed = Observed::new(ScriptedBody::chunked(["one"]), Hold(()));
+    assert_eq!(observed.size_hint().exact(), None);
+}
+
+#[test]
+fn hyper_can_flush_before_it_sees_an_error() {
+    let body = ScriptedBody::chunked(["one", "two"]).error("dead");
+    let mut body = Shaped::new(body, Tell::new(&Log::default(), "outer"));
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert_eq!(data(poll_frame(&mut body)), "two");
+    assert!(poll_frame(&mut body).is_pending());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(None)));
+}
+
+#[test]
+fn an_error_that_comes_after_silence_is_not_delayed() {
+    let body = ScriptedBody::chunked(["one"]).pending().error("dead");
+    let mut body = Shaped::new(body, Tell::new(&Log::default(), "outer"));
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert!(poll_frame(&mut body).is_pending());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
+}
+
+/// A shape that ends the body as soon as it is silent, and says goodbye.
+struct Impatient(Log);
+
+impl Shape for Impatient {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        out.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        self.0.push(format!("outer {}", describe(ending)));
+        out.push("bye".into());
+    }
+
+    fn poll_silent(&mut self, _: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Err("silent".into()))
+    }
+
+    fn changes_length(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn hyper_can_flush_before_a_shape_fails_too() {
+    let log = Log::default();
+    let inner = Observed::new(ScriptedBody::chunked(["one"]).stall(), Tell::new(&log, "inner"));
+    let mut body = Shaped::new(inner, Impatient(log.clone()));
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert_eq!(data(poll_frame(&mut body)), "bye");
+    assert!(poll_frame(&mut body).is_pending());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
+    assert_eq!(log.get(), ["outer failed: silent"]);
+    drop(body);
+    assert_eq!(log.get(), ["outer failed: silent", "inner dropped"]);
+}
+
+/// A shape that fails at once when it is silent, without a word.
+struct Abrupt;
+
+impl Shape for Abrupt {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        out.push(data);
+    }
+
+    fn end(&mut self, _: Ending<'_>, _: &mut Out) {}
+
+    fn poll_silent(&mut self, _: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Err("silent".into()))
+    }
+
+    fn changes_length(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_shape_that_fails_right_after_a_frame_lets_it_be_flushed() {
+    let mut body = Shaped::new(ScriptedBody::chunked(["one"]).stall(), Abrupt);
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert!(poll_frame(&mut body).is_pending());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
+}
+
+/// A shape that keeps everything until the end.
+struct Keeper(Vec<Bytes>);
+
+impl Shape for Keeper {
+    fn chunk(&mut self, data: Bytes, _: &mut Out) {
+        self.0.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        self.0.drain(..).for_each(|data| out.push(data));
+        out.push(describe(ending).into());
+    }
+
+    fn changes_length(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn what_was_withheld_comes_before_the_end() {
+    let check = async |body: ScriptedBody, expected: &[&str], failed: bool| {
+        let mut body = Shaped::new(body, Keeper(Vec::new()));
+        let mut read = Vec::new();
+        let mut error = false;
+        while !body.is_end_stream() {
+            match body.frame().await {
+                Some(Ok(frame)) => read.extend(frame.into_data().ok()),
+                Some(Err(_)) => error = true,
+                None => break,
+            }
+        }
+        assert_eq!((read, error), (expected.iter().map(|text| Bytes::from((*text).to_owned())).collect(), failed));
+    };
+    check(ScriptedBody::with_content_length(["a", "b"]), &["a", "b", "complete"], false).await;
+    check(ScriptedBody::with_content_length([""; 0]), &["complete"], false).await;
+    check(ScriptedBody::chunked(["a"]).trailers([("x", "y")]), &["a", "complete"], false).await;
+    check(ScriptedBody::chunked(["a", "b"]).error("dead"), &["a", "b", "failed: dead"], true).await;
+}
+
+#[tokio::test]
+async fn trailers_follow_what_was_withheld() {
+    let body = ScriptedBody::chunked(["a"]).trailers([("x-sum", "1")]);
+    let collected = Shaped::new(body, Keeper(Vec::new())).collect().await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["x-sum"], "1");
+    assert_eq!(collected.to_bytes(), "acomplete");
+}
+
+// === impl Log ===
+
+impl Log {
+    fn push(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn get(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+// === impl Tell ===
+
+impl Tell {
+    fn new(log: &Log, name: &'static str) -> Self {
+        Self { log: log.clone(), name, changes_length: false }
+    }
+}
+
+impl Observe for Tell {
+    fn end(self, ending: Ending<'_>) {
+        self.log.push(format!("{} {}", self.name, describe(ending)));
+    }
+}
+
+impl Shape for Tell {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        out.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, _: &mut Out) {
+        self.log.push(format!("{} {}", self.name, describe(ending)));
+    }
+
+    fn changes_length(&self) -> bool {
+        self.changes_length
+    }
+}
+
+// === impl Released ===
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.push(format!("{} released", self.1));
+    }
+}
+
+fn describe(ending: Ending<'_>) -> String {
+    match ending {
+        Ending::Complete => "complete".to_owned(),
+        Ending::Failed(error) => format!("failed: {error}"),
+        Ending::Dropped => "dropped".to_owned(),
+    }
+}
+
+fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn poll_frame<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    pin!(body).poll_frame(&mut Context::from_waker(Waker::noop()))
+}
+
+fn data<E>(frame: Poll<Option<Result<Frame<Bytes>, E>>>) -> Bytes {
+    match frame {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => panic!("no frame"),
+    }
+}
