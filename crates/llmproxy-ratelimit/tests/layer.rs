@@ -1,4 +1,5 @@
 //! The layer over a scripted service: what passes, what it holds and when it lets go.
+#![expect(clippy::unwrap_used, reason = "a test may")]
 
 use std::{
     convert::Infallible,
