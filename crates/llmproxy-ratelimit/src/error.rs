@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::standing::{Window, go_duration, retry_after, short};
 
@@ -68,6 +68,24 @@ pub enum LimitKind {
 // === impl RateLimitError ===
 
 impl RateLimitError {
+    /// The status of an answer that says so.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::ModelForbidden { .. } => StatusCode::FORBIDDEN,
+            Self::RequestTooLarge { .. } => StatusCode::BAD_REQUEST,
+            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    /// What a program tells refusals apart by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ModelForbidden { .. } => "model_not_allowed",
+            Self::RequestTooLarge { .. } => "request_too_large",
+            Self::Limited { .. } => "rate_limit_exceeded",
+        }
+    }
+
     /// When the same request would pass; `None` where waiting does not help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -90,6 +108,7 @@ impl RateLimitError {
     ///     window: Window { limit: 50, remaining: 0, reset: Duration::from_secs(60) },
     ///     retry_after: wait,
     /// };
+    /// assert_eq!(error.status(), http::StatusCode::TOO_MANY_REQUESTS);
     /// let headers: http::HeaderMap = error.headers().collect();
     /// assert_eq!(headers["retry-after"], "2");
     /// assert_eq!(headers["x-ratelimit-limit"], "50");
