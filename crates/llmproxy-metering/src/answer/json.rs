@@ -1,0 +1,227 @@
+//! The members at the top of one large JSON object, found while it passes in pieces of any size.
+//!
+//! Nothing is kept but the few values that are of interest; the rest is skipped at the speed of memory: inside of
+//! strings up to the next quote, outside of them up to the next bracket.
+
+use memchr::memchr2;
+
+/// A member of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Member {
+    Usage,
+    Timings,
+    Model,
+    Id,
+}
+
+/// Sans-IO: bytes go in, members come out.
+#[derive(Debug, Default)]
+pub(crate) struct TopLevel {
+    depth: u32,
+    string: Quote,
+    place: Place,
+    // The key that is being read, as far as it can still be one of interest.
+    key: Vec<u8>,
+    capture: Option<Member>,
+    value: Vec<u8>,
+    done: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Quote {
+    #[default]
+    Outside,
+    Inside,
+    /// Behind a backslash.
+    Escape,
+}
+
+/// Where in the top object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Key,
+    Value,
+}
+
+/// Brackets and quotes are looked for in blocks of this size, which a compiler makes a few vector operations of.
+const BLOCK: usize = 32;
+
+// === impl Member ===
+
+impl Member {
+    /// A key of interest with its quotes; one byte more would show that a key is longer.
+    const LONGEST_KEY: usize = 9 + 1;
+
+    fn of(key: &[u8]) -> Option<Self> {
+        match key {
+            br#""usage""# => Some(Self::Usage),
+            br#""timings""# => Some(Self::Timings),
+            br#""model""# => Some(Self::Model),
+            br#""id""# => Some(Self::Id),
+            _ => None,
+        }
+    }
+
+    /// A value that is larger is given up: no honest one is.
+    fn max_len(self) -> usize {
+        match self {
+            Self::Usage | Self::Timings => 16 * 1024,
+            Self::Model | Self::Id => 1024,
+        }
+    }
+}
+
+// === impl TopLevel ===
+
+impl TopLevel {
+    /// Takes the next piece; `found` is called with each member whose value it completes.
+    pub(crate) fn feed(&mut self, mut data: &[u8], mut found: impl FnMut(Member, &[u8])) {
+        while !self.done && !data.is_empty() {
+            let len = match self.string {
+                Quote::Outside if self.depth > 1 => self.nested(data),
+                Quote::Outside => self.top(data[0], &mut found),
+                Quote::Inside => self.string(data),
+                Quote::Escape => {
+                    self.string = Quote::Inside;
+                    1
+                }
+            };
+            self.keep(&data[..len]);
+            data = &data[len..];
+        }
+    }
+
+    /// One byte outside of strings, at the top.
+    fn top(&mut self, byte: u8, found: &mut impl FnMut(Member, &[u8])) -> usize {
+        match byte {
+            b'"' => {
+                self.string = Quote::Inside;
+                if self.place == Place::Key {
+                    self.key.clear();
+                }
+            }
+            b'{' | b'[' => self.depth += 1,
+            b':' => {
+                self.place = Place::Value;
+                self.capture = Member::of(self.key.trim_ascii());
+                self.value.clear();
+            }
+            b',' | b'}' | b']' => {
+                if let Some(member) = self.capture.take() {
+                    found(member, self.value.strip_prefix(b":").unwrap_or(&self.value).trim_ascii());
+                }
+                self.place = Place::Key;
+                if byte != b',' {
+                    self.done = true;
+                }
+            }
+            _ => {}
+        }
+        1
+    }
+
+    /// Up to the end of the string or an escape.
+    fn string(&mut self, data: &[u8]) -> usize {
+        match memchr2(b'"', b'\\', data) {
+            Some(at) => {
+                self.string = if data[at] == b'"' { Quote::Outside } else { Quote::Escape };
+                at + 1
+            }
+            None => data.len(),
+        }
+    }
+
+    /// Up to the next quote or bracket, below the top.
+    fn nested(&mut self, data: &[u8]) -> usize {
+        // `[` and `]` are `{` and `}` but for one bit.
+        let special = |byte: u8| (byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
+        let plain = data
+            .chunks_exact(BLOCK)
+            .take_while(|block| !block.iter().fold(false, |any, byte| any | special(*byte)))
+            .count();
+        let from = plain * BLOCK;
+        let Some(at) = data[from..].iter().position(|byte| special(*byte)) else { return data.len() };
+        match data[from + at] {
+            b'"' => self.string = Quote::Inside,
+            b'{' | b'[' => self.depth = self.depth.saturating_add(1),
+            _ => self.depth -= 1,
+        }
+        from + at + 1
+    }
+
+    /// Keeps what is of interest of what was just taken.
+    fn keep(&mut self, data: &[u8]) {
+        match (self.place, self.capture) {
+            (Place::Key, _) if self.depth == 1 => {
+                let room = Member::LONGEST_KEY.saturating_sub(self.key.len());
+                self.key.extend_from_slice(&data[..data.len().min(room)]);
+            }
+            (Place::Value, Some(member)) => {
+                if self.value.len() + data.len() > member.max_len() {
+                    self.capture = None;
+                    self.value = Vec::new();
+                } else {
+                    self.value.extend_from_slice(data);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(pieces: &[&[u8]]) -> Vec<(Member, String)> {
+        let mut scanner = TopLevel::default();
+        let mut members = Vec::new();
+        for piece in pieces {
+            scanner.feed(piece, |member, value| members.push((member, String::from_utf8_lossy(value).into_owned())));
+        }
+        members
+    }
+
+    const ANSWER: &str = r#" {"id" : "chatcmpl-1","object":"chat.completion","choices":[{"index":0,"message":
+        {"role":"assistant","content":"a \"usage\":{} \\"},"usage":{"prompt_tokens":99}}],"usage_x":1,"x":"usage",
+        "usage": {"prompt_tokens":5,"details":{"a":[1,"}",2]}},"model":"m\"n" ,"timings":null}"#;
+
+    #[test]
+    fn members_at_the_top_are_found_at_any_split() {
+        let expected = members(&[ANSWER.as_bytes()]);
+        assert_eq!(expected.len(), 4);
+        assert_eq!(expected[0], (Member::Id, r#""chatcmpl-1""#.into()));
+        assert_eq!(expected[1], (Member::Usage, r#"{"prompt_tokens":5,"details":{"a":[1,"}",2]}}"#.into()));
+        assert_eq!(expected[2], (Member::Model, r#""m\"n""#.into()));
+        assert_eq!(expected[3], (Member::Timings, "null".into()));
+        for at in 0..ANSWER.len() {
+            let (head, tail) = ANSWER.as_bytes().split_at(at);
+            assert_eq!(members(&[head, tail]), expected, "{at}");
+        }
+        let bytes: Vec<&[u8]> = ANSWER.as_bytes().chunks(1).collect();
+        assert_eq!(members(&bytes), expected);
+    }
+
+    #[test]
+    fn a_value_that_is_too_large_is_given_up_and_the_next_is_found() {
+        let json = format!(r#"{{"usage":{{"x":"{}"}},"id":"1"}}"#, "y".repeat(20_000));
+        assert_eq!(members(&[json.as_bytes()]), [(Member::Id, r#""1""#.into())]);
+    }
+
+    #[test]
+    fn vectors_are_skipped() {
+        let numbers = "-0.0123,".repeat(10_000);
+        let json = format!(r#"{{"data":[{{"embedding":[{numbers}1]}}],"usage":{{"prompt_tokens":3}}}}"#);
+        assert_eq!(members(&[json.as_bytes()]), [(Member::Usage, r#"{"prompt_tokens":3}"#.into())]);
+    }
+
+    #[test]
+    fn what_is_no_object_has_no_members() {
+        for text in
+            ["", "null", "[]", r#"["usage",{"usage":1}]"#, "}}}", "]", "<html>", r#""usage""#, ":,:,", "{\"usage"]
+        {
+            assert_eq!(members(&[text.as_bytes()]), [], "{text}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Token counts as backends report them.
+
+use llmproxy_core::TokenUsage;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// What a backend said about tokens; any part of it may be missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) prompt: Option<u64>,
+    pub(crate) completion: Option<u64>,
+    cached: Option<u64>,
+    reasoning: Option<u64>,
+}
+
+/// OpenAI's object.
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Usage {
+    #[serde(deserialize_with = "count")]
+    prompt_tokens: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    completion_tokens: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    total_tokens: Option<u64>,
+    prompt_tokens_details: Option<Details>,
+    completion_tokens_details: Option<Details>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    #[serde(deserialize_with = "count")]
+    cached_tokens: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    reasoning_tokens: Option<u64>,
+}
+
+/// llama.cpp's object.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Timings {
+    #[serde(deserialize_with = "count")]
+    prompt_n: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    cache_n: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    predicted_n: Option<u64>,
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// Reads a `usage` object; `None` where it counts nothing that is known.
+    pub(crate) fn of_usage(json: &[u8]) -> Option<Self> {
+        let usage: Usage = serde_json::from_slice(json).ok()?;
+        let total_less = |part: Option<u64>| Some(usage.total_tokens?.saturating_sub(part?));
+        let counts = Self {
+            prompt: usage.prompt_tokens.or_else(|| total_less(usage.completion_tokens)),
+            completion: usage.completion_tokens.or_else(|| total_less(usage.prompt_tokens)),
+            cached: usage.prompt_tokens_details.and_then(|details| details.cached_tokens),
+            reasoning: usage.completion_tokens_details.and_then(|details| details.reasoning_tokens),
+        };
+        (counts.prompt.is_some() || counts.completion.is_some()).then_some(counts)
+    }
+
+    /// Reads a `timings` object.
+    pub(crate) fn of_timings(json: &[u8]) -> Option<Self> {
+        let timings: Timings = serde_json::from_slice(json).ok()?;
+        Some(Self {
+            prompt: Some(timings.prompt_n?.saturating_add(timings.cache_n.unwrap_or(0))),
+            completion: Some(timings.predicted_n?),
+            cached: timings.cache_n,
+            reasoning: None,
+        })
+    }
+
+    /// Whether all is zero: what some servers write into every event until they know better.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.prompt.unwrap_or(0) == 0 && self.completion.unwrap_or(0) == 0
+    }
+
+    /// The whole, with what is missing taken from an estimate.
+    pub(crate) fn or(&self, prompt: u64, completion: u64) -> TokenUsage {
+        TokenUsage {
+            prompt: self.prompt.unwrap_or(prompt),
+            completion: self.completion.unwrap_or(completion),
+            cached: self.cached,
+            reasoning: self.reasoning,
+        }
+    }
+}
+
+/// A count, or nothing where there is anything else: one odd member must not cost us the others.
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(json: &str, prompt: u64, completion: u64) {
+        let counts = Counts::of_usage(json.as_bytes()).expect(json);
+        assert_eq!((counts.prompt, counts.completion), (Some(prompt), Some(completion)), "{json}");
+    }
+
+    #[test]
+    fn what_servers_report_is_read() {
+        check(r#"{"prompt_tokens":5,"total_tokens":12,"completion_tokens":7}"#, 5, 7);
+        check(r#"{"prompt_tokens":5,"total_tokens":12}"#, 5, 7);
+        check(r#"{"prompt_tokens":5,"total_tokens":5}"#, 5, 0);
+        check(r#"{"completion_tokens":7.0,"prompt_tokens":5,"total_tokens":"many"}"#, 5, 7);
+        check(r#"{"prompt_tokens":5,"completion_tokens":0,"prompt_tokens_details":null}"#, 5, 0);
+    }
+
+    #[test]
+    fn details_are_read() {
+        let json = br#"{"prompt_tokens":5,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":3,"x":null},
+            "completion_tokens_details":{"reasoning_tokens":2}}"#;
+        let usage = Counts::of_usage(json).unwrap().or(0, 0);
+        assert_eq!((usage.cached, usage.reasoning), (Some(3), Some(2)));
+    }
+
+    #[test]
+    fn what_counts_nothing_is_nothing() {
+        for json in ["{}", "null", "[]", "{", r#"{"input_tokens":1}"#, r#"{"prompt_tokens":-1}"#] {
+            assert_eq!(Counts::of_usage(json.as_bytes()), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn timings_count_the_cached_part_of_the_prompt() {
+        let counts = Counts::of_timings(br#"{"prompt_n":1,"cache_n":23,"predicted_n":9,"predicted_ms":1.5}"#).unwrap();
+        assert_eq!((counts.prompt, counts.completion), (Some(24), Some(9)));
+        assert_eq!(Counts::of_timings(b"{}"), None);
+    }
+}

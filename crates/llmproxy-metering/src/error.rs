@@ -1,0 +1,168 @@
+//! Why a request's body was refused.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use llmproxy_core::{ApiError, BoxError};
+
+/// Why a request was refused for its body, or came to nothing while it was read.
+///
+/// ```
+/// use llmproxy_metering::InspectError;
+///
+/// let error = InspectError::TooLarge { limit: 1024 };
+/// assert_eq!(error.status(), http::StatusCode::PAYLOAD_TOO_LARGE);
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// The body is not JSON.
+    #[error("the body is not valid JSON: {problem}")]
+    BadJson {
+        /// What is wrong, and at which line and column.
+        problem: String,
+    },
+    /// The body is JSON, but no object.
+    #[error("the body must be a JSON object")]
+    NotObject,
+    /// A parameter has a type that it can't have.
+    #[error("`{param}` must be {expected}")]
+    WrongType {
+        /// The parameter.
+        param: &'static str,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A parameter that decides where the request goes is there twice: backends would not agree which one counts.
+    #[error("`{param}` must not be given twice")]
+    Duplicate {
+        /// The parameter.
+        param: &'static str,
+    },
+    /// A parameter that decides is written in another case, which some backends accept and others do not.
+    #[error("`{found}` must be written `{param}`")]
+    Misspelt {
+        /// The parameter.
+        param: &'static str,
+        /// As it stands in the request.
+        found: String,
+    },
+    /// The body is compressed.
+    #[error("a body with content-encoding `{encoding}` is not read here; send the JSON as it is")]
+    Encoded {
+        /// The encoding.
+        encoding: String,
+    },
+    /// The body is larger than allowed.
+    #[error("the body is larger than {limit} bytes, which is the most that is accepted")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The next piece of the body did not come in time.
+    #[error("no byte of the body came for {}s; send it without long pauses", after.as_secs_f64())]
+    Timeout {
+        /// The longest wait.
+        after: Duration,
+    },
+    /// The bodies of all requests together take as much memory as they may.
+    #[error("too many large requests at the same time; try again in a moment")]
+    Busy,
+    /// The client left before its body was complete.
+    #[error("the client left before its body was complete")]
+    ClientGone {
+        /// What the connection said.
+        source: BoxError,
+    },
+}
+
+// === impl InspectError ===
+
+impl InspectError {
+    /// What a client that finds the budget taken should wait: bodies are held for as long as a backend takes.
+    const BUSY_RETRY: Duration = Duration::from_secs(1);
+    /// nginx's number for a client that closed its request.
+    const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadJson { .. }
+            | Self::NotObject
+            | Self::WrongType { .. }
+            | Self::Duplicate { .. }
+            | Self::Misspelt { .. } => StatusCode::BAD_REQUEST,
+            Self::Encoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ClientGone { .. } => {
+                StatusCode::from_u16(Self::CLIENT_CLOSED_REQUEST).expect("three digits are a status")
+            }
+        }
+    }
+
+    /// What a program tells the errors apart by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadJson { .. } => "invalid_json",
+            Self::NotObject => "not_an_object",
+            Self::WrongType { .. } => "invalid_type",
+            Self::Duplicate { .. } => "duplicate_parameter",
+            Self::Misspelt { .. } => "unknown_parameter",
+            Self::Encoded { .. } => "unsupported_encoding",
+            Self::TooLarge { .. } => "request_too_large",
+            Self::Timeout { .. } => "request_timeout",
+            Self::Busy => "overloaded",
+            Self::ClientGone { .. } => "client_gone",
+        }
+    }
+
+    /// The parameter that is at fault.
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::WrongType { param, .. } | Self::Duplicate { param } | Self::Misspelt { param, .. } => Some(param),
+            _ => None,
+        }
+    }
+
+    /// How long to wait before another try, where waiting helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::Busy).then_some(Self::BUSY_RETRY)
+    }
+
+    /// The answer to the client.
+    pub fn answer(&self) -> ApiError {
+        let answer = ApiError::new(self.status(), self.code(), self.to_string());
+        match self.param() {
+            Some(param) => answer.with_param(param),
+            None => answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_status() {
+        let check = |error: InspectError, status: u16| assert_eq!(error.answer().status.as_u16(), status, "{error}");
+        check(InspectError::BadJson { problem: "eof".into() }, 400);
+        check(InspectError::NotObject, 400);
+        check(InspectError::WrongType { param: "model", expected: "a string" }, 400);
+        check(InspectError::Duplicate { param: "model" }, 400);
+        check(InspectError::Misspelt { param: "model", found: "Model".into() }, 400);
+        check(InspectError::Encoded { encoding: "gzip".into() }, 415);
+        check(InspectError::TooLarge { limit: 1 }, 413);
+        check(InspectError::Timeout { after: Duration::from_secs(1) }, 408);
+        check(InspectError::Busy, 503);
+        check(InspectError::ClientGone { source: "reset".into() }, 499);
+    }
+
+    #[test]
+    fn only_a_full_budget_is_worth_another_try() {
+        assert!(InspectError::Busy.retry_after().is_some());
+        assert!(InspectError::NotObject.retry_after().is_none());
+    }
+}

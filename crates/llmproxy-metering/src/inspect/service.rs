@@ -1,0 +1,169 @@
+//! The service: which bodies are read, and what is left in the exchange.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{
+    HeaderMap, Method, Request,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use http_body::Body;
+use http_body_util::BodyExt;
+use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody};
+use tower::Service;
+
+use crate::{
+    BodyBudget, InspectError, facts,
+    metrics::REFUSED,
+    read::{Limits, Reader},
+};
+
+/// Reads a JSON body whole and leaves what it asks for, a [`Call`], in the exchange; the request goes on with a
+/// [`RequestBody`] that can be sent again. Other bodies pass through unread, bounded in size and in their gaps.
+///
+/// Refuses with an [`InspectError`]. Made by [`InspectLayer`](crate::InspectLayer).
+#[derive(Clone, Debug)]
+pub struct Inspect<S> {
+    inner: S,
+    inspector: Arc<Inspector>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inspector {
+    pub(super) limits: Limits,
+    pub(super) budget: BodyBudget,
+}
+
+/// Whether a body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is JSON.
+    Json,
+    /// It is JSON if it begins like that, whatever its type says: some servers do not look at the type.
+    Unsure,
+    /// It passes through.
+    Other,
+}
+
+// === impl Inspect ===
+
+impl<S> Inspect<S> {
+    pub(super) fn new(inner: S, inspector: Arc<Inspector>) -> Self {
+        Self { inner, inspector }
+    }
+}
+
+impl<S, B> Service<Request<B>> for Inspect<S>
+where
+    S: Service<Request<RequestBody>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<S::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let exchange = Exchange::of(request.extensions_mut());
+        let inspector = self.inspector.clone();
+        // The service that was found ready goes; its clone stays.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let endpoint = Endpoint::of(head.uri.path());
+            let body = if body.is_end_stream() { None } else { Some(body.map_err(Into::into).boxed_unsync()) };
+            let (call, body) = inspector
+                .inspect(endpoint, &head.method, &head.headers, body)
+                .await
+                .inspect_err(|error| metrics::counter!(REFUSED, "reason" => error.code()).increment(1))?;
+            exchange.set_call(call);
+            inner.call(Request::from_parts(head, body)).await.map_err(Into::into)
+        })
+    }
+}
+
+// === impl Inspector ===
+
+impl Inspector {
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back what it had reserved.
+    async fn inspect(
+        &self,
+        endpoint: Endpoint,
+        method: &Method,
+        headers: &HeaderMap,
+        body: Option<BoxBody>,
+    ) -> Result<(Call, RequestBody), InspectError> {
+        let kind = Kind::of(endpoint, method, headers);
+        let Some(body) = body else {
+            // An empty body is no JSON: the endpoint says so itself where it is one that must have it.
+            if kind != Kind::Other && facts::takes_json(endpoint) {
+                facts::find(endpoint, b"")?;
+            }
+            return Ok((Self::unread(endpoint), RequestBody::whole(Bytes::new())));
+        };
+        let mut reader = Reader::new(body, self.limits, self.budget.reservation())?;
+        let is_json = match kind {
+            Kind::Json => true,
+            Kind::Unsure => match reader.peek().await? {
+                Some(b'{' | b'[') => true,
+                // A byte order mark, or UTF-16: Python's JSON reads them, so they must not pass unseen.
+                Some(0xef | 0xfe | 0xff | 0x00) => facts::takes_json(endpoint),
+                _ => false,
+            },
+            Kind::Other => false,
+        };
+        if !is_json {
+            return Ok((Self::unread(endpoint), reader.pass()));
+        }
+        match headers.get(CONTENT_ENCODING) {
+            Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+                if facts::takes_json(endpoint) {
+                    return Err(InspectError::Encoded {
+                        encoding: String::from_utf8_lossy(encoding.as_bytes()).into(),
+                    });
+                }
+                return Ok((Self::unread(endpoint), reader.pass()));
+            }
+            _ => {}
+        }
+        let bytes = reader.whole().await?;
+        let (call, edits) = facts::find(endpoint, &bytes)?;
+        Ok((call, RequestBody::Replay(bytes, edits)))
+    }
+
+    /// What the head alone says.
+    fn unread(endpoint: Endpoint) -> Call {
+        let mut call = Call::new(endpoint);
+        call.stream = facts::streams_by_default(endpoint);
+        call
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn of(endpoint: Endpoint, method: &Method, headers: &HeaderMap) -> Self {
+        if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
+            return Self::Other;
+        }
+        let declared = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+        let declared = declared.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        match declared {
+            Some(kind) if kind == "application/json" || kind.ends_with("+json") => Self::Json,
+            None => Self::Unsure,
+            // `curl -d` calls its JSON a form, and servers that do not look at the type would read past the limits.
+            Some(_) if facts::takes_json(endpoint) => Self::Unsure,
+            Some(_) => Self::Other,
+        }
+    }
+}

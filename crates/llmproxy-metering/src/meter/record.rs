@@ -1,0 +1,115 @@
+//! The record of one exchange, built of its facts and of what the answer said.
+
+use std::sync::Arc;
+
+use http::Method;
+use llmproxy_core::{Backend, Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
+
+use super::shape::Head;
+use crate::{answer::Tally, estimate::BYTES_PER_TOKEN, metrics::USAGE_SOURCE};
+
+/// Everything that a record is made of.
+pub(super) struct Outcome<'a> {
+    pub(super) exchange: &'a Exchange,
+    pub(super) method: &'a Method,
+    pub(super) path: &'a Arc<str>,
+    pub(super) head: Option<&'a Head>,
+    pub(super) tally: &'a Tally,
+    pub(super) bytes: u64,
+    pub(super) end: End,
+    pub(super) error: Option<Arc<str>>,
+}
+
+/// nginx's number for a client that closed its request.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+// === impl Outcome ===
+
+impl Outcome<'_> {
+    pub(super) fn record(self) -> UsageRecord {
+        let exchange = self.exchange;
+        let call = exchange.call();
+        let caller = exchange.caller();
+        let attempts = exchange.attempts();
+        let served = exchange.served().map(|target| &target.backend);
+        let backend: Option<&Backend> = served.or(attempts.last().map(|attempt| &attempt.backend)).map(|arc| &**arc);
+        let (usage, usage_source) = self.usage().unzip();
+        if let Some(source) = usage_source {
+            metrics::counter!(USAGE_SOURCE, "source" => source.as_str()).increment(1);
+        }
+        UsageRecord {
+            request_id: exchange.id(),
+            client_request_id: exchange.client_request_id().cloned(),
+            upstream_id: self.tally.id.clone().or_else(|| self.head?.request_id.clone()),
+            timestamp: exchange.timestamp(),
+            key_name: caller.and_then(|caller| caller.name()).map(Into::into),
+            key_fingerprint: caller.and_then(|caller| caller.fingerprint()).cloned(),
+            user_id: caller.and_then(|caller| caller.user_id()).map(Into::into),
+            client_ip: exchange.client_ip(),
+            method: self.method.as_str().into(),
+            path: self.path.clone(),
+            endpoint: self.endpoint(),
+            model: call.and_then(|call| call.model.clone()),
+            served_model: self.tally.model.clone(),
+            stream: self.head.map_or_else(|| call.is_some_and(|call| call.stream), |head| head.stream),
+            backend: backend.map(|backend| backend.name.clone()),
+            backend_url: backend.map(|backend| backend.url.to_string().trim_end_matches('/').into()),
+            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+            status: self.status(),
+            end: self.end,
+            usage,
+            usage_source,
+            latency: exchange.elapsed(),
+            time_to_first_byte: exchange.time_to_first_byte(),
+            time_to_first_token: exchange.time_to_first_token(),
+            error: self.error,
+        }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        self.exchange.call().map_or_else(|| Endpoint::of(self.path), |call| call.endpoint)
+    }
+
+    /// The status that the client was given, or would have been.
+    fn status(&self) -> u16 {
+        match (self.head, self.end) {
+            (Some(head), _) => head.status.as_u16(),
+            (None, End::ClientGone) => CLIENT_CLOSED_REQUEST,
+            (None, End::Timeout) => 504,
+            (None, End::Shutdown) => 503,
+            (None, _) => 502,
+        }
+    }
+
+    /// The tokens, and who counted them.
+    fn usage(&self) -> Option<(TokenUsage, UsageSource)> {
+        let prompt = self.exchange.call().map_or(0, |call: &Call| call.prompt_estimate);
+        if let Some((counts, deltas_since)) = self.tally.counts() {
+            let mut usage = counts.or(prompt, self.estimated_completion());
+            // Totals that more of the answer followed are no longer true.
+            if deltas_since == 0 {
+                return Some((usage, UsageSource::Backend));
+            }
+            usage.completion = counts.completion.unwrap_or(0).saturating_add(deltas_since);
+            return Some((usage, UsageSource::Estimated));
+        }
+        let worked = match self.head {
+            Some(head) => !(head.status.is_client_error() || head.status.is_server_error()),
+            // Nobody waited for the answer any more; the backend was at work all the same.
+            None => self.end != End::BackendFailed,
+        };
+        if !worked || self.endpoint().work() == Work::Other {
+            return None;
+        }
+        let usage = TokenUsage { prompt, completion: self.estimated_completion(), ..TokenUsage::default() };
+        Some((usage, UsageSource::Estimated))
+    }
+
+    fn estimated_completion(&self) -> u64 {
+        match self.head {
+            _ if self.endpoint().work() == Work::Embedding => 0,
+            Some(head) if head.counted => self.tally.deltas,
+            _ => self.bytes / BYTES_PER_TOKEN,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The service and its future: from the request to the head of the answer.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use llmproxy_core::{
+    BoxError, Exchange,
+    body::{Ending, Out, Shaped, Shaper},
+};
+use pin_project_lite::pin_project;
+use tower::Service;
+
+use super::Metering;
+
+/// Watches answers and gives each sink of an exchange one [`UsageRecord`](llmproxy_core::UsageRecord) at its end.
+///
+/// A request that was called is an exchange, however it ends: an answer that passed, an error, a drop of the future or
+/// of the body. Only where a balancer says that no backend was asked there is no record. Without
+/// [`Inspect`](crate::Inspect) outside of it the record has no model and no estimate of the prompt. Made by
+/// [`MeterLayer`](crate::MeterLayer).
+#[derive(Clone, Debug)]
+pub struct Meter<S> {
+    inner: S,
+}
+
+pin_project! {
+    /// Waits for the head of an answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it is an end of the exchange, and recorded as one.
+    #[derive(Debug)]
+    pub struct MeterFuture<F> {
+        #[pin]
+        inner: F,
+        // After the future: what is further in ends before.
+        shaper: Option<Shaper<Metering>>,
+    }
+}
+
+// === impl Meter ===
+
+impl<S> Meter<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S, R, B> Service<Request<R>> for Meter<S>
+where
+    S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Response = Response<Shaped<B, Metering>>;
+    type Error = BoxError;
+    type Future = MeterFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<R>) -> Self::Future {
+        let exchange = Exchange::of(request.extensions_mut());
+        let shaper = Shaper::new(Metering::new(exchange, request.method(), request.uri().path()));
+        MeterFuture { inner: self.inner.call(request), shaper: Some(shaper) }
+    }
+}
+
+// === impl MeterFuture ===
+
+impl<F, B, E> Future for MeterFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Output = Result<Response<Shaped<B, Metering>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        let mut shaper = this.shaper.take().expect("a future is not polled after it was ready");
+        Poll::Ready(match result {
+            Ok(response) => {
+                let (mut head, body) = response.into_parts();
+                shaper.get_mut().head(&mut head);
+                Ok(Response::from_parts(head, Shaped::with_shaper(body, shaper)))
+            }
+            Err(error) => {
+                let error = error.into();
+                shaper.end(Ending::Failed(&error), &mut Out::default());
+                Err(error)
+            }
+        })
+    }
+}

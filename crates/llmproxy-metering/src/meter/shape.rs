@@ -1,0 +1,252 @@
+//! What watches one answer, from the request on to the end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
+};
+use llmproxy_core::{
+    End, Ended, Exchange,
+    body::{Ending, Out, Shape},
+    cause_ref,
+};
+use llmproxy_sse::{Event, Scanner};
+
+use super::record::Outcome;
+use crate::{
+    answer::{Tally, TopLevel, Withhold},
+    metrics::WITHHELD,
+};
+
+/// Watches one answer and records it; takes the usage event out that the proxy itself has asked for.
+pub struct Metering {
+    exchange: Arc<Exchange>,
+    method: Method,
+    path: Arc<str>,
+    head: Option<Head>,
+    watch: Watch,
+    tally: Tally,
+    bytes: u64,
+    first_byte: bool,
+    first_token: bool,
+}
+
+/// What is kept of the head.
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) stream: bool,
+    /// Whether the pieces of the stream are read, so that there is more than its size to go by.
+    pub(super) counted: bool,
+    pub(super) request_id: Option<Arc<str>>,
+}
+
+/// How the body is read.
+enum Watch {
+    /// Not at all.
+    Opaque,
+    /// As one JSON object.
+    Json(TopLevel),
+    /// As a stream of events.
+    Events(Box<Events>),
+}
+
+struct Events {
+    scanner: Scanner,
+    withhold: Option<Withhold>,
+    // The first byte behind the last complete event, to tell a comment from the beginning of more.
+    begins_with: Option<u8>,
+}
+
+/// The longest request id of a backend that is kept, in bytes.
+const MAX_REQUEST_ID: usize = 256;
+
+// === impl Metering ===
+
+impl Metering {
+    pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str) -> Self {
+        Self {
+            exchange,
+            method: method.clone(),
+            path: path.into(),
+            head: None,
+            watch: Watch::Opaque,
+            tally: Tally::default(),
+            bytes: 0,
+            first_byte: false,
+            first_token: false,
+        }
+    }
+
+    /// The head has come.
+    pub(super) fn head(&mut self, head: &mut Parts) {
+        let kind = media_type(&head.headers);
+        let encoding = head.headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes);
+        let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
+        let is_events = kind == "text/event-stream";
+        let is_json = kind == "application/json" || kind.ends_with("+json");
+        self.watch = match plain {
+            true if is_events => {
+                let ours = self.exchange.served().is_some_and(|target| target.inject_usage);
+                if ours {
+                    head.headers.remove(CONTENT_LENGTH);
+                }
+                Watch::Events(Box::new(Events {
+                    scanner: Scanner::new(),
+                    withhold: ours.then(Withhold::default),
+                    begins_with: None,
+                }))
+            }
+            true if is_json => Watch::Json(TopLevel::default()),
+            _ => Watch::Opaque,
+        };
+        let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        self.head = Some(Head {
+            status: head.status,
+            stream: is_events || kind == "application/x-ndjson",
+            counted: is_events && plain,
+            request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
+        });
+    }
+
+    fn see_first_byte(&mut self) {
+        if !std::mem::replace(&mut self.first_byte, true) {
+            self.exchange.set_first_byte();
+        }
+    }
+
+    fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
+        let (mut begun, mut first_byte, mut first_token) = (0, false, false);
+        let mut judge = |event: &Event<'_>| {
+            let seen = self.tally.event(event);
+            first_byte |= seen.data;
+            first_token |= seen.delta;
+            begun = event.end;
+            events.begins_with = None;
+            seen.usage_event
+        };
+        match &mut events.withhold {
+            Some(withhold) => withhold.chunk(&mut events.scanner, &data, out, judge),
+            None => {
+                events.scanner.feed(&data, |event: Event<'_>| {
+                    judge(&event);
+                });
+                out.push(data.clone());
+            }
+        }
+        if events.begins_with.is_none() {
+            events.begins_with = data[begun..].iter().copied().find(|byte| !matches!(byte, b'\r' | b'\n'));
+        }
+        if first_byte || events.begins_with.is_some_and(|byte| byte != b':') {
+            self.see_first_byte();
+        }
+        if first_token && !std::mem::replace(&mut self.first_token, true) {
+            self.exchange.set_first_token();
+        }
+    }
+
+    /// What is still held goes on, unless it is the event to remove.
+    fn finish(&mut self, ending: Ending<'_>, out: &mut Out) {
+        let Watch::Events(events) = &mut self.watch else { return };
+        let mut usage_event = false;
+        if matches!(ending, Ending::Complete) {
+            let tally = &mut self.tally;
+            events.scanner.finish(|event: Event<'_>| {
+                usage_event = tally.event(&event).usage_event;
+            });
+        }
+        if let Some(withhold) = &mut events.withhold {
+            withhold.end(usage_event, out);
+            if withhold.removed() > 0 {
+                metrics::counter!(WITHHELD).increment(withhold.removed());
+            }
+        }
+    }
+
+    /// How the exchange ended; `None` where nothing says so and no backend was asked.
+    fn outcome(&self, ending: Ending<'_>) -> Option<End> {
+        let failed = self.tally.error.is_some();
+        let refused = self.head.as_ref().is_some_and(|head| head.status.is_server_error());
+        match ending {
+            Ending::Failed(error) if self.exchange.is_unasked() => cause_ref::<Ended>(&**error).map(Ended::end),
+            Ending::Failed(error) => Some(Ended::of(&**error)),
+            Ending::Complete if failed || refused => Some(End::BackendFailed),
+            Ending::Complete => Some(End::Complete),
+            Ending::Dropped if self.tally.terminal && !failed => Some(End::Complete),
+            Ending::Dropped if self.exchange.is_stopped() => Some(End::Shutdown),
+            Ending::Dropped if failed => Some(End::BackendFailed),
+            Ending::Dropped => Some(End::ClientGone),
+        }
+    }
+}
+
+impl Shape for Metering {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        self.bytes += data.len() as u64;
+        match std::mem::replace(&mut self.watch, Watch::Opaque) {
+            Watch::Events(mut events) => {
+                self.events(&mut events, data, out);
+                self.watch = Watch::Events(events);
+                return;
+            }
+            Watch::Json(mut scanner) => {
+                scanner.feed(&data, |member, value| self.tally.member(member, value));
+                self.watch = Watch::Json(scanner);
+            }
+            Watch::Opaque => {}
+        }
+        if !data.is_empty() {
+            self.see_first_byte();
+        }
+        out.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        self.finish(ending, out);
+        let end = self.outcome(ending);
+        if let Some(end) = end {
+            self.exchange.set_end(end);
+        }
+        let sinks = self.exchange.take_sinks();
+        let Some(end) = end.filter(|_| !self.exchange.is_unasked() && !sinks.is_empty()) else { return };
+        let error = match ending {
+            Ending::Failed(error) => Some(error.to_string().into()),
+            _ => self.tally.error.clone().or_else(|| {
+                let status = self.head.as_ref()?.status;
+                status.is_server_error().then(|| format!("the backend answered {status}").into())
+            }),
+        };
+        let outcome = Outcome {
+            exchange: &self.exchange,
+            method: &self.method,
+            path: &self.path,
+            head: self.head.as_ref(),
+            tally: &self.tally,
+            bytes: self.bytes,
+            end,
+            error,
+        };
+        let record = Arc::new(outcome.record());
+        for sink in sinks {
+            sink.record(&record);
+        }
+    }
+
+    fn changes_length(&self) -> bool {
+        matches!(&self.watch, Watch::Events(events) if events.withhold.is_some())
+    }
+}
+
+impl std::fmt::Debug for Metering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metering").field("exchange", &self.exchange).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// The media type in lower case, without its parameters.
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}

@@ -1,0 +1,214 @@
+//! Which bodies are read, within which limits, and what goes on.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use llmproxy_core::{BoxError, End, Ended, Exchange, RequestBody, cause_ref};
+use llmproxy_metering::{BodyBudget, Inspect, InspectConfig, InspectError, InspectLayer};
+use support::{Script, Step, call, data};
+use tower::{Layer, Service, service_fn};
+
+const CHAT: &str = "/v1/chat/completions";
+const BODY: &str = r#"{"model":"a","stream":true,"messages":[]}"#;
+
+fn config() -> InspectConfig {
+    InspectConfig { max_body_size: 1000, max_buffered_bytes: 1500, body_gap_timeout: Duration::from_secs(30) }
+}
+
+/// A service that gives back the request as the layers further in get it.
+fn inspect(
+    config: &InspectConfig,
+    budget: &BodyBudget,
+) -> impl Service<Request<Script>, Response = Request<RequestBody>, Error = BoxError> {
+    let echo = service_fn(async |request: Request<RequestBody>| Ok::<_, BoxError>(request));
+    InspectLayer::new(config, budget.clone()).layer(echo)
+}
+
+async fn send(request: Request<Script>) -> Result<Request<RequestBody>, BoxError> {
+    let config = config();
+    call(&mut inspect(&config, &BodyBudget::new(config.max_buffered_bytes)), request).await
+}
+
+fn post(path: &str, kind: &str, body: Script) -> Request<Script> {
+    Request::post(path).header("content-type", kind).body(body).unwrap()
+}
+
+fn json(body: Script) -> Request<Script> {
+    post(CHAT, "application/json", body)
+}
+
+fn refusal(result: Result<Request<RequestBody>, BoxError>) -> StatusCode {
+    cause_ref::<InspectError>(&*result.unwrap_err()).unwrap().status()
+}
+
+fn whole(request: &Request<RequestBody>) -> &Bytes {
+    match request.body() {
+        RequestBody::Replay(bytes, _) => bytes,
+        RequestBody::Stream(_) => panic!("the body was not read"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_json_body_is_read_and_its_facts_are_left_in_the_exchange() {
+    for pieces in [vec![BODY], BODY.split_inclusive(',').collect()] {
+        let mut request = send(json(Script::chunks(pieces))).await.unwrap();
+        assert_eq!(whole(&request), BODY);
+        let exchange = Exchange::of(request.extensions_mut());
+        let call = exchange.call().unwrap();
+        assert_eq!((call.model.as_deref(), call.stream, call.body_bytes), (Some("a"), true, BODY.len() as u64));
+        let RequestBody::Replay(bytes, edits) = request.into_body() else { panic!("read") };
+        assert!(
+            edits
+                .apply(&bytes, Some("b"), true)
+                .starts_with(br#"{"stream_options":{"include_usage":true},"model":"b""#)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_one_piece_is_not_copied() {
+    let piece = Bytes::from_static(BODY.as_bytes());
+    let request = send(json(Script::new([Step::Data(piece.clone())]))).await.unwrap();
+    assert_eq!(whole(&request).as_ptr(), piece.as_ptr());
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_is_recognized_by_its_type_or_by_its_beginning() {
+    let check = async |path, kind: Option<&str>, body: &str, read: bool| {
+        let mut request = Request::post(path).body(Script::chunks([body])).unwrap();
+        if let Some(kind) = kind {
+            request.headers_mut().insert("content-type", kind.parse().unwrap());
+        }
+        let request = send(request).await.unwrap();
+        assert_eq!(matches!(request.body(), RequestBody::Replay(..)), read, "{path} {kind:?} {body}");
+        assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), body);
+    };
+    check(CHAT, Some("application/json; charset=utf-8"), BODY, true).await;
+    check(CHAT, Some("Application/Vnd.Api+JSON"), BODY, true).await;
+    check(CHAT, Some("application/x-www-form-urlencoded"), BODY, true).await;
+    check(CHAT, Some("multipart/form-data; boundary=x"), BODY, true).await;
+    check(CHAT, Some("multipart/form-data; boundary=x"), "--x\r\n", false).await;
+    check(CHAT, None, " \r\n\t{}", true).await;
+    check(CHAT, None, "hello", false).await;
+    check("/v1/audio/transcriptions", Some("multipart/form-data; boundary=x"), "--x\r\n{}", false).await;
+    check("/v1/anything", Some("text/plain"), BODY, false).await;
+    check("/v1/anything", Some("application/json"), "not at all", true).await;
+    check("/v1/anything", None, BODY, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn white_space_in_pieces_of_its_own_hides_nothing() {
+    let request = Request::post(CHAT).body(Script::chunks([" ", "\n", BODY])).unwrap();
+    assert_eq!(whole(&send(request).await.unwrap()), &format!(" \n{BODY}"));
+    let request = Request::post(CHAT).body(Script::chunks([" ", "hello ", "you"])).unwrap();
+    let body = send(request).await.unwrap().into_body();
+    assert_eq!(body.collect().await.unwrap().to_bytes(), " hello you");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_a_body_is_whole() {
+    for method in [Method::GET, Method::HEAD, Method::DELETE] {
+        let request = Request::builder().method(method).uri("/v1/models").body(Script::new([]).exact()).unwrap();
+        assert!(whole(&send(request).await.unwrap()).is_empty());
+    }
+    let request = post("/v1/anything", "application/json", Script::new([]).exact());
+    assert!(whole(&send(request).await.unwrap()).is_empty());
+    assert_eq!(refusal(send(json(Script::new([]).exact())).await), 400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_clear_is_refused_before_a_backend_is_asked() {
+    assert_eq!(refusal(send(json(Script::chunks([r#"{"model":"a","model":"b"}"#]))).await), 400);
+    assert_eq!(refusal(send(json(Script::chunks(["{"]))).await), 400);
+    let marked = post(CHAT, "text/plain", Script::chunks([format!("\u{feff}{BODY}")]));
+    assert_eq!(refusal(send(marked).await), 400);
+    let mut request = json(Script::chunks([[0x1f, 0x8b]]));
+    request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    assert_eq!(refusal(send(request).await), 415);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_announced_too_large_is_not_read() {
+    // Reading it would be an error of another kind.
+    let big = Script::new([data(vec![b' '; 1001]), Step::Error("read".into())]).exact();
+    assert_eq!(refusal(send(json(big)).await), 413);
+    let big = Script::new([data(vec![b' '; 1001])]).exact();
+    assert_eq!(refusal(send(post("/v1/audio/transcriptions", "multipart/form-data", big)).await), 413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_grows_too_large_is_refused() {
+    let pieces = || Script::chunks([vec![b' '; 600], vec![b' '; 600]]);
+    assert_eq!(refusal(send(json(pieces())).await), 413);
+    let passing = send(post("/v1/audio/transcriptions", "multipart/form-data", pieces())).await.unwrap();
+    let error = passing.into_body().collect().await.unwrap_err();
+    assert_eq!(cause_ref::<InspectError>(&*error).unwrap().status(), 413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_sending_is_given_up() {
+    let hanging = || Script::new([data("{"), Step::Hang]);
+    let before = tokio::time::Instant::now();
+    assert_eq!(refusal(send(json(hanging())).await), 408);
+    assert_eq!(before.elapsed(), Duration::from_secs(30));
+
+    let passing = send(post("/v1/audio/transcriptions", "multipart/form-data", hanging())).await.unwrap();
+    let error = passing.into_body().collect().await.unwrap_err();
+    assert_eq!(cause_ref::<InspectError>(&*error).unwrap().status(), 408);
+    assert_eq!(Ended::of(&*error), End::ClientGone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_is_told_from_other_failures() {
+    let result = send(json(Script::new([data("{"), Step::Error("reset".into())]))).await;
+    let error = result.unwrap_err();
+    assert!(matches!(cause_ref(&*error), Some(InspectError::ClientGone { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bodies_of_all_requests_share_a_budget() {
+    let config = config();
+    let budget = BodyBudget::new(config.max_buffered_bytes);
+    let mut service = inspect(&config, &budget);
+    let body = format!(r#"{{"x":"{}"}}"#, "y".repeat(900));
+    let first = call(&mut service, json(Script::chunks([&body]))).await.unwrap();
+    assert_eq!(budget.used(), body.len() as u64);
+    assert_eq!(refusal(call(&mut service, json(Script::chunks([&body]))).await), 503);
+    // Reserved as it grew, given back when it came to nothing.
+    assert_eq!(budget.used(), body.len() as u64);
+
+    // A layer that was built anew goes on with the same budget.
+    let mut service = inspect(&config, &budget);
+    let replay = first.body().replay();
+    drop(first);
+    assert_eq!(refusal(call(&mut service, json(Script::chunks(body.as_bytes().chunks(100)))).await), 503);
+    drop(replay);
+    assert_eq!(budget.used(), 0);
+    assert!(call(&mut service, json(Script::chunks(body.as_bytes().chunks(100)))).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_dropped_while_it_is_read_gives_all_back() {
+    let config = config();
+    let budget = BodyBudget::new(config.max_buffered_bytes);
+    let mut service = inspect(&config, &budget);
+    let mut reading = Box::pin(call(&mut service, json(Script::new([data("{"), data("\"a\":"), Step::Hang]))));
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut reading).await.is_err());
+    assert!(budget.used() > 0);
+    drop(reading);
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn everything_can_be_shared() {
+    fn check<T: Send + Sync + Clone>() {}
+    check::<InspectLayer>();
+    check::<Inspect<()>>();
+    check::<BodyBudget>();
+    let _: Arc<dyn std::error::Error + Send + Sync> = Arc::new(InspectError::Busy);
+}
