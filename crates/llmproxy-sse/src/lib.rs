@@ -1,5 +1,50 @@
 //! Event streams: their framing, and what a stream needs on its way.
+//!
+//! [`Scanner`] splits a stream into its events without reading what they say; whoever counts or shapes builds on it.
+//! [`SseLayer`] stands between the balancer and the upstream, once per attempt. It passes every chunk on at once as it
+//! is, and adds what a plain forwarder lacks: a limit on the wait for the first byte and on silence after it, comments
+//! that keep a silent stream's connection alive, and an error event where a backend dies between two events, so that
+//! the client's library says what happened instead of "unexpected end".
+//!
+//! Dropping a request's future or its body drops what is inside; nothing lingers.
+//!
+//! This crate must never know: an HTTP client, JSON, a token.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use http_body_util::{BodyExt, Full};
+//! use llmproxy_core::BoxError;
+//! use llmproxy_sse::{SseConfig, SseLayer};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let backend = service_fn(|_: Request<()>| async {
+//!     let body = Full::new(bytes::Bytes::from("data: hello\n\n"));
+//!     Ok::<_, BoxError>(Response::builder().header("content-type", "text/event-stream").body(body)?)
+//! });
+//! let service = ServiceBuilder::new().layer(SseLayer::new(&SseConfig::default())).service(backend);
+//! let response = service.oneshot(Request::new(())).await?;
+//! assert_eq!(response.headers()["cache-control"], "no-cache");
+//! assert_eq!(response.into_body().collect().await?.to_bytes(), "data: hello\n\n");
+//! # Ok(())
+//! # }
+//! ```
 
-mod scan;
+pub mod metrics;
+pub mod scan;
 
+mod config;
+mod error;
+mod layer;
+mod service;
+mod stream;
+mod tail;
+mod timer;
+
+pub use config::SseConfig;
+pub use error::SseError;
+pub use layer::SseLayer;
 pub use scan::{Event, Scanner};
+pub use service::{Sse, SseFuture};
+pub use stream::Stream;

@@ -1,0 +1,150 @@
+//! The service: what is known from the head, and the wait for it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body::Body;
+use llmproxy_core::{Api, BoxError, Exchange, Target, body::Shaped};
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower::Service;
+
+use crate::{
+    SseError, metrics,
+    stream::{Deadline, Events, Stream},
+    timer::Timer,
+};
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Made by [`SseLayer`](crate::SseLayer).
+#[derive(Clone, Debug)]
+pub struct Sse<S> {
+    inner: S,
+    settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) gap: Option<Duration>,
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) quiet_start: bool,
+}
+
+pin_project! {
+    /// Made by [`Sse`]: the wait for the head, not longer than the backend's timeout.
+    #[derive(Debug)]
+    pub struct SseFuture<F> {
+        #[pin]
+        inner: F,
+        settings: Settings,
+        api: Api,
+        first: Option<Deadline>,
+        timer: Timer,
+    }
+}
+
+// === impl Sse ===
+
+impl<S> Sse<S> {
+    pub(crate) fn new(inner: S, settings: Settings) -> Self {
+        Self { inner, settings }
+    }
+}
+
+impl<S, R, B> Service<Request<R>> for Sse<S>
+where
+    S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Response = Response<Shaped<B, Stream>>;
+    type Error = BoxError;
+    type Future = SseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<R>) -> Self::Future {
+        let extensions = request.extensions();
+        let api = extensions
+            .get::<Arc<Exchange>>()
+            .and_then(|exchange| Some(exchange.call()?.endpoint.api()))
+            .unwrap_or(Api::OpenAi);
+        let first = extensions
+            .get::<Target>()
+            .map(|target| target.backend.timeout)
+            .filter(|timeout| !timeout.is_zero())
+            .map(|after| Deadline { at: Instant::now() + after, after });
+        SseFuture { inner: self.inner.call(request), settings: self.settings, api, first, timer: Timer::default() }
+    }
+}
+
+// === impl SseFuture ===
+
+impl<F, B, E> Future for SseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Output = Result<Response<Shaped<B, Stream>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(result) = this.inner.poll(cx) {
+            let (mut head, body) = result.map_err(Into::into)?.into_parts();
+            let timer = std::mem::take(this.timer);
+            let whole = this.first.filter(|_| has_type(&head.headers, "application/json"));
+            let events = prepare(&mut head.headers, head.status, &body, *this.settings, *this.api);
+            let stream = Stream::new(timer, *this.first, this.settings.gap, whole, events);
+            return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, stream))));
+        }
+        let Some(first) = this.first else { return Poll::Pending };
+        ready!(this.timer.poll(first.at, cx));
+        let error = SseError::FirstByte { after: first.after };
+        metrics::timeout(error.kind());
+        Poll::Ready(Err(error.ended()))
+    }
+}
+
+/// What an event stream's head lacks; and what may be put into its body, if anything may.
+fn prepare(
+    headers: &mut HeaderMap,
+    status: StatusCode,
+    body: &impl Body,
+    settings: Settings,
+    api: Api,
+) -> Option<Events> {
+    if !has_type(headers, "text/event-stream") {
+        return None;
+    }
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+    headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
+    if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return None;
+    }
+    let heartbeat = settings.heartbeat.filter(|_| status == StatusCode::OK && !body.is_end_stream());
+    if heartbeat.is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
+    // Whoever promised a length would cut an error event off there, and it would look like a clean end.
+    let is_open_ended =
+        heartbeat.is_some() || (body.size_hint().exact().is_none() && !headers.contains_key(CONTENT_LENGTH));
+    Some(Events::new(api, heartbeat, is_open_ended, settings.quiet_start))
+}
+
+fn has_type(headers: &HeaderMap, expected: &str) -> bool {
+    let essence = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split(|&byte| byte == b';').next());
+    essence.is_some_and(|essence| essence.trim_ascii().eq_ignore_ascii_case(expected.as_bytes()))
+}

@@ -1,0 +1,182 @@
+//! The body of an answer: its chunks as they are, under limits of time, with a visible end.
+
+use std::{
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use llmproxy_core::{
+    Api, ApiError, BoxError, End, Ended,
+    body::{Ending, Out, Shape},
+    cause_ref,
+};
+use tokio::time::Instant;
+
+use crate::{SseError, metrics, tail::Tail, timer::Timer};
+
+/// What [`Sse`](crate::Sse) does to an answer's body; made by it.
+#[derive(Debug)]
+pub struct Stream {
+    timer: Timer,
+    wait: Wait,
+    gap: Option<Duration>,
+    /// Bounds the whole of an answer that is no stream.
+    whole: Option<Deadline>,
+    events: Option<Events>,
+}
+
+/// A moment, and after how long a wait it comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) after: Duration,
+}
+
+/// What an event stream gets besides its bytes.
+#[derive(Debug)]
+pub(crate) struct Events {
+    pub(crate) api: Api,
+    pub(crate) heartbeat: Option<Duration>,
+    /// Whether an error event may be put in: not where the length was promised.
+    pub(crate) is_open_ended: bool,
+    /// Whether nothing is put in before the first byte.
+    pub(crate) quiet_start: bool,
+    tail: Tail,
+    last_out: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Wait {
+    First(Option<Deadline>),
+    Next { since: Instant },
+}
+
+/// What a deadline is for.
+enum Due {
+    Error(SseError),
+    Heartbeat,
+}
+
+// === impl Events ===
+
+impl Events {
+    pub(crate) fn new(api: Api, heartbeat: Option<Duration>, is_open_ended: bool, quiet_start: bool) -> Self {
+        Self { api, heartbeat, is_open_ended, quiet_start, tail: Tail::default(), last_out: Instant::now() }
+    }
+
+    fn next_heartbeat(&self, started: bool) -> Option<Instant> {
+        let after = self.heartbeat.filter(|_| started || !self.quiet_start)?;
+        // In the middle of an event only its next chunk can change anything.
+        self.tail.is_between_events().then(|| self.last_out + after)
+    }
+
+    /// The error as an event, if there is a place for one.
+    fn error_event(&self, error: &BoxError, started: bool) -> Option<String> {
+        if !self.is_open_ended
+            || (self.quiet_start && !started)
+            || !self.tail.is_between_events()
+            || self.tail.is_done()
+        {
+            return None;
+        }
+        Some(describe(error).event(self.api))
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    pub(crate) fn new(
+        timer: Timer,
+        first: Option<Deadline>,
+        gap: Option<Duration>,
+        whole: Option<Deadline>,
+        events: Option<Events>,
+    ) -> Self {
+        Self { timer, wait: Wait::First(first), gap, whole, events }
+    }
+
+    fn has_started(&self) -> bool {
+        matches!(self.wait, Wait::Next { .. })
+    }
+
+    /// The nearest deadline, and what it is for.
+    fn next_due(&self) -> Option<(Instant, Due)> {
+        let silence = match self.wait {
+            Wait::First(deadline) => {
+                deadline.map(|deadline| (deadline.at, Due::Error(SseError::FirstByte { after: deadline.after })))
+            }
+            Wait::Next { since } => self.gap.map(|after| (since + after, Due::Error(SseError::Gap { after }))),
+        };
+        let whole = self.whole.map(|deadline| (deadline.at, Due::Error(SseError::Whole { after: deadline.after })));
+        let heartbeat = self
+            .events
+            .as_ref()
+            .and_then(|events| events.next_heartbeat(self.has_started()))
+            .map(|at| (at, Due::Heartbeat));
+        // Of two at the same moment the first counts: no heartbeat is sent with an error.
+        [silence, whole, heartbeat].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+}
+
+impl Shape for Stream {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        if data.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.wait = Wait::Next { since: now };
+        if let Some(events) = &mut self.events {
+            events.tail.push(&data);
+            events.last_out = now;
+        }
+        out.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        let Ending::Failed(error) = ending else { return };
+        if let Some(error) = cause_ref::<SseError>(&**error) {
+            metrics::timeout(error.kind());
+        }
+        if let Some(events) = &self.events {
+            let event = events.error_event(error, self.has_started());
+            metrics::broken_stream(event.is_some());
+            out.push(event.unwrap_or_default().into());
+        }
+    }
+
+    fn poll_silent(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Poll<Result<(), BoxError>> {
+        let Some((at, due)) = self.next_due() else { return Poll::Pending };
+        ready!(self.timer.poll(at, cx));
+        Poll::Ready(match due {
+            Due::Error(error) => Err(error.ended()),
+            Due::Heartbeat => {
+                out.push(Bytes::from_static(b":\n\n"));
+                if let Some(events) = &mut self.events {
+                    events.last_out = Instant::now();
+                }
+                Ok(())
+            }
+        })
+    }
+
+    fn changes_length(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.heartbeat.is_some())
+    }
+}
+
+/// What the client is told about a failure; nothing of where the backend is.
+fn describe(error: &BoxError) -> ApiError {
+    match (cause_ref::<SseError>(&**error), Ended::of(&**error)) {
+        (Some(error), _) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", error.to_string()),
+        (None, End::Timeout) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the backend took too long"),
+        (None, End::Shutdown) => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the proxy was stopped before the end")
+        }
+        (None, End::Complete | End::ClientGone | End::BackendFailed) => {
+            ApiError::new(StatusCode::BAD_GATEWAY, "backend_failed", "the backend failed in the middle of its answer")
+        }
+    }
+}
