@@ -51,7 +51,7 @@ impl BodyBudget {
     }
 
     /// Sets another limit. What is reserved stays so, even where it is more than that.
-    pub fn set_limit(&self, limit: u64) {
+    pub fn resize(&self, limit: u64) {
         self.0.limit.store(limit, Ordering::Relaxed);
     }
 
@@ -145,7 +145,7 @@ mod tests {
         let budget = BodyBudget::new(100);
         let mut reservation = budget.reservation();
         assert!(reservation.grow_to(80));
-        budget.set_limit(50);
+        budget.resize(50);
         assert!(reservation.grow_to(80));
         assert!(!reservation.grow_to(81));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use llmproxy_core::{ApiError, BoxError};
+use llmproxy_core::BoxError;
 
 /// Why a request was refused for its body, or came to nothing while it was read.
 ///
@@ -130,15 +130,6 @@ impl InspectError {
     pub fn retry_after(&self) -> Option<Duration> {
         matches!(self, Self::Busy).then_some(Self::BUSY_RETRY)
     }
-
-    /// The answer to the client.
-    pub fn answer(&self) -> ApiError {
-        let answer = ApiError::new(self.status(), self.code(), self.to_string());
-        match self.param() {
-            Some(param) => answer.with_param(param),
-            None => answer,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -147,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_error_has_its_status() {
-        let check = |error: InspectError, status: u16| assert_eq!(error.answer().status.as_u16(), status, "{error}");
+        let check = |error: InspectError, status: u16| assert_eq!(error.status().as_u16(), status, "{error}");
         check(InspectError::BadJson { problem: "eof".into() }, 400);
         check(InspectError::NotObject, 400);
         check(InspectError::WrongType { param: "model", expected: "a string" }, 400);

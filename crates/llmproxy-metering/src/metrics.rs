@@ -6,15 +6,12 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub const REFUSED: &str = "llmproxy_inspect_refused_total";
 /// Memory that the bodies of requests take now.
 pub const BUFFERED_BYTES: &str = "llmproxy_inspect_buffered_bytes";
-/// Records with tokens, by who counted them: `source` is `backend` or `estimated`.
-pub const USAGE_SOURCE: &str = "llmproxy_usage_source_total";
 /// Usage events that we had asked for and took out of an answer.
 pub const WITHHELD: &str = "llmproxy_usage_events_withheld_total";
 
 /// Registers the help texts.
 pub fn describe() {
-    describe_counter!(REFUSED, "Requests refused for their body, by reason");
-    describe_gauge!(BUFFERED_BYTES, Unit::Bytes, "Memory that the bodies of requests take");
-    describe_counter!(USAGE_SOURCE, "Records with tokens, by who counted them");
-    describe_counter!(WITHHELD, "Usage events asked for by the proxy and taken out of the answer");
+    describe_counter!(REFUSED, "requests refused for their body, by reason");
+    describe_gauge!(BUFFERED_BYTES, Unit::Bytes, "memory that the bodies of requests take");
+    describe_counter!(WITHHELD, "usage events asked for by the proxy and taken out of the answer");
 }

@@ -6,7 +6,7 @@ use http::Method;
 use llmproxy_core::{Backend, Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
 
 use super::shape::Head;
-use crate::{answer::Tally, estimate::BYTES_PER_TOKEN, metrics::USAGE_SOURCE};
+use crate::{answer::Tally, estimate::BYTES_PER_TOKEN};
 
 /// Everything that a record is made of.
 pub(super) struct Outcome<'a> {
@@ -34,9 +34,6 @@ impl Outcome<'_> {
         let served = exchange.served().map(|target| &target.backend);
         let backend: Option<&Backend> = served.or(attempts.last().map(|attempt| &attempt.backend)).map(|arc| &**arc);
         let (usage, usage_source) = self.usage().unzip();
-        if let Some(source) = usage_source {
-            metrics::counter!(USAGE_SOURCE, "source" => source.as_str()).increment(1);
-        }
         UsageRecord {
             request_id: exchange.id(),
             client_request_id: exchange.client_request_id().cloned(),
