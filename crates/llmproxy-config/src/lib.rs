@@ -1,1 +1,52 @@
-//! Stub.
+//! The one file: what an operator may write, read once, checked whole, and handed to the parts.
+//!
+//! [`load`] reads a YAML file and goes through it in steps, so that everything wrong with it is said at once:
+//!
+//! 1. parse, refusing a key that is written twice, and put `LLMPROXY_SERVER__LISTEN`-like variables over it;
+//! 2. expand `${VAR}`, `${VAR:-default}` and `${file:/run/secrets/x}` in values, never in the text;
+//! 3. take over keys that have another name now;
+//! 4. walk the values against the table of all keys ([`reference`]): unknown, mistyped, not offered yet;
+//! 5. deserialize each part's own config type, and check what belongs together.
+//!
+//! A key that is known and not acted on yet is refused where ignoring it would weaken access, limits or billing, and is
+//! a warning elsewhere; it is never ignored in silence. No message quotes a secret.
+//!
+//! [`Live`] is the other half: the service that hands each request to the newest stack that a valid file made.
+//!
+//! This crate must never know: how a part does its work, a request's content, when a reload is asked for.
+//!
+//! ```
+//! use llmproxy_config::{LoadOptions, load_str};
+//!
+//! let loaded = load_str("backends:\n  - url: http://localhost:11434\n", &LoadOptions::default())?;
+//! assert_eq!(loaded.config.server.listen, ":8000");
+//! assert!(loaded.warnings.is_empty());
+//! # Ok::<(), llmproxy_config::LoadError>(())
+//! ```
+
+mod compose;
+mod config;
+mod error;
+mod expand;
+mod live;
+mod load;
+mod logging;
+mod reference;
+mod rename;
+mod scalar;
+mod server;
+mod suggest;
+mod table;
+mod tree;
+mod walk;
+
+pub use config::{AdminConfig, Config, MetricsConfig, PathsConfig};
+pub use error::{LoadError, Mistake, Warning};
+pub use live::{Live, LiveHandle};
+pub use load::{LoadOptions, Loaded, load, load_str};
+pub use logging::{
+    AccessConfig, AccessFormat, AccessLogConfig, AccessOutput, LogConfig, LogFile, LogFormat, LogLevel, LogOutput,
+    LoggingConfig,
+};
+pub use reference::{KeyDoc, KeyState, reference, reference_markdown};
+pub use server::{ListenAddress, ServerConfig};

@@ -1,0 +1,127 @@
+//! The whole configuration: every part's own type, under the name that its block has in the file.
+
+use std::path::PathBuf;
+
+use llmproxy_auth::AuthConfig;
+use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
+use llmproxy_metering::InspectConfig;
+use llmproxy_ratelimit::RateLimitConfig;
+use llmproxy_sse::SseConfig;
+use llmproxy_usage::UsageConfig;
+use serde::Deserialize;
+
+use crate::{LogConfig, LoggingConfig, ServerConfig};
+
+/// What a file says, checked.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// `server:`
+    pub server: ServerConfig,
+    /// `log:`
+    pub log: LogConfig,
+    /// `logging:`
+    pub logging: LoggingConfig,
+    /// `metrics:`
+    pub metrics: MetricsConfig,
+    /// `admin:`
+    pub admin: AdminConfig,
+    /// `auth:`
+    pub auth: AuthConfig,
+    /// `rate_limit:`
+    pub rate_limit: RateLimitConfig,
+    /// `backends:`
+    pub backends: Vec<BackendConfig>,
+    /// `routing:`
+    pub routing: RoutingConfig,
+    /// `routing.allow_paths`
+    pub routing_paths: PathsConfig,
+    /// `health_check:`
+    pub health_check: HealthCheckConfig,
+    /// `usage:`
+    pub usage: UsageConfig,
+    /// What `server:` says about the reading of requests.
+    pub inspect: InspectConfig,
+    /// What `server.heartbeat` and `routing.gap_timeout` say about streams.
+    pub sse: SseConfig,
+}
+
+/// The `metrics:` block.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct MetricsConfig {
+    /// Whether they are served.
+    pub enabled: bool,
+    /// Where.
+    pub path: String,
+}
+
+/// The `admin:` block.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AdminConfig {
+    /// The builtin key store's database.
+    pub db_path: PathBuf,
+}
+
+/// Which paths pass beside those of an inference API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PathsConfig {
+    /// By whole segments: `/pooling` lets `/pooling` and `/pooling/x` pass.
+    pub allow_paths: Vec<String>,
+}
+
+// === impl MetricsConfig ===
+
+impl MetricsConfig {
+    /// Where Prometheus looks.
+    pub const DEFAULT_PATH: &str = "/metrics";
+
+    /// Everything that is wrong with the block: the key below `metrics`, and what is allowed.
+    pub fn validate(&self) -> Vec<(String, String)> {
+        let taken = matches!(self.path.as_str(), "/" | "/health" | "/ready") || self.path.starts_with("/v1/");
+        let message = match self.path.as_str() {
+            path if !path.starts_with('/') || path.contains(['?', '#', ' ', '{', '}', '*']) => {
+                "must be a path like /metrics".to_owned()
+            }
+            path if taken => format!("must not be {path}, which is used otherwise"),
+            _ => return Vec::new(),
+        };
+        vec![("path".into(), message)]
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { enabled: true, path: Self::DEFAULT_PATH.into() }
+    }
+}
+
+// === impl AdminConfig ===
+
+impl AdminConfig {
+    /// Beside the working directory's configuration.
+    pub const DEFAULT_DB_PATH: &str = "./data/keys.db";
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { db_path: Self::DEFAULT_DB_PATH.into() }
+    }
+}
+
+// === impl PathsConfig ===
+
+impl PathsConfig {
+    /// Everything that is wrong: the key below `routing`, and what is allowed.
+    pub fn validate(&self) -> Vec<(String, String)> {
+        let wrong = |path: &str| !path.starts_with('/') || path == "/" || path.contains("..") || path.contains('?');
+        let paths = self.allow_paths.iter().enumerate().filter(|(_, path)| wrong(path));
+        let message = |path: &str| {
+            format!(
+                "`{path}` must be a path like /pooling; it passes with all that is below it, and / alone is too much"
+            )
+        };
+        paths.map(|(index, path)| (format!("allow_paths[{index}]"), message(path))).collect()
+    }
+}

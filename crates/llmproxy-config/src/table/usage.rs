@@ -1,0 +1,46 @@
+//! What is told to others: `usage:`, and `usage_hook:` as it was once.
+
+use super::{Key, Kind::*, Words, block, key};
+
+const REPORTERS: Words = Words {
+    later: &["database", "builtin"],
+    why: "this version can't write records there, so they would be lost; use webhook, or disable the entry",
+    ..Words::of(&["webhook"])
+};
+
+const SCRIPTS: &str =
+    "scripts are not run by this version, and what this one decides would go undecided; disable or remove it";
+
+pub(super) const KEYS: &[Key] = &[
+    block("usage", "reports of what each request came to"),
+    key("usage.enabled", Switch, "false", "whether they are sent"),
+    key(
+        "usage.queue_size",
+        Integer,
+        "10000",
+        "records that may wait for each reporter; when that many do, requests are answered with 503",
+    ),
+    key("usage.admit_timeout", Duration, "1s", "how long a request may wait for a place among them"),
+    key("usage.reporters", Blocks, "", "where they are sent"),
+    key("usage.reporters[].name", Text, "", "its name in logs and metrics"),
+    key("usage.reporters[].type", Word(&REPORTERS), "webhook", "how they are sent"),
+    key("usage.reporters[].enabled", Switch, "true", "whether they are"),
+    key("usage.reporters[].webhook", Block, "", "one HTTP request with JSON for each record"),
+    key("usage.reporters[].webhook.url", Url, "", "where to"),
+    key("usage.reporters[].webhook.method", Text, "POST", "the request's method"),
+    key("usage.reporters[].webhook.timeout", Duration, "3s", "how long an answer may take"),
+    key("usage.reporters[].webhook.retry", Integer, "3", "how often a record is sent once more when that failed"),
+    key("usage.reporters[].webhook.headers", Map, "", "headers of the request"),
+    key("usage.reporters[].webhook.headers.*", Secret, "", "a header's value"),
+    key(
+        "usage.reporters[].webhook.include_request_body",
+        Switch,
+        "false",
+        "whether the record holds the whole request, prompts included",
+    ),
+    key("usage.reporters[].database", Any, "", "storage, table").no_effect(),
+    key("usage.reporters[].builtin", Any, "", "retention_days").no_effect(),
+    key("usage.reporters[].script", Script, "", "decides what is sent").refused(SCRIPTS),
+    key("usage_hook", Any, "", "enabled, url, timeout, retry of one webhook, or its own list of reporters")
+        .renamed("usage.reporters"),
+];

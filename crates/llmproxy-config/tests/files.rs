@@ -1,0 +1,214 @@
+//! The files that we ship, the snippets that were published, and a file of the program that this one replaces.
+
+use std::{fs, path::PathBuf};
+
+use llmproxy_config::{Config, LoadOptions, Loaded, load, load_str};
+
+fn options() -> LoadOptions {
+    LoadOptions { variables: Some([].into()), ..LoadOptions::default() }
+}
+
+fn fixture(name: &str) -> Loaded {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    load(&path, &options()).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn without_warnings(name: &str) -> Config {
+    let loaded = fixture(name);
+    assert!(loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
+    loaded.config
+}
+
+#[test]
+fn every_file_that_we_ship_loads_without_a_warning() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    let mut files = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let strict = LoadOptions { strict: true, ..options() };
+        let loaded = load(&path, &strict).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(loaded.warnings.is_empty(), "{}: {:?}", path.display(), loaded.warnings);
+        files += 1;
+    }
+    assert!(files >= 3);
+}
+
+#[test]
+fn the_published_configuration_does_what_it_says() {
+    let config = without_warnings("whole.yaml");
+    assert_eq!(config.server.addresses(), ["[::]:8000", "0.0.0.0:8000"]);
+    assert_eq!(config.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [5, 3]);
+    assert!(config.auth.enabled && config.auth.needs_store());
+    assert_eq!(config.auth.skip_paths, ["/health", "/metrics"]);
+    assert!(config.usage.enabled);
+    assert_eq!(config.usage.reporters[0].name, "billing");
+    assert!(config.rate_limit.enabled);
+    assert_eq!(config.rate_limit.per_key.requests_per_minute, 60);
+    assert_eq!(config.rate_limit.per_key.max_concurrent, 3);
+}
+
+#[test]
+fn the_published_snippets_load() {
+    let balanced = without_warnings("balanced.yaml");
+    assert_eq!(format!("{:?}", balanced.routing.load_balance), "LeastConnections");
+    assert_eq!(without_warnings("cheapest.yaml").backends.len(), 2);
+}
+
+#[test]
+fn a_file_of_the_go_program_starts_and_says_what_it_should_say() {
+    let Loaded { config, warnings } = fixture("legacy.yaml");
+    assert_eq!(config.server.listen, ":9000");
+    assert_eq!(config.backends[0].weight, 2);
+    assert_eq!(config.auth.pipeline.len(), 1);
+    assert_eq!(config.auth.pipeline[0].static_keys.keys[0].name, "alice");
+    assert_eq!(config.usage.reporters[0].name, "usage_hook");
+    assert!(config.usage.enabled);
+    let paths: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+    let expected = [
+        "admin.enabled",
+        "admin.token",
+        "listen",
+        "load_balance_strategy",
+        "log.file.max_backups",
+        "log.file.max_size_mb",
+        "log.format",
+        "log.level",
+        "routing.load_balance",
+        "server.cors",
+        "server.read_timeout",
+        "storage",
+        "usage_hook",
+    ];
+    assert_eq!(paths, expected);
+    assert!(warnings.iter().all(|warning| !warning.to_string().contains("secret")), "{warnings:?}");
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_at_once() {
+    let text = "
+server: {listen: here, read_timeout: soon}
+backends:
+  - url: vllm:8000
+  - url: http://a
+    weight: 99999999999
+    timeot: 5s
+auth: {enabled: true, pipeline: [{type: redis, enabled: false}, {type: static, static: {keys: [{name: nobody}]}}]}
+routing: {load_balance: fastest, retry: {multiplier: 0.5}}
+metrics: {path: metrics}
+";
+    let error = load_str(text, &LoadOptions { strict: true, ..options() }).unwrap_err();
+    let paths: Vec<&str> = error.mistakes().iter().map(|mistake| mistake.path.as_str()).collect();
+    let expected = [
+        "auth.pipeline[1].static.keys[0].key",
+        "backends[0].url",
+        "backends[1].timeot",
+        "backends[1].weight",
+        "metrics.path",
+        "routing.load_balance",
+        "routing.retry.multiplier",
+        "server.listen",
+        "server.read_timeout",
+    ];
+    assert_eq!(paths, expected, "{error}");
+}
+
+#[test]
+fn no_message_quotes_a_secret() {
+    let text = "
+backends: [{url: 'http://user:hunter22@', headers: {'bad name': Bearer sk-backend}}]
+auth: {enabled: true, pipeline: [{type: static, static: {keys: [{key: sha256:notahash-sk-alice, expires_at: never}]}}]}
+usage: {enabled: true, reporters: [{webhook: {url: 'ftp://me:pass-word@x', headers: {A: ['sk-list']}}}]}
+admin: {enabled: true, token: [sk-admin]}
+secret_key: sk-unknown
+";
+    let error = load_str(text, &LoadOptions { strict: true, ..options() }).unwrap_err().to_string();
+    assert!(error.contains("secret_key"), "{error}");
+    for secret in ["hunter22", "sk-", "pass-word"] {
+        assert!(!error.contains(secret), "{error}");
+    }
+}
+
+#[test]
+fn variables_override_the_file_and_are_named_in_mistakes() {
+    let with = |variables: &[(&str, &str)]| LoadOptions {
+        variables: Some(variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()),
+        ..LoadOptions::default()
+    };
+    let text = "server: {listen: ':8000', read_timeout: '${READ:-20s}'}\nbackends: [{url: '${URL}'}]\n";
+    let variables = [
+        ("LLMPROXY_SERVER__LISTEN", "127.0.0.1:9000"),
+        ("LLMPROXY_RATE_LIMIT__PER_KEY__MAX_CONCURRENT", "3"),
+        ("LLMPROXY_SERVER__TRUSTED_PROXIES", "10.0.0.0/8, 192.168.1.1"),
+        ("LLMPROXY_PORT", "tcp://10.0.0.1:80"),
+        ("URL", "http://vllm"),
+    ];
+    let Loaded { config, warnings } = load_str(text, &with(&variables)).unwrap();
+    assert_eq!(config.server.listen, "127.0.0.1:9000");
+    assert_eq!(config.server.read_timeout.as_secs(), 20);
+    assert_eq!(config.server.trusted_proxies.len(), 2);
+    assert_eq!(config.rate_limit.per_key.max_concurrent, 3);
+    assert_eq!(config.backends[0].url, "http://vllm");
+    assert!(warnings.is_empty(), "{warnings:?}");
+
+    let off = LoadOptions { env: false, ..with(&variables) };
+    assert_eq!(load_str(text, &off).unwrap().config.server.listen, ":8000");
+
+    let error = load_str(text, &with(&[("LLMPROXY_SERVER__IDLE_TIMEOUT", "long"), ("URL", "http://a")])).unwrap_err();
+    assert!(error.to_string().contains("environment variable LLMPROXY_SERVER__IDLE_TIMEOUT"), "{error}");
+}
+
+#[test]
+fn a_secret_made_of_digits_keeps_its_zeros() {
+    let text = "backends: [{url: 'http://a', headers: {X-Api-Key: '${KEY}'}}]";
+    let variables = Some([("KEY".into(), "007".into())].into());
+    let config = load_str(text, &LoadOptions { variables, ..options() }).unwrap().config;
+    assert_eq!(config.backends[0].headers["X-Api-Key"], "007");
+}
+
+#[test]
+fn a_file_without_a_backend_says_how_to_add_one() {
+    let error = load_str("", &options()).unwrap_err().to_string();
+    assert!(error.starts_with("backends: at least one") && error.contains("- url:"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = load("/no/such/config.yaml", &options()).unwrap_err().to_string();
+    assert!(error.contains("/no/such/config.yaml"), "{error}");
+}
+
+#[test]
+fn what_streams_need_comes_from_the_keys_that_operators_know() {
+    let text = "
+backends: [{url: 'http://a'}]
+server: {heartbeat: 15s, max_body_size: 1MiB, read_timeout: 9s}
+routing: {gap_timeout: 44s, allow_paths: [/pooling]}
+";
+    let config = load_str(text, &options()).unwrap().config;
+    assert_eq!(config.sse.gap_timeout.as_secs(), 44);
+    assert_eq!(config.sse.heartbeat.unwrap().as_secs(), 15);
+    assert_eq!(config.inspect.max_body_size, 1 << 20);
+    assert_eq!(config.inspect.body_gap_timeout.as_secs(), 9);
+    assert_eq!(config.routing_paths.allow_paths, ["/pooling"]);
+}
+
+#[test]
+fn routing_that_is_off_is_left_at_its_defaults() {
+    let text = "backends: [{url: 'http://a'}]\nrouting: {enabled: false, load_balance: latency_based}\n";
+    let Loaded { config, warnings } = load_str(text, &options()).unwrap();
+    assert_eq!(config.routing, Default::default());
+    assert_eq!(warnings[0].path, "routing.enabled");
+}
+
+#[test]
+fn a_pipeline_that_is_off_entry_by_entry_is_a_mistake() {
+    let text = "backends: [{url: 'http://a'}]\nauth: {enabled: true, pipeline: [{type: lua, enabled: false}]}\n";
+    let error = load_str(text, &options()).unwrap_err();
+    assert_eq!(error.mistakes()[0].path, "auth.pipeline");
+}
+
+#[test]
+fn a_pipeline_may_name_the_builtin_store() {
+    let text = "backends: [{url: 'http://a'}]\nauth: {enabled: true, pipeline: [{type: builtin}]}\n";
+    assert!(load_str(text, &options()).unwrap().config.auth.needs_store());
+}

@@ -1,0 +1,172 @@
+//! The table of keys against the types that read them, and against the documentation.
+
+use std::{env, fs, path::PathBuf};
+
+use llmproxy_config::{Config, KeyDoc, KeyState, LoadOptions, load_str, reference, reference_markdown};
+
+/// What must stand beside a key so that its block is valid.
+const BESIDE: &[(&str, &str)] = &[
+    ("backends[]", "url: 'http://a'"),
+    ("auth.pipeline[]", "type: static"),
+    ("auth.pipeline[]", "static: {keys: [{key: sk-a}]}"),
+    ("auth.pipeline[].static.keys[]", "key: sk-a"),
+    ("usage.reporters[]", "name: a"),
+    ("usage.reporters[]", "webhook: {url: 'http://a'}"),
+    ("usage.reporters[].webhook", "url: 'http://a'"),
+];
+
+/// Values where the kind alone does not say what is allowed.
+const SAMPLES: &[(&str, &str)] = &[
+    ("server.listen", "':9'"),
+    ("server.max_body_size", "11MiB"),
+    ("metrics.path", "/other"),
+    ("auth.skip_paths", "[/other]"),
+    ("auth.status_codes.active.http_code", "418"),
+    ("auth.status_codes.disabled.http_code", "418"),
+    ("auth.status_codes.expired.http_code", "418"),
+    ("auth.status_codes.quota_exceeded.http_code", "418"),
+    ("auth.status_codes.not_found.http_code", "418"),
+    ("routing.allow_paths", "[/other]"),
+    ("routing.retry.initial_wait", "2s"),
+    ("routing.retry.retry_on", "['429']"),
+    ("health_check.method", "HEAD"),
+    ("health_check.path", "/other"),
+    ("health_check.expected_status", "204"),
+    ("usage.reporters[].webhook.method", "PUT"),
+];
+
+/// Keys that do something else than to set a value.
+const ELSEWHERE: &[&str] = &[
+    "routing.enabled",    // leaves out the rest of its block
+    "rate_limit.storage", // has only one value yet
+    "usage.reporters[].type",
+    "auth.pipeline[].type",                     // the other value fits another block
+    "auth.pipeline[].static.keys[].created_at", // notes
+    "auth.pipeline[].static.keys[].updated_at",
+];
+
+fn config(text: &str) -> String {
+    let options = LoadOptions { variables: Some([].into()), ..LoadOptions::default() };
+    let loaded = load_str(text, &options).unwrap_or_else(|error| panic!("{text}: {error}"));
+    assert!(loaded.warnings.is_empty(), "{text}: {:?}", loaded.warnings);
+    shown(&loaded.config)
+}
+
+/// A configuration as text; keys of callers do not show themselves.
+fn shown(config: &Config) -> String {
+    let keys = config.auth.pipeline.iter().flat_map(|source| &source.static_keys.keys);
+    let keys: Vec<String> = keys
+        .map(|key| {
+            let status =
+                key.status.as_ref().map_or_else(|| "Name(\"active\")".to_owned(), |status| format!("{status:?}"));
+            let times = (&key.starts_at, &key.expires_at);
+            format!(
+                "{} {status} {:?} {:?} {:?} {times:?}",
+                key.key, key.allowed_ips, key.denied_ips, key.allowed_models
+            )
+        })
+        .collect();
+    let headers: Vec<_> = config.backends.iter().map(|backend| &backend.headers).collect();
+    let hooks: Vec<_> =
+        config.usage.reporters.iter().map(|reporter| (&reporter.webhook.url, &reporter.webhook.headers)).collect();
+    format!("{config:?} {keys:?} {headers:?} {hooks:?}")
+}
+
+/// A file with `value` at `path`, or with only what stands beside it.
+fn file(path: &str, value: Option<&str>) -> String {
+    let body = below("", &path.split('.').collect::<Vec<_>>(), value);
+    let backends = if path.starts_with("backends") { "" } else { "backends: [{url: 'http://a'}], " };
+    format!("{{{backends}{body}}}")
+}
+
+fn below(parent: &str, path: &[&str], value: Option<&str>) -> String {
+    let Some((name, rest)) = path.split_first() else { return String::new() };
+    let at = if parent.is_empty() { (*name).to_owned() } else { format!("{parent}.{name}") };
+    let (key, list) = name.strip_suffix("[]").map_or((*name, false), |key| (key, true));
+    let key = if key == "*" { "x-any" } else { key };
+    if rest.is_empty() {
+        return value.map(|value| format!("{key}: {value}")).unwrap_or_default();
+    }
+    let mut parts = vec![below(&at, rest, value)];
+    parts.extend(BESIDE.iter().filter(|(place, _)| *place == at).map(|(_, beside)| (*beside).to_owned()));
+    parts.retain(|part| !part.is_empty());
+    // What the key itself sets stands first, and what would stand beside it gives way.
+    dedup(&mut parts);
+    let inner = parts.join(", ");
+    if list { format!("{key}: [{{{inner}}}]") } else { format!("{key}: {{{inner}}}") }
+}
+
+/// Keeps the first part for each key.
+fn dedup(parts: &mut Vec<String>) {
+    let mut keys = Vec::new();
+    parts.retain(|part| {
+        let key = part.split(':').next().unwrap_or_default().to_owned();
+        let new = !keys.contains(&key);
+        keys.push(key);
+        new
+    });
+}
+
+fn supported() -> impl Iterator<Item = KeyDoc> {
+    reference().filter(|key| {
+        let fragment = key.path.starts_with("script") || key.path.starts_with("logfile");
+        let holds = ["map", "list of maps", "map of names", "log file"].contains(&key.kind.as_str());
+        key.state == KeyState::Supported && !fragment && !holds
+    })
+}
+
+#[test]
+fn every_default_in_the_table_is_the_default_of_the_types() {
+    let mut checked = 0;
+    for key in supported() {
+        let Some(default) = key.default else { continue };
+        let value = if key.path == "server.listen" { "':8000'" } else { default };
+        assert_eq!(config(&file(key.path, Some(value))), config(&file(key.path, None)), "{} {default}", key.path);
+        checked += 1;
+    }
+    assert!(checked > 50, "{checked}");
+}
+
+#[test]
+fn every_key_in_the_table_does_something() {
+    for key in supported().filter(|key| !ELSEWHERE.contains(&key.path)) {
+        let sample = SAMPLES.iter().find(|(path, _)| *path == key.path).map(|(_, sample)| (*sample).to_owned());
+        let sample = sample.unwrap_or_else(|| match (key.kind.as_str(), key.default) {
+            ("duration", _) => "77s".into(),
+            ("true or false", Some("true")) => "false".into(),
+            ("true or false", _) => "true".into(),
+            ("whole number", _) => "7".into(),
+            ("number", _) => "7.5".into(),
+            ("size", _) => "300MiB".into(),
+            ("URL", _) => "'http://other'".into(),
+            ("list of strings", _) if key.path.ends_with("_ips") => "[10.1.2.3]".into(),
+            ("list of strings", _) => "[other]".into(),
+            ("list of networks", _) => "[10.0.0.0/8]".into(),
+            ("string", _) if key.path.ends_with("_at") => "2030-01-01T00:00:00Z".into(),
+            ("string or number", _) => "disabled".into(),
+            ("secret", _) | ("string", _) => "other".into(),
+            // A choice: the first that is not the default.
+            (words, default) => {
+                let mut words = words.split('`').skip(1).step_by(2);
+                words.find(|word| Some(*word) != default).unwrap_or_else(|| panic!("{}", key.path)).into()
+            }
+        });
+        assert_ne!(config(&file(key.path, Some(&sample))), config(&file(key.path, None)), "{} {sample}", key.path);
+    }
+}
+
+#[test]
+fn the_documentation_has_exactly_the_table() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (begin, end) = ("<!-- keys -->\n", "<!-- /keys -->");
+    let start = text.find(begin).unwrap() + begin.len();
+    let stop = text.find(end).unwrap();
+    let expected = reference_markdown();
+    if env::var_os("LLMPROXY_BLESS").is_some() {
+        fs::write(&path, format!("{}{expected}\n{}", &text[..start], &text[stop..])).unwrap();
+        return;
+    }
+    let same = text[start..stop].trim() == expected.trim();
+    assert!(same, "the table of keys has changed; write it with: LLMPROXY_BLESS=1 cargo test -p llmproxy-config");
+}
