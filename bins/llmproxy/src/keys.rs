@@ -3,8 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use jiff::Timestamp;
-use llmproxy_auth::{KeyStore, NewKey};
+use llmproxy_auth::{KeyEntry, KeyStatus, KeyStore, NewKey};
 use llmproxy_config::{Config, LoadOptions, load};
+use serde_json::{Value, json};
 
 use crate::cli::{KeysArgs, KeysCommand};
 
@@ -32,13 +33,59 @@ async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, Str
             println!("{}", created.key);
             eprintln!("Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`.");
         }
-        KeysCommand::List { json } => list(store, json).await?,
+        KeysCommand::List { json } => list(store, json),
         KeysCommand::Revoke { key } => {
             let revoked = store.revoke(&key).await.map_err(|error| error.to_string())?;
             println!("revoked {revoked}");
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn list(store: &KeyStore, as_json: bool) {
+    let keys = store.list();
+    if as_json {
+        for key in keys {
+            println!("{}", describe(&key));
+        }
+        return;
+    }
+    println!("{:<24} {:<18} {:<16} {:<12} {:<16} EXPIRES", "NAME", "FINGERPRINT", "KEY", "STATUS", "USER");
+    for key in keys {
+        println!(
+            "{:<24} {:<18} {:<16} {:<12} {:<16} {}",
+            key.name.as_deref().unwrap_or("-"),
+            key.fingerprint(),
+            key.masked.as_deref().unwrap_or("-"),
+            status(&key),
+            key.user_id.as_deref().unwrap_or("-"),
+            key.expires_at.map_or_else(|| "never".to_owned(), |time| time.to_string()),
+        );
+    }
+}
+
+/// One JSON object a line, without anything secret.
+fn describe(key: &KeyEntry) -> Value {
+    json!({
+        "name": key.name.as_deref(),
+        "fingerprint": &**key.fingerprint(),
+        "key": key.masked.as_deref(),
+        "status": status(key),
+        "user_id": key.user_id.as_deref(),
+        "allowed_models": key.allowed_models.as_deref(),
+        "starts_at": key.starts_at.map(|time| time.to_string()),
+        "expires_at": key.expires_at.map(|time| time.to_string()),
+        "created_at": key.created_at.map(|time| time.to_string()),
+    })
+}
+
+fn status(key: &KeyEntry) -> &'static str {
+    match key.status {
+        KeyStatus::Active => "active",
+        KeyStatus::Disabled => "disabled",
+        KeyStatus::QuotaExceeded => "quota_exceeded",
+        KeyStatus::Expired => "expired",
+    }
 }
 
 /// `--db`, else what the configuration says; without a file, the default.

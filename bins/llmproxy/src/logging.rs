@@ -11,7 +11,7 @@ use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, layer::Subscribe
 ///
 /// If the log's file can't be opened, or there is a subscriber already.
 pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
-    let writer = match &config.output() {
+    let writer = match &config.target() {
         LogOutput::Stdout => BoxMakeWriter::new(io::stdout),
         LogOutput::Stderr => BoxMakeWriter::new(io::stderr),
         LogOutput::File(path) => {

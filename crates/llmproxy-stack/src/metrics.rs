@@ -38,8 +38,11 @@ pub fn describe() {
     describe_counter!(ACCESS_LOG_DROPPED, "access lines that could not be written");
     metrics::describe_gauge!(CONNECTIONS, "open client connections");
     describe_counter!(RELOADS, "reloads of the configuration, by result");
+    llmproxy_auth::metrics::describe();
     llmproxy_balancer::metrics::describe();
+    llmproxy_metering::metrics::describe();
     llmproxy_ratelimit::metrics::describe();
+    llmproxy_sse::metrics::describe();
     llmproxy_usage::metrics::describe();
 }
 

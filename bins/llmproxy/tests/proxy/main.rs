@@ -6,4 +6,5 @@ mod endings;
 mod harness;
 mod refusals;
 mod reload;
+mod seed;
 mod streams;

@@ -362,7 +362,8 @@ async fn watch(store: Weak<Shared>) {
                 failing = false;
                 tracing::info!("the key store can be read again");
             }
-            Ok(_) => {}
+            Ok(true) => tracing::info!(keys = store.keys.load().len(), "another process wrote the keys; read again"),
+            Ok(false) => {}
             Err(KeyStoreError::Closed) => return,
             Err(error) => {
                 counter!(REFRESH_FAILURES).increment(1);
