@@ -1,0 +1,112 @@
+//! Bodies on their way to and from a backend.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use llmproxy_core::{BoxBody, BoxError, End, Ended, cause_ref};
+
+use crate::UpstreamError;
+
+/// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size where it told one. Dropping it
+/// before its end closes the connection.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    inner: reqwest::Body,
+    backend: Arc<str>,
+}
+
+/// A request's body that passes through.
+pub(crate) struct Sending {
+    // The client library shares bodies between threads, which this one can't be; the lock is only taken for the size hint.
+    inner: Mutex<BoxBody>,
+    failure: Failure,
+}
+
+/// Why a request's body broke off, kept past the client library, which would wrap it into its own error.
+#[derive(Clone, Default)]
+pub(crate) struct Failure(Arc<Mutex<Option<BoxError>>>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body broke off")]
+struct BrokeOff;
+
+// === impl UpstreamBody ===
+
+impl UpstreamBody {
+    pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>) -> Self {
+        Self { inner, backend }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| UpstreamError::in_body(&self.backend, error).boxed())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    pub(crate) fn new(inner: BoxBody, failure: Failure) -> Self {
+        Self { inner: Mutex::new(inner), failure }
+    }
+}
+
+impl Body for Sending {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let inner = this.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            frame.map_err(|error| {
+                this.failure.set(error);
+                BrokeOff.into()
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn set(&self, error: BoxError) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// The error, marked as the client's end unless it says otherwise.
+    pub(crate) fn take(&self) -> Option<BoxError> {
+        let error = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if cause_ref::<Ended>(&*error).is_some() {
+            return Some(error);
+        }
+        Some(Box::new(Ended::new(End::ClientGone, error)))
+    }
+}

@@ -1,0 +1,130 @@
+//! The clients, kept for as long as their backends are.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use llmproxy_core::{Backend, BoxError, HttpClient};
+
+use crate::{
+    UpstreamBody, UpstreamError,
+    pool::{Pool, Settings},
+    url,
+};
+
+/// The clients of all backends. Lives as long as the process: a reload that leaves a backend's URL, `connect_timeout` and
+/// `max_idle_conns` as they are leaves its connections as they are.
+///
+/// ```
+/// let clients = llmproxy_upstream::Clients::new();
+/// let for_health_checks = clients.http_client(64 * 1024);
+/// // After a reload, what no backend needs any more is let go.
+/// clients.retain(&[]);
+/// ```
+#[derive(Debug)]
+pub struct Clients {
+    pools: Arc<Pools>,
+}
+
+#[derive(Debug, Default)]
+struct Pools(Mutex<HashMap<Identity, Pool>>);
+
+/// What makes two backends share their connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    /// `None` for small questions to anyone.
+    url: Option<Uri>,
+    settings: Settings,
+}
+
+// === impl Clients ===
+
+impl Clients {
+    /// For small questions: as a backend's without a word about it.
+    const SMALL_CONNECT_TIMEOUT: Duration = Backend::DEFAULT_CONNECT_TIMEOUT;
+    /// For small questions: connections kept to each server.
+    const SMALL_MAX_IDLE: usize = 4;
+
+    /// No clients yet: each is made when it is first needed. Makes ring the process's TLS provider if none is set.
+    pub fn new() -> Arc<Self> {
+        // An error says that whoever embeds us has chosen one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Arc::new(Self { pools: Arc::default() })
+    }
+
+    /// Lets go of the clients that none of `backends` needs. Exchanges that run go on undisturbed.
+    pub fn retain(&self, backends: &[Arc<Backend>]) {
+        let wanted: HashSet<Identity> = backends.iter().map(|backend| Identity::of(backend)).collect();
+        self.pools.lock().retain(|identity, _| identity.url.is_none() || wanted.contains(identity));
+    }
+
+    /// A client for small questions, health checks and the like, that reads at most `max_answer` bytes of an answer.
+    /// It asks whatever URL a request has, follows no redirects, and needs an executor of tokio's.
+    pub fn http_client(&self, max_answer: usize) -> HttpClient {
+        let pools = self.pools.clone();
+        HttpClient::new(tower::service_fn(move |request| ask(pools.clone(), request, max_answer)))
+    }
+
+    pub(crate) fn pool(&self, backend: &Backend, origin: &Arc<str>) -> Result<Pool, UpstreamError> {
+        self.pools.get(Identity::of(backend), origin)
+    }
+}
+
+// === impl Pools ===
+
+impl Pools {
+    fn get(&self, identity: Identity, origin: &Arc<str>) -> Result<Pool, UpstreamError> {
+        if let Some(pool) = self.lock().get(&identity) {
+            return Ok(pool.clone());
+        }
+        // Reading certificates takes a while, so not under the lock; of two made at once, the first stays.
+        let pool =
+            Pool::new(identity.settings).map_err(|source| UpstreamError::Client { backend: origin.clone(), source })?;
+        Ok(self.lock().entry(identity).or_insert(pool).clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Pool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Identity ===
+
+impl Identity {
+    fn of(backend: &Backend) -> Self {
+        let settings = Settings {
+            tls: url::is_tls(&backend.url),
+            connect_timeout: backend.connect_timeout,
+            max_idle: backend.max_idle_conns,
+        };
+        Self { url: Some(backend.url.clone()), settings }
+    }
+}
+
+async fn ask(pools: Arc<Pools>, request: Request<Bytes>, max: usize) -> Result<Response<Bytes>, BoxError> {
+    let (head, body) = request.into_parts();
+    let backend = url::origin(&head.uri);
+    let settings = Settings {
+        tls: url::is_tls(&head.uri),
+        connect_timeout: Clients::SMALL_CONNECT_TIMEOUT,
+        max_idle: Clients::SMALL_MAX_IDLE,
+    };
+    let pool = pools.get(Identity { url: None, settings }, &backend).map_err(UpstreamError::boxed)?;
+    let url = url::render(&head.uri, &backend).map_err(UpstreamError::boxed)?;
+    let mut request = reqwest::Request::new(head.method, url);
+    *request.headers_mut() = head.headers;
+    *request.body_mut() = Some(body.into());
+    let response = pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
+    let (head, body) = http::Response::from(response).into_parts();
+    let body = Limited::new(UpstreamBody::new(body, backend.clone()), max).collect().await;
+    let bytes = body.map_err(|error| match error.downcast::<LengthLimitError>() {
+        Ok(_) => UpstreamError::TooLarge { backend, max }.boxed(),
+        Err(error) => error,
+    })?;
+    Ok(Response::from_parts(head, bytes.to_bytes()))
+}

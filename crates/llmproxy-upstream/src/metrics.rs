@@ -1,0 +1,19 @@
+//! Names of what is counted here.
+
+use metrics::{Unit, counter, describe_counter};
+
+/// Requests that found their pooled connection closed by the backend and were sent again over a fresh one.
+pub const STALE_CONNECTIONS: &str = "llmproxy_upstream_stale_connections_total";
+
+/// Registers the help texts.
+pub fn describe() {
+    describe_counter!(
+        STALE_CONNECTIONS,
+        Unit::Count,
+        "Requests sent again because the backend had closed the pooled connection"
+    );
+}
+
+pub(crate) fn stale_connection() {
+    counter!(STALE_CONNECTIONS).increment(1);
+}

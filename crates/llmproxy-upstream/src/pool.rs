@@ -1,0 +1,74 @@
+//! Connections to one place, and how to send over them.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{Client, Request, Response, redirect, retry};
+
+use crate::{
+    UpstreamError,
+    error::is_protocol,
+    fresh::{NoteConnect, noting_connect},
+    metrics,
+};
+
+/// How long an idle connection is kept. Longer than most servers keep it; what they closed is noticed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Two clients for the same place: one keeps connections, one makes a new one for every request.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    keeping: Client,
+    fresh: Client,
+}
+
+/// What a pool must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Settings {
+    pub(crate) tls: bool,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_idle: usize,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(crate) fn new(settings: Settings) -> Result<Self, reqwest::Error> {
+        Ok(Self { keeping: client(settings, settings.max_idle)?, fresh: client(settings, 0)? })
+    }
+
+    /// Sends `request` and waits for the head of the answer. A body that can't be sent twice goes over a fresh
+    /// connection.
+    pub(crate) async fn send(&self, backend: &Arc<str>, request: Request) -> Result<Response, UpstreamError> {
+        let failed = |error| UpstreamError::before_head(backend, error);
+        let Some(again) = request.try_clone() else {
+            return self.fresh.execute(request).await.map_err(failed);
+        };
+        let (result, connected) = noting_connect(self.keeping.execute(request)).await;
+        match result {
+            Err(error) if !connected && !error.is_connect() && !error.is_builder() && !is_protocol(&error) => {
+                // Nothing of an answer came over a connection that had been idle: the backend had closed it, or did so
+                // as the request arrived.
+                metrics::stale_connection();
+                tracing::debug!(%backend, error = %error.without_url(), "sending again over a fresh connection");
+                self.fresh.execute(again).await.map_err(failed)
+            }
+            result => result.map_err(failed),
+        }
+    }
+}
+
+fn client(settings: Settings, max_idle: usize) -> Result<Client, reqwest::Error> {
+    let builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .no_proxy()
+        .http1_only()
+        .tcp_nodelay(true)
+        .connect_timeout(settings.connect_timeout)
+        .pool_max_idle_per_host(max_idle)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .connector_layer(NoteConnect);
+    // Without TLS the machine's certificates need not be read, and need not be there.
+    let builder = if settings.tls { builder } else { builder.tls_certs_only([]) };
+    builder.build()
+}

@@ -1,0 +1,103 @@
+//! The service.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response, Version};
+use http_body::Body;
+use llmproxy_core::{BoxError, Exchange, RequestBody, Target};
+use tower::Service;
+
+use crate::{
+    Clients, UpstreamBody, UpstreamError,
+    body::{Failure, Sending},
+    head, url,
+};
+
+/// Sends each request to the backend that its [`Target`] names.
+///
+/// Of the head, the backend gets everything but what RFC 9110, section 7.6.1, keeps to one connection, with its own Host,
+/// an exact Content-Length, our `x-request-id`, the client's address appended to `x-forwarded-for`, the backend's own
+/// headers in place of the client's, and `accept-encoding: identity` where usage is asked for. A request without an Accept
+/// header gets `accept: */*`, which says the same; the client library can't be kept from it. `Via`, which gateways may
+/// leave out (section 7.6.3), is left out. User and password in a backend's URL are not sent: credentials are headers.
+///
+/// Used alone, without an [`Exchange`] in the request, it makes one for its id.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    clients: Arc<Clients>,
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Sends through `clients`.
+    pub fn new(clients: Arc<Clients>) -> Self {
+        Self { clients }
+    }
+}
+
+impl Service<Request<RequestBody>> for Upstream {
+    type Response = Response<UpstreamBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<UpstreamBody>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection that the request was sent over.
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let clients = self.clients.clone();
+        Box::pin(exchange(clients, request))
+    }
+}
+
+async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, BoxError> {
+    let (mut parts, body) = request.into_parts();
+    let target = parts.extensions.remove::<Target>().ok_or(UpstreamError::NoTarget)?;
+    let backend = url::origin(&target.backend.url);
+    let path_and_query = parts.uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
+    let uri = target.backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: backend.clone() })?;
+    let pool = clients.pool(&target.backend, &backend).map_err(UpstreamError::boxed)?;
+
+    let mut request = reqwest::Request::new(parts.method, url::render(&uri, &backend).map_err(UpstreamError::boxed)?);
+    *request.headers_mut() = head::for_backend(&parts.headers, &target, &Exchange::of(&mut parts.extensions));
+    let failure = Failure::default();
+    *request.body_mut() = Some(render(body, &target, failure.clone()));
+
+    let response = match pool.send(&backend, request).await {
+        Ok(response) => response,
+        Err(error) => return Err(failure.take().unwrap_or_else(|| error.boxed())),
+    };
+    let (mut parts, body) = http::Response::from(response).into_parts();
+    head::for_client(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend)))
+}
+
+fn render(body: RequestBody, target: &Target, failure: Failure) -> reqwest::Body {
+    match body {
+        RequestBody::Replay(bytes, edits) => edits.apply(&bytes, target.model.as_deref(), target.inject_usage).into(),
+        // Nothing can be sent any number of times.
+        RequestBody::Stream(body) if body.is_end_stream() => Bytes::new().into(),
+        RequestBody::Stream(body) => reqwest::Body::wrap(Sending::new(body, failure)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_is_shared_between_threads() {
+        fn check<T: Clone + Send + Sync + 'static>() {}
+        check::<Upstream>();
+    }
+}
