@@ -5,7 +5,7 @@
 //! 1. parse, refusing a key that is written twice, and put `LLMPROXY_SERVER__LISTEN`-like variables over it;
 //! 2. expand `${VAR}`, `${VAR:-default}` and `${file:/run/secrets/x}` in values, never in the text;
 //! 3. take over keys that have another name now;
-//! 4. walk the values against the table of all keys ([`reference`]): unknown, mistyped, not offered yet;
+//! 4. walk the values against the table of all keys ([`reference()`]): unknown, mistyped, not offered yet;
 //! 5. deserialize each part's own config type, and check what belongs together.
 //!
 //! A key that is known and not acted on yet is refused where ignoring it would weaken access, limits or billing, and is

@@ -85,7 +85,12 @@ pub fn load_str(text: &str, options: &LoadOptions) -> Result<Loaded, LoadError> 
     let config = compose(dict, &mut mistakes, &mut warnings);
 
     // Where a value comes from is half of what helps to mend it.
-    let origin = |path: &str| overridden.iter().find(|(overridden, _)| overridden == path).map(|(_, name)| name);
+    let origin = |path: &str| {
+        let named = |overridden: &str| {
+            overridden.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        overridden.iter().find(|(overridden, _)| named(overridden)).map(|(_, name)| name)
+    };
     for (path, message) in mistakes
         .iter_mut()
         .map(|mistake| (&mistake.path, &mut mistake.message))

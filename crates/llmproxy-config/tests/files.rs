@@ -155,6 +155,8 @@ fn variables_override_the_file_and_are_named_in_mistakes() {
 
     let error = load_str(text, &with(&[("LLMPROXY_SERVER__IDLE_TIMEOUT", "long"), ("URL", "http://a")])).unwrap_err();
     assert!(error.to_string().contains("environment variable LLMPROXY_SERVER__IDLE_TIMEOUT"), "{error}");
+    let error = load_str(text, &with(&[("LLMPROXY_BACKENDS__0__URL", "http://a")])).unwrap_err().to_string();
+    assert!(error.contains("must be a list") && error.contains("LLMPROXY_BACKENDS__0__URL"), "{error}");
 }
 
 #[test]
