@@ -1,0 +1,282 @@
+//! What an operator may write about backends, routing and health checks.
+
+mod validate;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use llmproxy_core::{Backend, duration};
+use serde::{Deserialize, Deserializer, de};
+
+pub use validate::{validate_backends, validate_health_check, validate_routing};
+
+/// One entry of `backends`.
+///
+/// ```
+/// use llmproxy_balancer::BackendConfig;
+///
+/// let backend = BackendConfig { weight: 3, ..BackendConfig::new("http://vllm:8000") };
+/// assert!(llmproxy_balancer::validate_backends(&[backend]).is_empty());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct BackendConfig {
+    /// The name in logs, records and metrics; the URL where none is given.
+    pub name: Option<String>,
+    /// Scheme, host and port, with a path prefix where the server has one. A trailing slash or `/v1` does no harm.
+    pub url: String,
+    /// The share of the work, relative to the other backends, in every strategy. A backend of weight 0 is checked and
+    /// gets no requests.
+    pub weight: u32,
+    /// The longest wait for the first byte of an answer, and for the whole of a JSON answer; `routing.timeout` where
+    /// none is given.
+    #[serde(with = "duration::option")]
+    pub timeout: Option<Duration>,
+    /// The longest wait for a connection; `routing.connect_timeout` where none is given.
+    #[serde(with = "duration::option")]
+    pub connect_timeout: Option<Duration>,
+    /// How many idle connections are kept.
+    pub max_idle_conns: Option<usize>,
+    /// Headers for every request to this backend, health checks included: credentials belong here.
+    pub headers: BTreeMap<String, String>,
+    /// The models that it serves; learned from its `/v1/models` where none is given.
+    pub models: Vec<String>,
+}
+
+/// The `routing` block, as far as it is about backends.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RoutingConfig {
+    /// How a backend is chosen among those that can do the work.
+    pub load_balance: LoadBalance,
+    /// The longest wait for the first byte of an answer, for backends that say nothing else.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// The longest wait for a connection, for backends that say nothing else.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// When an answer is the client's, so that no other backend is asked any more.
+    pub commit: Commit,
+    /// With `commit: first_byte`, how long the head of an event stream is held back for the first byte at most.
+    #[serde(with = "duration")]
+    pub commit_after: Duration,
+    /// Names that clients may use for models: `gpt-4: qwen2.5-32b-instruct`.
+    pub model_mapping: BTreeMap<String, String>,
+    /// When and how often another attempt is made.
+    pub retry: RetryConfig,
+}
+
+/// `routing.load_balance`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests in flight, up to the last byte, over its weight.
+    #[serde(alias = "least_conn")]
+    LeastConnections,
+    /// The one whose first token comes soonest, over its weight.
+    LatencyBased,
+}
+
+/// `routing.commit`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Commit {
+    /// A head goes to the client as soon as it has come.
+    #[default]
+    Head,
+    /// The head of a successful event stream waits for the first byte of its body: a backend that dies before that is
+    /// replaced by another one.
+    FirstByte,
+}
+
+/// `routing.retry`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RetryConfig {
+    /// Whether another attempt is made at all.
+    pub enabled: bool,
+    /// How many attempts may follow the first.
+    pub max_retries: u32,
+    /// The first wait before a backend that has failed in this request is asked again. Another backend is asked at once.
+    #[serde(with = "duration")]
+    pub initial_wait: Duration,
+    /// The longest such wait.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
+    /// By how much each wait is longer than the one before.
+    pub multiplier: f64,
+    /// After what another attempt is made: `connect`, `reset`, `timeout`, `5xx` and statuses.
+    pub retry_on: Vec<RetryOn>,
+}
+
+/// One word of `routing.retry.retry_on`, as written: a name or a status, which may also be a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryOn(String);
+
+/// The `health_check` block.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HealthCheckConfig {
+    /// Whether backends are checked. Without checks a backend that failed is tried again after a pause.
+    pub enabled: bool,
+    /// From one check of a backend to the next.
+    #[serde(with = "duration")]
+    pub interval: Duration,
+    /// The longest wait for the answer to a check.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// The method of a check.
+    pub method: String,
+    /// What is asked. Given, its answer must have the expected status; without, any answer below 500 on `/health`, or
+    /// else on `/v1/models`, will do.
+    pub path: Option<String>,
+    /// The status that `path` must answer.
+    pub expected_status: u16,
+    /// Consecutive failures after which a backend is out: of checks, or of requests.
+    pub unhealthy_threshold: u32,
+    /// Consecutive good checks after which a backend that failed its checks is up again.
+    pub healthy_threshold: u32,
+}
+
+/// Equal shares.
+pub const DEFAULT_WEIGHT: u32 = 1;
+/// Long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
+pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
+/// Three more attempts.
+pub const DEFAULT_MAX_RETRIES: u32 = 3;
+/// One second.
+pub const DEFAULT_INITIAL_WAIT: Duration = Duration::from_secs(1);
+/// Ten seconds.
+pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(10);
+/// Each wait is twice the one before.
+pub const DEFAULT_MULTIPLIER: f64 = 2.0;
+/// What says that the backend, not the request, is at fault, and that it probably has not begun to work.
+pub const DEFAULT_RETRY_ON: [&str; 5] = ["connect", "reset", "502", "503", "504"];
+/// Half a minute.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+/// Five seconds.
+pub const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A plain GET.
+pub const DEFAULT_METHOD: &str = "GET";
+/// OK.
+pub const DEFAULT_EXPECTED_STATUS: u16 = 200;
+/// Three in a row.
+pub const DEFAULT_UNHEALTHY_THRESHOLD: u32 = 3;
+/// Two in a row.
+pub const DEFAULT_HEALTHY_THRESHOLD: u32 = 2;
+
+// === impl BackendConfig ===
+
+impl BackendConfig {
+    /// A backend at `url` of which nothing else is said.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), ..Self::default() }
+    }
+}
+
+impl Default for BackendConfig {
+    fn default() -> Self {
+        Self {
+            name: None,
+            url: String::new(),
+            weight: DEFAULT_WEIGHT,
+            timeout: None,
+            connect_timeout: None,
+            max_idle_conns: None,
+            headers: BTreeMap::new(),
+            models: Vec::new(),
+        }
+    }
+}
+
+// === impl RoutingConfig ===
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self {
+            load_balance: LoadBalance::default(),
+            timeout: Backend::DEFAULT_TIMEOUT,
+            connect_timeout: Backend::DEFAULT_CONNECT_TIMEOUT,
+            commit: Commit::default(),
+            commit_after: DEFAULT_COMMIT_AFTER,
+            model_mapping: BTreeMap::new(),
+            retry: RetryConfig::default(),
+        }
+    }
+}
+
+// === impl RetryConfig ===
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_retries: DEFAULT_MAX_RETRIES,
+            initial_wait: DEFAULT_INITIAL_WAIT,
+            max_wait: DEFAULT_MAX_WAIT,
+            multiplier: DEFAULT_MULTIPLIER,
+            retry_on: DEFAULT_RETRY_ON.map(RetryOn::new).to_vec(),
+        }
+    }
+}
+
+// === impl RetryOn ===
+
+impl RetryOn {
+    /// A word as an operator writes it.
+    pub fn new(word: impl Into<String>) -> Self {
+        Self(word.into())
+    }
+
+    /// The word.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Word;
+
+        impl de::Visitor<'_> for Word {
+            type Value = RetryOn;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("connect, reset, timeout, 5xx or a status")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<RetryOn, E> {
+                Ok(RetryOn::new(word))
+            }
+
+            fn visit_u64<E: de::Error>(self, status: u64) -> Result<RetryOn, E> {
+                Ok(RetryOn(status.to_string()))
+            }
+
+            fn visit_i64<E: de::Error>(self, status: i64) -> Result<RetryOn, E> {
+                Ok(RetryOn(status.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Word)
+    }
+}
+
+// === impl HealthCheckConfig ===
+
+impl Default for HealthCheckConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: DEFAULT_INTERVAL,
+            timeout: DEFAULT_CHECK_TIMEOUT,
+            method: DEFAULT_METHOD.to_owned(),
+            path: None,
+            expected_status: DEFAULT_EXPECTED_STATUS,
+            unhealthy_threshold: DEFAULT_UNHEALTHY_THRESHOLD,
+            healthy_threshold: DEFAULT_HEALTHY_THRESHOLD,
+        }
+    }
+}

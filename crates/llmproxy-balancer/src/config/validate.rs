@@ -1,0 +1,212 @@
+//! What serde can't say of a configuration: all mistakes at once, each with its key.
+
+use std::{collections::HashMap, time::Duration};
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use llmproxy_core::Backend;
+
+use super::{BackendConfig, HealthCheckConfig, RoutingConfig};
+use crate::retry::Trigger;
+
+/// All mistakes in `backends`: each the key's path below `backends` (`[0].url`), and what is wrong with it.
+pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
+    let mut mistakes = Vec::new();
+    let mut names: HashMap<String, usize> = HashMap::new();
+    for (index, config) in backends.iter().enumerate() {
+        let mut wrong = |key: &str, message: String| mistakes.push((format!("[{index}].{key}"), message));
+        let url_name = match Backend::new(&config.url) {
+            // The URL stands in logs, metrics and records.
+            Ok(backend) if backend.url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
+                wrong(
+                    "url",
+                    "must not hold a user name or password; put credentials into `headers.Authorization`".into(),
+                );
+                None
+            }
+            Ok(backend) => Some(backend.name.to_string()),
+            Err(error) => {
+                wrong("url", error.to_string());
+                None
+            }
+        };
+        if config.name.as_deref().is_some_and(|name| name.trim().is_empty()) {
+            wrong("name", "is empty; leave it out to use the URL as the name".into());
+        } else if let Some(name) = config.name.clone().or(url_name) {
+            if let Some(other) = names.get(&name) {
+                wrong("name", format!("`{name}` is also the name of backends[{other}]; give each a name of its own"));
+            } else {
+                names.insert(name, index);
+            }
+        }
+        for (key, timeout) in [("timeout", config.timeout), ("connect_timeout", config.connect_timeout)] {
+            if timeout == Some(Duration::ZERO) {
+                wrong(key, "must be longer than 0; leave it out to use the one of `routing`".into());
+            }
+        }
+        for (name, value) in &config.headers {
+            // Values are secrets more often than not: never quoted.
+            if name.parse::<HeaderName>().is_err() {
+                wrong(&format!("headers.{name}"), "is not a header name".into());
+            } else if value.parse::<HeaderValue>().is_err() {
+                wrong(&format!("headers.{name}"), "has a value that no header can have, like a line break".into());
+            }
+        }
+        for (position, model) in config.models.iter().enumerate() {
+            if model.trim().is_empty() {
+                wrong(&format!("models[{position}]"), "is empty; name a model, or leave it out".into());
+            }
+        }
+    }
+    if !backends.is_empty() && backends.iter().all(|config| config.weight == 0) {
+        mistakes.push((
+            "[0].weight".into(),
+            "every backend has weight 0, so none gets a request; give one a weight of 1".into(),
+        ));
+    }
+    mistakes
+}
+
+/// All mistakes in `routing`: each the key's path below `routing`, and what is wrong with it.
+pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
+    let mut mistakes = Vec::new();
+    let mut wrong = |key: &str, message: String| mistakes.push((key.to_owned(), message));
+    for (key, duration) in [("timeout", config.timeout), ("connect_timeout", config.connect_timeout)] {
+        if duration.is_zero() {
+            wrong(key, "must be longer than 0".into());
+        }
+    }
+    for (alias, model) in &config.model_mapping {
+        if alias.trim().is_empty() || model.trim().is_empty() {
+            wrong(&format!("model_mapping.{alias}"), "must map a name to a model, and neither may be empty".into());
+        }
+    }
+    let retry = &config.retry;
+    if !retry.multiplier.is_finite() || retry.multiplier < 1.0 {
+        wrong("retry.multiplier", format!("is {}; must be 1 or more", retry.multiplier));
+    }
+    if retry.max_wait < retry.initial_wait {
+        wrong("retry.max_wait", "is shorter than `retry.initial_wait`; make it at least as long".into());
+    }
+    for (position, word) in retry.retry_on.iter().enumerate() {
+        if let Err(message) = Trigger::parse(word) {
+            wrong(&format!("retry.retry_on[{position}]"), message);
+        }
+    }
+    mistakes
+}
+
+/// All mistakes in `health_check`: each the key's path below `health_check`, and what is wrong with it.
+pub fn validate_health_check(config: &HealthCheckConfig) -> Vec<(String, String)> {
+    let mut mistakes = Vec::new();
+    let mut wrong = |key: &str, message: String| mistakes.push((key.to_owned(), message));
+    for (key, duration) in [("interval", config.interval), ("timeout", config.timeout)] {
+        if duration.is_zero() {
+            wrong(key, "must be longer than 0; to have no checks, set `enabled: false`".into());
+        }
+    }
+    if config.method.parse::<Method>().is_err() {
+        wrong("method", format!("`{}` is not an HTTP method; use GET or HEAD", config.method));
+    }
+    if let Some(path) = &config.path
+        && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
+    {
+        wrong("path", format!("`{path}` is not a path; write it like /health"));
+    }
+    if StatusCode::from_u16(config.expected_status).is_err() {
+        wrong("expected_status", format!("{} is not a status; use one from 100 to 599", config.expected_status));
+    }
+    for (key, threshold) in
+        [("unhealthy_threshold", config.unhealthy_threshold), ("healthy_threshold", config.healthy_threshold)]
+    {
+        if threshold == 0 {
+            wrong(key, "must be 1 or more".into());
+        }
+    }
+    mistakes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LoadBalance, RetryOn};
+
+    fn keys(mistakes: Vec<(String, String)>) -> Vec<String> {
+        mistakes.into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(validate_backends(&[BackendConfig::new("http://a")]), []);
+        assert_eq!(validate_routing(&RoutingConfig::default()), []);
+        assert_eq!(validate_health_check(&HealthCheckConfig::default()), []);
+    }
+
+    #[test]
+    fn all_mistakes_of_the_backends_are_told_at_once() {
+        let backends = [
+            BackendConfig { headers: [("bad name".into(), "x".into())].into(), ..BackendConfig::new("vllm:8000") },
+            BackendConfig::new("http://same/v1"),
+            BackendConfig { timeout: Some(Duration::ZERO), ..BackendConfig::new("http://same/") },
+            BackendConfig { models: vec![" ".into()], ..BackendConfig::new("http://user:secret@host") },
+        ];
+        let mistakes = validate_backends(&backends);
+        assert!(mistakes.iter().all(|(_, message)| !message.contains("secret")), "{mistakes:?}");
+        assert_eq!(
+            keys(mistakes),
+            ["[0].url", "[0].headers.bad name", "[2].name", "[2].timeout", "[3].url", "[3].models[0]"]
+        );
+    }
+
+    #[test]
+    fn weights_that_are_all_zero_are_a_mistake() {
+        let idle = BackendConfig { weight: 0, ..BackendConfig::new("http://a") };
+        assert_eq!(keys(validate_backends(std::slice::from_ref(&idle))), ["[0].weight"]);
+        assert_eq!(validate_backends(&[idle, BackendConfig::new("http://b")]), []);
+    }
+
+    #[test]
+    fn all_mistakes_of_the_routing_are_told_at_once() {
+        let mut config = RoutingConfig { timeout: Duration::ZERO, ..RoutingConfig::default() };
+        config.model_mapping.insert("gpt-4".into(), String::new());
+        config.retry.multiplier = 0.5;
+        config.retry.max_wait = Duration::ZERO;
+        config.retry.retry_on = ["connect", "sometimes", "999", "429"].map(RetryOn::new).to_vec();
+        assert_eq!(
+            keys(validate_routing(&config)),
+            [
+                "timeout",
+                "model_mapping.gpt-4",
+                "retry.multiplier",
+                "retry.max_wait",
+                "retry.retry_on[1]",
+                "retry.retry_on[2]"
+            ]
+        );
+    }
+
+    #[test]
+    fn all_mistakes_of_the_health_check_are_told_at_once() {
+        let config = HealthCheckConfig {
+            interval: Duration::ZERO,
+            method: "GE T".into(),
+            path: Some("health".into()),
+            expected_status: 0,
+            healthy_threshold: 0,
+            ..HealthCheckConfig::default()
+        };
+        assert_eq!(
+            keys(validate_health_check(&config)),
+            ["interval", "method", "path", "expected_status", "healthy_threshold"]
+        );
+    }
+
+    #[test]
+    fn strategies_and_retry_words_are_read_as_people_write_them() {
+        let routing: RoutingConfig =
+            serde_json::from_str(r#"{"load_balance":"least_conn","retry":{"retry_on":["timeout","5xx",429]}}"#)
+                .unwrap();
+        assert_eq!(routing.load_balance, LoadBalance::LeastConnections);
+        assert_eq!(routing.retry.retry_on, ["timeout", "5xx", "429"].map(RetryOn::new));
+        assert!(serde_json::from_str::<RoutingConfig>(r#"{"load_balance":"random"}"#).is_err());
+    }
+}

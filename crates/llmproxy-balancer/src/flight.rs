@@ -1,0 +1,125 @@
+//! One attempt, watched from the pick to the last byte: what it says about its backend.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use http::{StatusCode, response::Parts};
+use llmproxy_core::{
+    BoxError,
+    body::{Ending, Observe},
+};
+use tokio::time::Instant;
+
+use crate::{
+    node::{InFlight, Node},
+    retry::Failure,
+};
+
+/// Counts an attempt as in flight until its answer has ended, and tells the backend's health and latency what it saw.
+///
+/// A client that leaves says nothing against a backend, nor does an answer that blames the request (4xx).
+#[derive(Debug)]
+pub struct Flight {
+    in_flight: InFlight,
+    began: Instant,
+    status: Option<StatusCode>,
+    has_bytes: bool,
+    /// Whether the failure is on the books; nothing good follows then.
+    failed: bool,
+    /// Set when the request's own body broke.
+    request_broke: RequestBroke,
+}
+
+/// Whether a request's body, which passes through, broke on the client's side.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RequestBroke(Arc<AtomicBool>);
+
+// === impl Flight ===
+
+impl Flight {
+    pub(crate) fn new(in_flight: InFlight, request_broke: RequestBroke) -> Self {
+        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, failed: false, request_broke }
+    }
+
+    /// How the attempt failed by `error`.
+    pub(crate) fn failure(&self, error: &BoxError) -> Failure {
+        if self.request_broke.0.load(Ordering::Acquire) { Failure::NotTheBackend } else { Failure::of(error) }
+    }
+
+    /// The backend refused our credentials.
+    pub(crate) fn credentials_refused(&mut self) {
+        self.failed = true;
+        self.node().penalized();
+        self.node().misconfigured();
+    }
+
+    fn node(&self) -> &Node {
+        self.in_flight.node()
+    }
+}
+
+impl Observe for Flight {
+    fn head(&mut self, head: &Parts) {
+        self.status = Some(head.status);
+        if !head.status.is_server_error() {
+            return;
+        }
+        self.failed = true;
+        self.node().penalized();
+        // The others may be the request's own doing: some servers answer what they can't parse with 500, and what they
+        // do not offer with 501.
+        if matches!(
+            head.status,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        ) {
+            self.node().failed();
+        }
+    }
+
+    fn chunk(&mut self, _: &Bytes) {
+        if self.has_bytes {
+            return;
+        }
+        self.has_bytes = true;
+        // An answer that blames the request comes quickly and says nothing of the work.
+        if self.status.is_some_and(|status| status.is_success()) {
+            self.node().measured(self.began.elapsed());
+        }
+    }
+
+    fn end(self, ending: Ending<'_>) {
+        if self.failed {
+            return;
+        }
+        match ending {
+            Ending::Complete => self.node().succeeded(),
+            Ending::Failed(error) => {
+                let failure = self.failure(error);
+                match failure {
+                    Failure::NotTheBackend => return,
+                    Failure::Connect => self.node().refused(),
+                    _ => self.node().failed(),
+                }
+                self.node().penalized();
+            }
+            Ending::Dropped => {
+                if !self.has_bytes && self.status.is_none_or(|status| status.is_success()) {
+                    self.node().given_up(self.began.elapsed());
+                }
+            }
+        }
+    }
+}
+
+// === impl RequestBroke ===
+
+impl Observe for RequestBroke {
+    fn end(self, ending: Ending<'_>) {
+        if matches!(ending, Ending::Failed(_)) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+}

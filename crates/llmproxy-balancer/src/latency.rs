@@ -1,0 +1,131 @@
+//! How long a backend takes to its first byte: a mean that forgets.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A sample weighs this much at least, so that a busy backend's mean still follows.
+const MIN_SHARE: f64 = 0.1;
+/// Samples that are this far apart share the mean as 1 - 1/e to 1/e; and the mean of a backend that is not asked shrinks
+/// by the same factor in that time, so that one that was slow, or failed, is tried again some time.
+const DECAY: Duration = Duration::from_secs(20);
+/// What a failure counts as: longer than people wait. A backend that fails fast must not look fast.
+const PENALTY: Duration = Duration::from_secs(30);
+
+/// The mean of one backend.
+#[derive(Debug, Default)]
+pub(crate) struct Latency {
+    mean: Option<(f64, Instant)>,
+}
+
+// === impl Latency ===
+
+impl Latency {
+    /// A first byte took `sample`.
+    pub(crate) fn measured(&mut self, sample: Duration, now: Instant) {
+        let sample = sample.as_secs_f64();
+        let mean = self.mean.map_or(sample, |(mean, at)| {
+            let share = (1.0 - decay(now, at)).max(MIN_SHARE);
+            mean * (1.0 - share) + sample * share
+        });
+        self.mean = Some((mean, now));
+    }
+
+    /// A request failed there.
+    pub(crate) fn failed(&mut self, now: Instant) {
+        self.measured(PENALTY, now);
+    }
+
+    /// A request was given up after `waited` without a byte: it would have taken at least that long.
+    pub(crate) fn given_up(&mut self, waited: Duration, now: Instant) {
+        if self.mean.is_none_or(|(mean, _)| waited.as_secs_f64() > mean) {
+            self.measured(waited, now);
+        }
+    }
+
+    /// Forgets all: the backend has come back, perhaps as another.
+    pub(crate) fn reset(&mut self) {
+        self.mean = None;
+    }
+
+    /// What to expect now.
+    pub(crate) fn estimate(&self, now: Instant) -> Option<Duration> {
+        self.mean.map(|(mean, at)| Duration::try_from_secs_f64(mean * decay(now, at)).unwrap_or(PENALTY))
+    }
+}
+
+fn decay(now: Instant, then: Instant) -> f64 {
+    (-now.saturating_duration_since(then).as_secs_f64() / DECAY.as_secs_f64()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{LatencyBased, Policy, tests::Field};
+
+    const FAST: Duration = Duration::from_millis(100);
+
+    fn seconds(estimate: Option<Duration>) -> f64 {
+        estimate.unwrap().as_secs_f64()
+    }
+
+    #[test]
+    fn the_first_sample_is_the_estimate() {
+        let (mut latency, now) = (Latency::default(), Instant::now());
+        assert_eq!(latency.estimate(now), None);
+        latency.measured(FAST, now);
+        assert!((seconds(latency.estimate(now)) - 0.1).abs() < 1e-6);
+    }
+
+    #[test]
+    fn old_samples_are_forgotten() {
+        let (mut latency, start) = (Latency::default(), Instant::now());
+        latency.measured(Duration::from_secs(10), start);
+        for step in 1..=100 {
+            latency.measured(FAST, start + Duration::from_millis(100 * step));
+        }
+        assert!(seconds(latency.estimate(start + Duration::from_secs(10))) < 0.2);
+    }
+
+    #[test]
+    fn a_backend_that_is_not_asked_is_tried_again_some_time() {
+        let (mut latency, start) = (Latency::default(), Instant::now());
+        latency.failed(start);
+        assert!(seconds(latency.estimate(start)) > 10.0);
+        assert!(seconds(latency.estimate(start + 10 * DECAY)) < 0.01);
+    }
+
+    #[test]
+    fn a_client_that_gives_up_makes_a_backend_slower_and_never_faster() {
+        let (mut latency, now) = (Latency::default(), Instant::now());
+        latency.measured(Duration::from_secs(1), now);
+        latency.given_up(Duration::from_millis(10), now);
+        assert!((seconds(latency.estimate(now)) - 1.0).abs() < 1e-6);
+        latency.given_up(Duration::from_secs(20), now);
+        assert!(seconds(latency.estimate(now)) > 2.0);
+    }
+
+    #[test]
+    fn a_backend_that_fails_fast_gets_less_than_one_in_twenty() {
+        let policy = LatencyBased::new();
+        let mut latencies = [Latency::default(), Latency::default(), Latency::default()];
+        let mut field = Field::new(&[1, 1, 1]);
+        let mut now = Instant::now();
+        let mut failed = 0;
+        for _ in 0..2000 {
+            for (at, latency) in latencies.iter().enumerate() {
+                field.latency[at] = latency.estimate(now);
+            }
+            let picked = policy.pick(&field.candidates());
+            if picked == 0 {
+                failed += 1;
+                now += Duration::from_millis(1);
+                latencies[0].failed(now);
+            } else {
+                now += Duration::from_millis(500);
+                latencies[picked].measured(FAST, now);
+            }
+        }
+        assert!(failed * 20 < 2000, "{failed} of 2000");
+    }
+}

@@ -1,0 +1,20 @@
+//! The metrics of this crate.
+
+use metrics::{Unit, describe_counter, describe_gauge};
+
+/// 1 while a backend is up, else 0; label `backend`. A backend that a reload took away stays at 0.
+pub const BACKEND_UP: &str = "llmproxy_backend_up";
+/// Requests at a backend whose answers have not ended; label `backend`.
+pub const IN_FLIGHT: &str = "llmproxy_in_flight";
+/// Attempts after the first one; labels `backend` (the one that failed) and `reason`.
+pub const RETRIES: &str = "llmproxy_retries_total";
+/// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
+pub const HEALTH_CHANGES: &str = "llmproxy_backend_health_changes_total";
+
+/// Registers the help texts.
+pub fn describe() {
+    describe_gauge!(BACKEND_UP, "Whether the backend is up (1) or out (0)");
+    describe_gauge!(IN_FLIGHT, Unit::Count, "Requests at the backend whose answers have not ended");
+    describe_counter!(RETRIES, Unit::Count, "Attempts that followed one that failed, by the backend and how it failed");
+    describe_counter!(HEALTH_CHANGES, Unit::Count, "How often the backend came up or went out");
+}

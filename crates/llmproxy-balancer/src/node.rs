@@ -1,0 +1,205 @@
+//! What is known of one backend: it outlives configurations, as long as they name its URL.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Guard};
+use llmproxy_core::Backend;
+use metrics::{counter, gauge};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    health::{Change, Check, Health, Rules},
+    latency::Latency,
+    metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT},
+    models::Models,
+};
+
+/// One backend's state.
+#[derive(Debug)]
+pub(crate) struct Node {
+    backend: ArcSwap<Backend>,
+    in_flight: AtomicUsize,
+    health: Mutex<Health>,
+    latency: Mutex<Latency>,
+    models: ArcSwap<Models>,
+    /// Tells the checks that the next one is due at another time than they thought.
+    pub(crate) rescheduled: Notify,
+    /// Tells whoever waits for any backend that something is known that was not.
+    changed: Arc<Notify>,
+}
+
+/// A request that is at a backend, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    node: Arc<Node>,
+    /// As it was called when the request came, so that the metric goes down where it went up.
+    name: Arc<str>,
+}
+
+// === impl Node ===
+
+impl Node {
+    pub(crate) fn new(backend: Arc<Backend>, rules: Rules, changed: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            backend: ArcSwap::new(backend),
+            in_flight: AtomicUsize::new(0),
+            health: Mutex::new(Health::new(rules)),
+            latency: Mutex::default(),
+            models: ArcSwap::default(),
+            rescheduled: Notify::new(),
+            changed,
+        })
+    }
+
+    /// The newest configuration has it like this.
+    pub(crate) fn configure(&self, backend: Arc<Backend>, rules: Rules) {
+        self.backend.store(backend);
+        self.health().set_rules(rules);
+        self.show();
+    }
+
+    /// No configuration has it any more.
+    pub(crate) fn retire(&self) {
+        gauge!(BACKEND_UP, "backend" => self.backend.load().name.clone()).set(0);
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request.
+    pub(crate) fn enter(self: &Arc<Self>, name: Arc<str>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        gauge!(IN_FLIGHT, "backend" => name.clone()).increment(1);
+        InFlight { node: self.clone(), name }
+    }
+
+    pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_available(&self) -> bool {
+        self.health().is_available(Instant::now())
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.health().is_up(Instant::now())
+    }
+
+    pub(crate) fn check_passed(&self, check: Check) {
+        let change = self.health().check_passed(check, Instant::now());
+        self.after(change, None);
+    }
+
+    pub(crate) fn check_failed(&self, check: Check, refused: bool, problem: &str) {
+        let change = self.health().check_failed(check, refused, Instant::now());
+        self.after(change, Some(problem));
+    }
+
+    pub(crate) fn refused(&self) {
+        let change = self.health().refused(Instant::now());
+        self.after(change, None);
+    }
+
+    pub(crate) fn failed(&self) {
+        let change = self.health().failed(Instant::now());
+        self.after(change, None);
+    }
+
+    pub(crate) fn misconfigured(&self) {
+        let change = self.health().misconfigured(Instant::now());
+        self.after(change, None);
+    }
+
+    pub(crate) fn succeeded(&self) {
+        let change = self.health().succeeded(Instant::now());
+        self.after(change, None);
+    }
+
+    /// The measured time to a first byte.
+    pub(crate) fn latency(&self) -> Option<Duration> {
+        self.latencies().estimate(Instant::now())
+    }
+
+    pub(crate) fn measured(&self, sample: Duration) {
+        self.latencies().measured(sample, Instant::now());
+    }
+
+    pub(crate) fn given_up(&self, waited: Duration) {
+        self.latencies().given_up(waited, Instant::now());
+    }
+
+    pub(crate) fn penalized(&self) {
+        self.latencies().failed(Instant::now());
+    }
+
+    pub(crate) fn models(&self) -> Guard<Arc<Models>> {
+        self.models.load()
+    }
+
+    pub(crate) fn learned(&self, models: Models) {
+        let old = self.models.swap(Arc::new(models));
+        let new = self.models.load();
+        if matches!(**new, Models::Any(_)) != matches!(*old, Models::Any(_)) || old.names() != new.names() {
+            let any_name = matches!(**new, Models::Any(_));
+            tracing::info!(backend = %self.name(), models = ?new.names(), any_name, "the backend's models are known");
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn latencies(&self) -> MutexGuard<'_, Latency> {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self) -> Arc<str> {
+        self.backend.load().name.clone()
+    }
+
+    /// Says what has changed, to all who want to know.
+    fn after(&self, change: Option<Change>, problem: Option<&str>) {
+        let Some(change) = change else { return };
+        let name = self.name();
+        let to = match change {
+            Change::Up => {
+                // What was measured before may have been another process.
+                self.latencies().reset();
+                tracing::info!(backend = %name, "the backend is up");
+                "up"
+            }
+            Change::Out(cause) => {
+                let reason = cause.as_str();
+                tracing::warn!(backend = %name, reason, problem, "the backend is out");
+                self.rescheduled.notify_one();
+                "out"
+            }
+        };
+        counter!(HEALTH_CHANGES, "backend" => name, "to" => to).increment(1);
+        self.show();
+        self.changed.notify_waiters();
+    }
+
+    fn show(&self) {
+        gauge!(BACKEND_UP, "backend" => self.name()).set(f64::from(u8::from(self.is_up())));
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.node.in_flight.fetch_sub(1, Ordering::Relaxed);
+        gauge!(IN_FLIGHT, "backend" => self.name.clone()).decrement(1);
+    }
+}

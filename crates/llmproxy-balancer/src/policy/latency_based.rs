@@ -1,0 +1,104 @@
+//! The one whose first byte comes soonest.
+
+use std::cmp::Ordering;
+
+use super::{Candidate, Policy};
+
+/// Of two taken at random, the one whose first byte comes sooner, over its weight.
+///
+/// Two, because the fastest of all would get every request until the next measurement, and by then be the slowest.
+#[derive(Debug, Default)]
+pub struct LatencyBased {}
+
+// === impl LatencyBased ===
+
+impl LatencyBased {
+    /// Knows nothing of its own: the measurements are the backends'.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The cheaper of `a` and `b`; at the same price the one with less to do, and else either.
+    fn cheaper(candidates: &[Candidate<'_>], assumed: f64, a: usize, b: usize) -> usize {
+        let cost = |at: usize| {
+            let candidate = &candidates[at];
+            candidate.latency.map_or(assumed, |latency| latency.as_secs_f64()) / f64::from(candidate.weight)
+        };
+        let load = |at: usize| candidates[at].in_flight as f64 / f64::from(candidates[at].weight);
+        match cost(a).total_cmp(&cost(b)).then_with(|| load(a).total_cmp(&load(b))) {
+            Ordering::Less => a,
+            Ordering::Greater => b,
+            Ordering::Equal => [a, b][fastrand::usize(..2)],
+        }
+    }
+}
+
+impl Policy for LatencyBased {
+    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+        // One request finds out what nobody knows yet; while it is under way the rest do not pile up behind it.
+        let unmeasured: Vec<usize> = (0..candidates.len())
+            .filter(|at| candidates[*at].latency.is_none() && candidates[*at].in_flight == 0)
+            .collect();
+        if !unmeasured.is_empty() {
+            return unmeasured[fastrand::usize(..unmeasured.len())];
+        }
+        if candidates.len() < 2 {
+            return 0;
+        }
+        let a = fastrand::usize(..candidates.len());
+        let b = (a + 1 + fastrand::usize(..candidates.len() - 1)) % candidates.len();
+        let fastest = candidates.iter().filter_map(|candidate| candidate.latency).min();
+        Self::cheaper(candidates, fastest.unwrap_or_default().as_secs_f64(), a, b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::tests::Field;
+
+    fn millis(millis: u64) -> Option<Duration> {
+        Some(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn the_faster_of_two_is_picked() {
+        let mut field = Field::new(&[1, 1]);
+        field.latency = vec![millis(200), millis(100)];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [0, 50]);
+    }
+
+    #[test]
+    fn weight_makes_up_for_latency() {
+        let mut field = Field::new(&[3, 1]);
+        field.latency = vec![millis(200), millis(100)];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [50, 0]);
+    }
+
+    #[test]
+    fn the_slowest_of_three_gets_nothing_and_the_middle_one_something() {
+        let mut field = Field::new(&[1, 1, 1]);
+        field.latency = vec![millis(100), millis(200), millis(300)];
+        let counts = field.count(&LatencyBased::new(), 300);
+        assert!(counts[0] > counts[1] && counts[1] > 50 && counts[2] == 0, "{counts:?}");
+    }
+
+    #[test]
+    fn what_was_never_measured_is_tried_first_and_once_at_a_time() {
+        let mut field = Field::new(&[1, 1, 1]);
+        field.latency = vec![millis(100), None, millis(100)];
+        assert_eq!(LatencyBased::new().pick(&field.candidates()), 1);
+        field.in_flight[1] = 1;
+        let counts = field.count(&LatencyBased::new(), 30);
+        assert_eq!(counts[1], 0, "a request is under way there, and the others are idle");
+    }
+
+    #[test]
+    fn the_only_candidate_is_picked() {
+        let mut field = Field::new(&[1]);
+        field.in_flight[0] = 3;
+        assert_eq!(LatencyBased::new().pick(&field.candidates()), 0);
+    }
+}

@@ -1,0 +1,75 @@
+//! In turn, by weight.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{Candidate, Policy};
+
+/// In turn, by weight, and smoothly: weights 3 and 1 give a, a, b, a rather than a, a, a, b.
+///
+/// Each pick credits every candidate with its weight, takes the one with the most credit and charges it for all of them.
+#[derive(Debug, Default)]
+pub struct RoundRobin {
+    /// By the backend's index. A backend that is out neither gains nor loses.
+    credit: Mutex<Vec<i64>>,
+}
+
+// === impl RoundRobin ===
+
+impl RoundRobin {
+    /// Starts with the first backend of the greatest weight.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for RoundRobin {
+    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut best = 0;
+        let mut total = 0;
+        for (position, candidate) in candidates.iter().enumerate() {
+            if credit.len() <= candidate.index {
+                credit.resize(candidate.index + 1, 0);
+            }
+            let weight = i64::from(candidate.weight);
+            credit[candidate.index] += weight;
+            total += weight;
+            if credit[candidate.index] > credit[candidates[best].index] {
+                best = position;
+            }
+        }
+        credit[candidates[best].index] -= total;
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::Field;
+
+    #[test]
+    fn weights_are_shares() {
+        assert_eq!(Field::new(&[1, 1]).count(&RoundRobin::new(), 10), [5, 5]);
+        assert_eq!(Field::new(&[3, 1]).count(&RoundRobin::new(), 20), [15, 5]);
+        assert_eq!(Field::new(&[5, 3, 2]).count(&RoundRobin::new(), 30), [15, 9, 6]);
+    }
+
+    #[test]
+    fn the_heavy_one_does_not_get_its_whole_share_in_a_row() {
+        let (policy, field) = (RoundRobin::new(), Field::new(&[3, 1]));
+        let candidates = field.candidates();
+        let order: Vec<usize> = (0..8).map(|_| policy.pick(&candidates)).collect();
+        assert_eq!(order, [0, 0, 1, 0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_gets_its_share_and_not_what_it_missed() {
+        let (policy, field) = (RoundRobin::new(), Field::new(&[1, 1]));
+        let candidates = field.candidates();
+        for _ in 0..100 {
+            assert_eq!(policy.pick(&candidates[..1]), 0);
+        }
+        assert_eq!(field.count(&policy, 10), [5, 5]);
+    }
+}

@@ -1,0 +1,228 @@
+//! Whether another attempt is made, and when.
+
+use std::{io, time::Duration};
+
+use http::{HeaderMap, StatusCode, header};
+use llmproxy_core::{BoxError, End, Ended, cause_ref};
+
+use crate::config::{RetryConfig, RetryOn};
+
+/// Why an attempt gave no answer, or none that the client should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// There was no connection: the backend has not seen the request.
+    Connect,
+    /// The connection broke before the answer was the client's.
+    Reset,
+    /// A limit of time was passed.
+    Timeout,
+    /// The client's side failed, or the proxy is stopping; the backend did nothing wrong.
+    NotTheBackend,
+    /// The backend refused the credentials that the proxy gave it.
+    Credentials,
+    /// An answer that says that the backend, now, can't.
+    Status(StatusCode),
+}
+
+/// One condition of `retry_on`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    Connect,
+    Reset,
+    Timeout,
+    ServerError,
+    Status(StatusCode),
+}
+
+/// What a [`RetryConfig`] comes to.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) max_retries: u32,
+    initial_wait: Duration,
+    max_wait: Duration,
+    multiplier: f64,
+    triggers: Vec<Trigger>,
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// What kind of failure `error` is, by what its source chain says: an [`Ended`] says so itself; a connection that
+    /// never came to be is an [`io::Error`] of one of a few kinds; anything else broke later.
+    pub(crate) fn of(error: &BoxError) -> Self {
+        match Ended::of(&**error) {
+            End::Timeout => return Self::Timeout,
+            End::ClientGone | End::Shutdown => return Self::NotTheBackend,
+            End::Complete | End::BackendFailed => {}
+        }
+        match cause_ref::<io::Error>(&**error).map(io::Error::kind) {
+            Some(
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NotConnected
+                | io::ErrorKind::AddrNotAvailable,
+            ) => Self::Connect,
+            _ => Self::Reset,
+        }
+    }
+
+    /// The name in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::NotTheBackend => "client",
+            Self::Credentials => "credentials",
+            Self::Status(status) => match status.as_u16() {
+                429 => "429",
+                502 => "502",
+                503 => "503",
+                504 => "504",
+                500..=599 => "5xx",
+                _ => "status",
+            },
+        }
+    }
+}
+
+// === impl Trigger ===
+
+impl Trigger {
+    pub(crate) fn parse(word: &RetryOn) -> Result<Self, String> {
+        Ok(match word.as_str() {
+            "connect" => Self::Connect,
+            "reset" => Self::Reset,
+            "timeout" => Self::Timeout,
+            "5xx" => Self::ServerError,
+            other => match other.parse().map(|code: u16| (code, StatusCode::from_u16(code))) {
+                // An answer below 400 is one; there is nothing to try again for.
+                Ok((400..=599, Ok(status))) => Self::Status(status),
+                _ => {
+                    return Err(format!(
+                        "`{other}` is nothing to retry on; use connect, reset, timeout, 5xx or a status from 400 to 599"
+                    ));
+                }
+            },
+        })
+    }
+
+    fn matches(self, failure: Failure) -> bool {
+        match (self, failure) {
+            (Self::Connect, Failure::Connect) | (Self::Reset, Failure::Reset) | (Self::Timeout, Failure::Timeout) => {
+                true
+            }
+            (Self::ServerError, Failure::Status(status)) => status.is_server_error(),
+            (Self::Status(wanted), Failure::Status(status)) => wanted == status,
+            _ => false,
+        }
+    }
+}
+
+// === impl Retry ===
+
+impl Retry {
+    /// Words that are none (the configuration was not validated) are passed over.
+    pub(crate) fn new(config: &RetryConfig) -> Self {
+        Self {
+            max_retries: if config.enabled { config.max_retries } else { 0 },
+            initial_wait: config.initial_wait,
+            max_wait: config.max_wait,
+            multiplier: config.multiplier,
+            triggers: config.retry_on.iter().filter_map(|word| Trigger::parse(word).ok()).collect(),
+        }
+    }
+
+    /// Whether another attempt may follow `failure`. Wrong credentials of ours are never the client's to suffer from,
+    /// and the backend has done nothing for them, so they need no permission.
+    pub(crate) fn is_wanted(&self, failure: Failure) -> bool {
+        failure == Failure::Credentials || self.triggers.iter().any(|trigger| trigger.matches(failure))
+    }
+
+    /// How long to wait before a backend that has failed is asked again, for the `nth` time (from 0); at least `floor`,
+    /// what the backend itself asked for, as far as that is not beyond the longest wait.
+    pub(crate) fn wait(&self, nth: u32, floor: Option<Duration>) -> Duration {
+        let factor = self.multiplier.powi(i32::try_from(nth).unwrap_or(i32::MAX));
+        let wait = Duration::try_from_secs_f64(self.initial_wait.as_secs_f64() * factor).unwrap_or(self.max_wait);
+        // Between half and the whole, so that requests that failed together do not come back together.
+        let wait = wait.min(self.max_wait).mul_f64(0.5 + fastrand::f64() / 2.0);
+        wait.max(floor.unwrap_or_default()).min(self.max_wait)
+    }
+}
+
+/// What an answer asks for by `Retry-After`. A date is passed over: backends here write seconds, and clocks differ.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> Retry {
+        Retry::new(&RetryConfig::default())
+    }
+
+    #[test]
+    fn a_refused_connection_is_told_from_one_that_broke() {
+        let of = |kind: io::ErrorKind| Failure::of(&BoxError::from(io::Error::from(kind)));
+        assert_eq!(of(io::ErrorKind::ConnectionRefused), Failure::Connect);
+        assert_eq!(of(io::ErrorKind::HostUnreachable), Failure::Connect);
+        assert_eq!(of(io::ErrorKind::NotConnected), Failure::Connect);
+        assert_eq!(of(io::ErrorKind::ConnectionReset), Failure::Reset);
+        assert_eq!(Failure::of(&"whatever".into()), Failure::Reset);
+    }
+
+    #[test]
+    fn an_error_that_says_how_it_ended_is_believed() {
+        let of = |end| Failure::of(&BoxError::from(Ended::new(end, "x")));
+        assert_eq!(of(End::Timeout), Failure::Timeout);
+        assert_eq!(of(End::ClientGone), Failure::NotTheBackend);
+        assert_eq!(of(End::BackendFailed), Failure::Reset);
+    }
+
+    #[test]
+    fn a_timeout_is_not_retried_unless_it_is_asked_for() {
+        assert!(!retry().is_wanted(Failure::Timeout));
+        let config = RetryConfig { retry_on: vec![RetryOn::new("timeout")], ..RetryConfig::default() };
+        assert!(Retry::new(&config).is_wanted(Failure::Timeout));
+        assert!(!Retry::new(&config).is_wanted(Failure::Connect));
+    }
+
+    #[test]
+    fn statuses_are_retried_as_listed() {
+        let status = |code| Failure::Status(StatusCode::from_u16(code).unwrap());
+        assert!(retry().is_wanted(status(503)));
+        assert!(!retry().is_wanted(status(500)));
+        assert!(!retry().is_wanted(status(429)));
+        let config = RetryConfig { retry_on: ["5xx", "429"].map(RetryOn::new).to_vec(), ..RetryConfig::default() };
+        let retry = Retry::new(&config);
+        assert!(retry.is_wanted(status(500)) && retry.is_wanted(status(429)) && !retry.is_wanted(status(404)));
+    }
+
+    #[test]
+    fn waits_grow_up_to_the_longest() {
+        let retry = retry();
+        for (nth, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 10), (400, 10)] {
+            let (wait, whole) = (retry.wait(nth, None), Duration::from_secs(whole));
+            assert!(wait >= whole / 2 && wait <= whole, "{nth}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_asks_for_patience_gets_it_up_to_the_longest_wait() {
+        assert_eq!(retry().wait(0, Some(Duration::from_secs(7))), Duration::from_secs(7));
+        assert_eq!(retry().wait(0, Some(Duration::from_secs(700))), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_seconds() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(retry_after(&headers), None);
+        headers.insert(header::RETRY_AFTER, " 12 ".parse().unwrap());
+        assert_eq!(retry_after(&headers), Some(Duration::from_secs(12)));
+        headers.insert(header::RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
+        assert_eq!(retry_after(&headers), None);
+    }
+}

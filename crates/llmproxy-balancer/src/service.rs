@@ -1,0 +1,276 @@
+//! The attempts of one request.
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response, StatusCode, header};
+use http_body::Body;
+use llmproxy_core::{
+    BoxError, Exchange, RequestBody, Target,
+    body::{Ending, Observed, Observer},
+};
+use metrics::counter;
+use tokio::time::{sleep, timeout};
+use tower::{Service, ServiceExt};
+
+use crate::{
+    config::Commit,
+    error::BalanceError,
+    flight::{Flight, RequestBroke},
+    metrics::RETRIES,
+    peek::Peeked,
+    policy::Policy,
+    pool::{Pick, Pool},
+    retry::{Failure, retry_after},
+};
+
+/// The body of an answer on its way from a backend: in flight there until it ends or is dropped.
+pub type BalanceBody<B> = Observed<Peeked<B>, Flight>;
+
+/// Picks a backend for each attempt at a request and leaves the [`Target`] in that attempt's extensions for the inner
+/// service. An attempt that fails before its answer is the client's is followed by another one, where the
+/// configuration wants it and the body can be sent again.
+///
+/// Reads the model from the exchange's call; without that fact (no inspect layer) every backend is taken to be able, and
+/// aliases are not replaced.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the attempt that is under way; that is no failure of the backend.
+#[derive(Clone, Debug)]
+pub struct Balance<S> {
+    inner: S,
+    pool: Arc<Pool>,
+    policy: Arc<dyn Policy>,
+}
+
+/// An answer that the client may get. The body is before its observer, so that what is further in ends first.
+struct Answer<B> {
+    response: Response<Peeked<B>>,
+    flight: Observer<Flight>,
+    target: Arc<Target>,
+}
+
+enum Outcome<B> {
+    Answered(Answer<B>),
+    Failed {
+        failure: Failure,
+        /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
+        last: Result<Answer<B>, BoxError>,
+    },
+}
+
+/// What came of the attempts so far.
+#[derive(Default)]
+struct Tried {
+    failed: Vec<(usize, Failure)>,
+    waits: u32,
+    /// The shortest time that a backend which failed asked for.
+    retry_after: Option<Duration>,
+}
+
+// === impl Balance ===
+
+impl<S> Balance<S> {
+    pub(crate) fn new(inner: S, pool: Arc<Pool>, policy: Arc<dyn Policy>) -> Self {
+        Self { inner, pool, policy }
+    }
+}
+
+impl<S, B> Balance<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    async fn run(mut self, request: Request<RequestBody>) -> Result<Response<BalanceBody<B>>, BoxError> {
+        let (mut parts, mut body) = request.into_parts();
+        let exchange = Exchange::of(&mut parts.extensions);
+        exchange.expect_attempts();
+        let model = exchange.call().and_then(|call| call.model.clone());
+        let broke = RequestBroke::default();
+        if let RequestBody::Stream(stream) = body {
+            body = RequestBody::stream(Observed::new(stream, broke.clone()));
+        }
+        let mut tried = Tried::default();
+        let mut kept = None;
+        let mut pick = self.pool.pick_first(model.as_ref(), &*self.policy).await?;
+        let last = loop {
+            let retries_left = self.pool.retry.max_retries as usize > tried.failed.len();
+            let again = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
+            let (index, name) = (pick.index, pick.backend.name.clone());
+            let request = Request::from_parts(parts, body);
+            let (failure, last) = match self.attempt(pick, request, &exchange, broke.clone()).await {
+                Outcome::Answered(answer) => return Ok(answer.serve(&exchange)),
+                Outcome::Failed { failure, last } => (failure, last),
+            };
+            tried.note(index, failure, &last);
+            // What a backend answered, whatever it was, says more than that another one did not.
+            let last = last.or_else(|error| kept.take().ok_or(error));
+            let Some(again) = again.filter(|_| self.pool.retry.is_wanted(failure)) else { break last };
+            (parts, body) = again;
+            let Some(next) = self.next(model.as_ref(), &mut tried).await else { break last };
+            counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
+            kept = last.ok();
+            pick = next;
+        };
+        Ok(last?.serve(&exchange))
+    }
+
+    async fn attempt(
+        &mut self,
+        pick: Pick,
+        mut request: Request<RequestBody>,
+        exchange: &Exchange,
+        broke: RequestBroke,
+    ) -> Outcome<B> {
+        let Pick { backend, in_flight, .. } = pick;
+        let target = Arc::new(Target {
+            backend: backend.clone(),
+            model: self.pool.alias(exchange.call().and_then(|call| call.model.as_ref())),
+            inject_usage: matches!(request.body(), RequestBody::Replay(_, edits) if edits.include_usage.is_some()),
+        });
+        let attempt = exchange.begin_attempt(&target);
+        request.extensions_mut().insert((*target).clone());
+        // From here on a drop ends the flight.
+        let mut flight = Observer::new(Flight::new(in_flight, broke));
+        let result = match self.inner.ready().await {
+            Ok(inner) => inner.call(request).await,
+            Err(error) => Err(error),
+        };
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => return failed(flight, &backend.name, exchange, attempt, error),
+        };
+        exchange.finish_attempt(attempt, Ok(response.status()));
+        let (head, body) = response.into_parts();
+        flight.head(&head);
+        let status = head.status;
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && backend.supplies_credentials() {
+            tracing::error!(
+                backend = %backend.name,
+                %status,
+                "the backend refuses the credentials that its headers in the configuration give it"
+            );
+            if let Some(flight) = flight.get_mut() {
+                flight.credentials_refused();
+            }
+            let error = BalanceError::Misconfigured { backend: backend.name.clone() };
+            return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };
+        }
+        let mut response = Response::from_parts(head, Peeked::new(body));
+        let failure = Failure::Status(status);
+        if self.pool.retry.is_wanted(failure) {
+            tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
+            return Outcome::Failed { failure, last: Ok(Answer { response, flight, target }) };
+        }
+        // Not in time is no failure: the client gets the head and waits for the rest itself.
+        if self.pool.commit == Commit::FirstByte
+            && is_event_stream(&response)
+            && let Ok(Err(error)) = timeout(self.pool.commit_after, response.body_mut().peek()).await
+        {
+            return failed(flight, &backend.name, exchange, attempt, error);
+        }
+        Outcome::Answered(Answer { response, flight, target })
+    }
+
+    /// A backend for the next attempt: at once if there is one that has not failed in this request, else after a wait
+    /// one that has. `None` if no other attempt makes sense.
+    async fn next(&mut self, model: Option<&Arc<str>>, tried: &mut Tried) -> Option<Pick> {
+        let (pool, policy) = (&*self.pool, &*self.policy);
+        let is_other = |index| tried.failed.iter().all(|(failed, _)| *failed != index);
+        if let Some(pick) = pool.pick_again(model, policy, true, is_other) {
+            return Some(pick);
+        }
+        // Credentials do not get better by waiting.
+        let worth_it = |index: usize| {
+            let mut failures = tried.failed.iter().filter(|(failed, _)| *failed == index).peekable();
+            failures.peek().is_some() && failures.all(|(_, failure)| *failure != Failure::Credentials)
+        };
+        if !tried.failed.iter().any(|(index, _)| worth_it(*index)) {
+            return None;
+        }
+        sleep(pool.retry.wait(tried.waits, tried.retry_after)).await;
+        let pick = pool
+            .pick_again(model, policy, true, is_other)
+            .or_else(|| pool.pick_again(model, policy, true, worth_it))
+            .or_else(|| pool.pick_again(model, policy, false, worth_it));
+        tried.waits += 1;
+        pick
+    }
+}
+
+impl<S, B> Service<Request<RequestBody>> for Balance<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = BoxError> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    type Response = Response<BalanceBody<B>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        // The inner service that is ready goes with the request; a fresh one stays.
+        let inner = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, inner);
+        Box::pin(Balance::new(ready, self.pool.clone(), self.policy.clone()).run(request))
+    }
+}
+
+fn failed<B>(
+    mut flight: Observer<Flight>,
+    backend: &Arc<str>,
+    exchange: &Exchange,
+    attempt: usize,
+    error: BoxError,
+) -> Outcome<B> {
+    let failure = flight.get_mut().map_or(Failure::Reset, |flight| flight.failure(&error));
+    exchange.finish_attempt(attempt, Err(error.to_string().into()));
+    flight.end(Ending::Failed(&error));
+    if failure == Failure::NotTheBackend {
+        return Outcome::Failed { failure, last: Err(error) };
+    }
+    tracing::warn!(%backend, %error, "an attempt failed");
+    let error = BalanceError::Upstream { backend: backend.clone(), failure, source: error };
+    Outcome::Failed { failure, last: Err(error.into()) }
+}
+
+fn is_event_stream<B>(response: &Response<B>) -> bool {
+    let of_type = |value: &header::HeaderValue| {
+        value.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+    };
+    response.status().is_success() && response.headers().get(header::CONTENT_TYPE).is_some_and(of_type)
+}
+
+// === impl Answer ===
+
+impl<B> Answer<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    fn serve(self, exchange: &Exchange) -> Response<BalanceBody<B>> {
+        let Self { response, flight, target } = self;
+        exchange.set_served(target);
+        response.map(|body| Observed::with_observer(body, flight))
+    }
+}
+
+// === impl Tried ===
+
+impl Tried {
+    fn note<B>(&mut self, index: usize, failure: Failure, last: &Result<Answer<B>, BoxError>) {
+        self.failed.push((index, failure));
+        let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
+        self.retry_after = self.retry_after.into_iter().chain(asked).min();
+    }
+}

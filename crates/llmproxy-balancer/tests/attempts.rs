@@ -1,0 +1,330 @@
+//! The attempts of one request: who is asked, when another is asked, and what the client gets.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Proxy, Reply, answer, asked, body, editable, events, pool_of, text, unchecked};
+use http::StatusCode;
+use http_body_util::BodyExt;
+use llmproxy_balancer::{
+    BackendConfig, Balance, BalanceError, Cause, Commit, LoadBalance, RetryConfig, RetryOn, RoutingConfig,
+};
+use llmproxy_core::{RequestBody, cause_ref};
+use tokio::time::Instant;
+
+fn routing() -> RoutingConfig {
+    RoutingConfig::default()
+}
+
+fn retry(retry: RetryConfig) -> RoutingConfig {
+    RoutingConfig { retry, ..RoutingConfig::default() }
+}
+
+fn first_byte() -> RoutingConfig {
+    RoutingConfig { commit: Commit::FirstByte, ..RoutingConfig::default() }
+}
+
+/// Backend `a` does as `first` says, each other one answers 200 with its name.
+fn a_fails(mut first: impl FnMut() -> Reply + Send + 'static) -> impl FnMut(&llmproxy_core::Target) -> Reply + Send {
+    move |target| match &*target.backend.name {
+        "a" => first(),
+        name => Reply::Answer(answer(200, name)),
+    }
+}
+
+#[test]
+fn the_service_can_be_shared() {
+    fn check<T: Clone + Send + Sync>() {}
+    check::<llmproxy_balancer::BalanceLayer>();
+    check::<Balance<()>>();
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_take_turns() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), |target| Reply::Answer(answer(200, &target.backend.name)));
+    let mut names = Vec::new();
+    for _ in 0..4 {
+        let (exchange, response) = proxy.ask().await;
+        names.push(text(response.unwrap()).await.unwrap());
+        assert_eq!(exchange.served().unwrap().backend.name.as_ref(), names.last().unwrap());
+    }
+    assert_eq!(names, ["a", "b", "a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_connection_is_retried_at_once_elsewhere_and_takes_the_backend_out() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Refused));
+    let before = Instant::now();
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+    assert_eq!(asked(&exchange), ["a", "b"]);
+    assert!(exchange.attempts()[0].error.is_some());
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!(proxy.pool.snapshot()[0].out, Some(Cause::Refused));
+    for _ in 0..4 {
+        assert_eq!(asked(&proxy.ask().await.0), ["b"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_died_before_the_head_is_replaced() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Reset));
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+    assert_eq!(asked(&exchange), ["a", "b"]);
+    assert_eq!(proxy.pool.snapshot()[0].out, None, "once is no habit");
+    assert_eq!(proxy.in_flight(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_can_not_be_replayed_is_sent_once() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Reset));
+    let (exchange, response) = proxy.ask_with(Some("m"), RequestBody::stream(body([Ok("form")]))).await;
+    let error = response.unwrap_err();
+    assert_eq!(cause_ref::<BalanceError>(&*error).unwrap().status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(asked(&exchange), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_upload_breaks_is_no_failure_of_the_backend() {
+    let proxy = Proxy::new(unchecked(&[1], &routing()), |_| Reply::Answer(answer(200, "")));
+    for _ in 0..5 {
+        let upload = RequestBody::stream(body([Ok("form"), Err("the client left")]));
+        let (_, response) = proxy.ask_with(Some("m"), upload).await;
+        assert_eq!(response.unwrap_err().to_string(), "the client left");
+    }
+    let status = &proxy.pool.snapshot()[0];
+    assert_eq!((status.out, status.latency), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_is_not_retried_unless_it_is_asked_for() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Timeout));
+    let (exchange, response) = proxy.ask().await;
+    let error = response.unwrap_err();
+    assert_eq!(cause_ref::<BalanceError>(&*error).unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(asked(&exchange), ["a"]);
+
+    let asked_for = retry(RetryConfig { retry_on: vec![RetryOn::new("timeout")], ..RetryConfig::default() });
+    let proxy = Proxy::new(unchecked(&[1, 1], &asked_for), a_fails(|| Reply::Timeout));
+    assert_eq!(asked(&proxy.ask().await.0), ["a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_4xx_is_the_clients_and_never_the_backends_fault() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Answer(answer(401, "no key"))));
+    for _ in 0..10 {
+        let (exchange, response) = proxy.ask().await;
+        assert_eq!(exchange.attempts().len(), 1);
+        response.unwrap().into_body().collect().await.unwrap();
+    }
+    let status = &proxy.pool.snapshot()[0];
+    assert_eq!((status.out, status.latency), (None, None), "and says nothing about its speed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_backend_answer_is_what_the_client_gets() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), |target| match &*target.backend.name {
+        "a" => {
+            let mut busy = answer(503, "busy");
+            busy.headers_mut().insert("retry-after", "2".parse().unwrap());
+            Reply::Answer(busy)
+        }
+        _ => Reply::Reset,
+    });
+    let (exchange, response) = proxy.ask().await;
+    let response = response.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["retry-after"], "2");
+    assert_eq!(&*exchange.served().unwrap().backend.name, "a");
+    assert_eq!(text(response).await.unwrap(), "busy");
+    assert_eq!(exchange.attempts().len(), 4, "one and three retries");
+    assert_eq!(proxy.in_flight(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_backend_is_asked_again_only_after_a_wait() {
+    let mut asked_before = 0;
+    let proxy = Proxy::new(unchecked(&[1], &routing()), move |_| {
+        asked_before += 1;
+        Reply::Answer(if asked_before < 3 { answer(503, "busy") } else { answer(200, "done") })
+    });
+    let before = Instant::now();
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "done");
+    assert_eq!(exchange.attempts().len(), 3);
+    // One wait of up to a second, one of up to two; each at least half of that.
+    assert!((1500..=3000).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_at_least_as_long_as_the_backend_asks() {
+    let mut asked_before = 0;
+    let proxy = Proxy::new(unchecked(&[1], &routing()), move |_| {
+        asked_before += 1;
+        let mut busy = answer(503, "busy");
+        busy.headers_mut().insert("retry-after", "7".parse().unwrap());
+        Reply::Answer(if asked_before == 1 { busy } else { answer(200, "done") })
+    });
+    let before = Instant::now();
+    proxy.ask().await.1.unwrap();
+    assert_eq!(before.elapsed().as_secs(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_retries_the_first_failure_is_the_last() {
+    let off = retry(RetryConfig { enabled: false, ..RetryConfig::default() });
+    let proxy = Proxy::new(unchecked(&[1, 1], &off), a_fails(|| Reply::Refused));
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(response.unwrap_err().to_string(), "the backend `a` can't be reached");
+    assert_eq!(asked(&exchange), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_every_backend_is_out_the_client_hears_when_to_come_back() {
+    let off = retry(RetryConfig { enabled: false, ..RetryConfig::default() });
+    let proxy = Proxy::new(unchecked(&[1], &off), |_| Reply::Refused);
+    proxy.ask().await.1.unwrap_err();
+    let (exchange, response) = proxy.ask().await;
+    assert!(exchange.is_unasked());
+    let error = response.unwrap_err();
+    let error = cause_ref::<BalanceError>(&*error).unwrap();
+    assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+    // Nobody checks here: after the pause it is tried again.
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(asked(&proxy.ask().await.0), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_of_ours_that_a_backend_refuses_are_not_the_clients_fault() {
+    let backend = |name: &str| BackendConfig {
+        name: Some(name.into()),
+        headers: [("Authorization".into(), "Bearer ours".into())].into(),
+        models: vec!["m".into()],
+        ..BackendConfig::new(format!("http://{name}"))
+    };
+    let pool = pool_of(&[backend("a"), backend("b")], &routing());
+    let proxy = Proxy::new(pool, a_fails(|| Reply::Answer(answer(401, "who are you"))));
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+    assert_eq!(asked(&exchange), ["a", "b"]);
+    assert_eq!(proxy.pool.snapshot()[0].out, Some(Cause::Credentials));
+
+    let proxy = Proxy::new(pool_of(&[backend("a")], &routing()), |_| Reply::Answer(answer(403, "go away")));
+    let before = Instant::now();
+    let error = proxy.ask().await.1.unwrap_err();
+    let error = cause_ref::<BalanceError>(&*error).unwrap();
+    assert_eq!((error.status(), error.code()), (StatusCode::BAD_GATEWAY, "backend_misconfigured"));
+    assert_eq!(before.elapsed(), Duration::ZERO, "waiting mends no key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_in_flight_until_its_last_byte_or_its_drop() {
+    let proxy = Proxy::new(unchecked(&[1], &routing()), |_| Reply::Answer(events([Ok("1"), Ok("2")])));
+    let mut response = proxy.ask().await.1.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(proxy.in_flight(), [1]);
+    drop(response);
+    assert_eq!(proxy.in_flight(), [0]);
+    let response = proxy.ask().await.1.unwrap();
+    assert_eq!(proxy.in_flight(), [1]);
+    assert_eq!(text(response).await.unwrap(), "12");
+    assert_eq!(proxy.in_flight(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_before_the_head_is_in_flight_no_more() {
+    let proxy = Proxy::new(unchecked(&[1], &routing()), |_| Reply::Stall);
+    for _ in 0..5 {
+        let waiting = tokio::time::timeout(Duration::from_secs(3), proxy.ask());
+        assert!(waiting.await.is_err());
+        assert_eq!(proxy.in_flight(), [0]);
+    }
+    assert_eq!(proxy.pool.snapshot()[0].out, None, "a client that leaves is no failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_break_in_the_middle_take_a_backend_out_when_it_is_a_habit() {
+    let proxy = Proxy::new(unchecked(&[1], &routing()), |_| Reply::Answer(events([Ok("1"), Err("reset")])));
+    for out in [None, None, Some(Cause::Failures)] {
+        let (exchange, response) = proxy.ask().await;
+        assert!(text(response.unwrap()).await.is_err());
+        assert_eq!(exchange.attempts().len(), 1, "the head was the client's already");
+        assert_eq!(proxy.pool.snapshot()[0].out, out);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_commit_first_byte_a_stream_that_dies_at_once_is_replaced() {
+    let proxy = Proxy::new(unchecked(&[1, 1], &first_byte()), |target| {
+        Reply::Answer(match &*target.backend.name {
+            "a" => events([Err("reset")]),
+            _ => events([Ok("data: 1\n\n"), Ok("data: 2\n\n")]),
+        })
+    });
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "data: 1\n\ndata: 2\n\n");
+    assert_eq!(asked(&exchange), ["a", "b"]);
+    assert_eq!(proxy.in_flight(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_commit_first_byte_a_head_waits_no_longer_than_it_may() {
+    let proxy = Proxy::new(unchecked(&[1], &first_byte()), |_| {
+        let mut response = events([]);
+        let silence =
+            futures_util::stream::pending::<Result<http_body::Frame<bytes::Bytes>, llmproxy_core::BoxError>>();
+        *response.body_mut() = http_body_util::StreamBody::new(silence).boxed_unsync();
+        Reply::Answer(response)
+    });
+    let before = Instant::now();
+    proxy.ask().await.1.unwrap();
+    assert_eq!(before.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alias_is_replaced_and_usage_is_asked_for_where_there_is_a_place() {
+    let mut routing = routing();
+    routing.model_mapping.insert("gpt-4".into(), "m".into());
+    let proxy = Proxy::new(unchecked(&[1], &routing), |target| {
+        let (model, usage) = (target.model.as_deref().unwrap_or("as it is"), target.inject_usage);
+        Reply::Answer(answer(200, &format!("{model} {usage}")))
+    });
+    let (_, response) = proxy.ask_with(Some("gpt-4"), editable()).await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "m true");
+    let (_, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "as it is false");
+}
+
+#[tokio::test(start_paused = true)]
+async fn twenty_long_streams_are_spread_by_weight_within_one() {
+    let routing = RoutingConfig { load_balance: LoadBalance::LeastConnections, ..routing() };
+    let proxy = Proxy::new(unchecked(&[5, 3, 2], &routing), |_| Reply::Answer(events([Ok("1"), Ok("2")])));
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(proxy.ask().await.1.unwrap());
+    }
+    for (got, share) in proxy.in_flight().into_iter().zip([10_i64, 6, 4]) {
+        assert!((got as i64 - share).abs() <= 1, "{:?}", proxy.in_flight());
+    }
+    drop(open);
+    assert_eq!(proxy.in_flight(), [0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_fails_fast_gets_less_than_one_in_twenty() {
+    let mut routing = RoutingConfig { load_balance: LoadBalance::LatencyBased, ..routing() };
+    routing.retry.enabled = false;
+    // 500 is no reason to take it out, so that only the strategy keeps requests away.
+    let proxy = Proxy::new(unchecked(&[1, 1, 1], &routing), a_fails(|| Reply::Answer(answer(500, "bug"))));
+    let mut failed = 0;
+    for _ in 0..1000 {
+        let response = proxy.ask().await.1.unwrap();
+        failed += usize::from(response.status() == StatusCode::INTERNAL_SERVER_ERROR);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        response.into_body().collect().await.unwrap();
+    }
+    assert!(failed < 50, "{failed} of 1000");
+}

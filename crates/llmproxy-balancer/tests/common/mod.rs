@@ -1,0 +1,222 @@
+//! Backends that do what a test tells them, without a socket.
+#![allow(dead_code)] // Each file of tests uses its own part.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response, Uri};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use llmproxy_balancer::{BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, Pool, RoutingConfig};
+use llmproxy_core::{BoxBody, BoxError, Call, Edits, End, Ended, Endpoint, Exchange, HttpClient, RequestBody, Target};
+use tower::{Layer, ServiceExt, service_fn};
+
+pub(crate) type Answer = Response<BalanceBody<BoxBody>>;
+type Script = Arc<Mutex<dyn FnMut(&Target) -> Reply + Send>>;
+
+/// What a backend does with a request.
+pub(crate) enum Reply {
+    /// Answers.
+    Answer(Response<BoxBody>),
+    /// There is no connection.
+    Refused,
+    /// The connection breaks before the head.
+    Reset,
+    /// A limit of time is passed before the head.
+    Timeout,
+    /// Nothing, ever.
+    Stall,
+}
+
+/// What a backend's checks find, by host; a host that is not there refuses connections.
+#[derive(Clone, Default)]
+pub(crate) struct Checks(Arc<Mutex<HashMap<String, Health>>>);
+
+#[derive(Clone)]
+pub(crate) struct Health {
+    pub(crate) status: u16,
+    pub(crate) models: (u16, String),
+    pub(crate) asked: Vec<String>,
+}
+
+impl Checks {
+    pub(crate) fn set(&self, host: &str, status: u16, models_status: u16, models: &str) {
+        let mut all = self.0.lock().expect("no test panics in here");
+        let asked = all.remove(host).map(|health| health.asked).unwrap_or_default();
+        all.insert(host.into(), Health { status, models: (models_status, models.into()), asked });
+    }
+
+    /// Well, and without a list of models.
+    pub(crate) fn well(&self, host: &str) {
+        self.set(host, 200, 404, "");
+    }
+
+    /// Well, and serving these.
+    pub(crate) fn serves(&self, host: &str, models: &[&str]) {
+        let data: Vec<_> = models.iter().map(|id| serde_json::json!({ "id": id })).collect();
+        self.set(host, 200, 200, &serde_json::json!({ "data": data }).to_string());
+    }
+
+    pub(crate) fn refuse(&self, host: &str) {
+        self.0.lock().expect("no test panics in here").remove(host);
+    }
+
+    pub(crate) fn asked(&self, host: &str) -> Vec<String> {
+        self.0.lock().expect("no test panics in here")[host].asked.clone()
+    }
+
+    pub(crate) fn client(&self) -> HttpClient {
+        let all = self.0.clone();
+        HttpClient::new(service_fn(move |request: Request<Bytes>| {
+            let mut all = all.lock().expect("no test panics in here");
+            let answer = match all.get_mut(request.uri().host().expect("an absolute URI")) {
+                None => Err(refused()),
+                Some(health) => {
+                    health.asked.push(request.uri().path().to_owned());
+                    let (status, body) = match request.uri().path() {
+                        "/v1/models" => health.models.clone(),
+                        _ => (health.status, String::new()),
+                    };
+                    Ok(Response::builder().status(status).body(Bytes::from(body)).expect("a good status"))
+                }
+            };
+            async move { answer }
+        }))
+    }
+}
+
+pub(crate) fn refused() -> BoxError {
+    io::Error::from(io::ErrorKind::ConnectionRefused).into()
+}
+
+/// Backends `http://a`, `http://b`, ..., named like their hosts.
+pub(crate) fn backends(weights: &[u32]) -> Vec<BackendConfig> {
+    weights
+        .iter()
+        .zip('a'..)
+        .map(|(weight, name)| BackendConfig {
+            name: Some(name.into()),
+            weight: *weight,
+            ..BackendConfig::new(format!("http://{name}"))
+        })
+        .collect()
+}
+
+/// A pool of backends that are not checked and serve the model `m`.
+pub(crate) fn unchecked(weights: &[u32], routing: &RoutingConfig) -> Arc<Pool> {
+    let mut backends = backends(weights);
+    for backend in &mut backends {
+        backend.models.push("m".into());
+    }
+    pool_of(&backends, routing)
+}
+
+/// A pool of these, without checks.
+pub(crate) fn pool_of(backends: &[BackendConfig], routing: &RoutingConfig) -> Arc<Pool> {
+    let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+    Balancer::new(Checks::default().client()).apply(backends, routing, &health)
+}
+
+/// A proxy over `pool`, whose backends do what `script` says.
+#[derive(Clone)]
+pub(crate) struct Proxy {
+    pub(crate) pool: Arc<Pool>,
+    script: Script,
+}
+
+impl Proxy {
+    pub(crate) fn new(pool: Arc<Pool>, script: impl FnMut(&Target) -> Reply + Send + 'static) -> Self {
+        Self { pool, script: Arc::new(Mutex::new(script)) }
+    }
+
+    /// Sends a replayable request for the model `m`.
+    pub(crate) async fn ask(&self) -> (Arc<Exchange>, Result<Answer, BoxError>) {
+        self.ask_with(Some("m"), RequestBody::whole("{}")).await
+    }
+
+    pub(crate) async fn ask_with(
+        &self,
+        model: Option<&str>,
+        body: RequestBody,
+    ) -> (Arc<Exchange>, Result<Answer, BoxError>) {
+        let exchange = Exchange::new();
+        let mut call = Call::new(Endpoint::of("/v1/chat/completions"));
+        call.model = model.map(Into::into);
+        exchange.set_call(call);
+        let mut request = Request::post(Uri::from_static("/v1/chat/completions")).body(body).expect("a good request");
+        request.extensions_mut().insert(exchange.clone());
+        let script = self.script.clone();
+        let inner = service_fn(move |request: Request<RequestBody>| {
+            let script = script.clone();
+            async move {
+                // The request's body is read, as an upstream would.
+                let target = request.extensions().get::<Target>().expect("the balancer picks").clone();
+                request.into_body().collect().await?;
+                let reply = (script.lock().expect("no test panics in here"))(&target);
+                match reply {
+                    Reply::Answer(response) => Ok(response),
+                    Reply::Refused => Err(refused()),
+                    Reply::Reset => Err(BoxError::from(io::Error::from(io::ErrorKind::ConnectionReset))),
+                    Reply::Timeout => Err(Ended::new(End::Timeout, "no byte in time").into()),
+                    Reply::Stall => std::future::pending().await,
+                }
+            }
+        });
+        let answer = BalanceLayer::new(self.pool.clone()).layer(inner).oneshot(request).await;
+        (exchange, answer)
+    }
+
+    /// Requests in flight at each backend.
+    pub(crate) fn in_flight(&self) -> Vec<usize> {
+        self.pool.snapshot().iter().map(|status| status.in_flight).collect()
+    }
+}
+
+/// An answer with a small body.
+pub(crate) fn answer(status: u16, text: &str) -> Response<BoxBody> {
+    Response::builder().status(status).body(body([Ok(text)])).expect("a good status")
+}
+
+/// An event stream of these frames.
+pub(crate) fn events<const N: usize>(frames: [Result<&str, &'static str>; N]) -> Response<BoxBody> {
+    let mut response = answer(200, "");
+    response.headers_mut().insert("content-type", "text/event-stream; charset=utf-8".parse().expect("a good value"));
+    *response.body_mut() = body(frames);
+    response
+}
+
+pub(crate) fn body<const N: usize>(frames: [Result<&str, &'static str>; N]) -> BoxBody {
+    let frames = frames.map(|frame| match frame {
+        Ok(text) => Ok(Frame::data(Bytes::copy_from_slice(text.as_bytes()))),
+        Err(error) => Err(BoxError::from(error)),
+    });
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+/// A replayable body with places for both edits.
+pub(crate) fn editable() -> RequestBody {
+    RequestBody::Replay(
+        Bytes::from_static(br#"{"model":"m"}"#),
+        Edits {
+            model: Some(9..12),
+            include_usage: Some(llmproxy_core::Insertion {
+                at: 1..1,
+                with: r#""stream_options":{"include_usage":true},"#,
+            }),
+        },
+    )
+}
+
+pub(crate) async fn text(answer: Answer) -> Result<String, BoxError> {
+    Ok(String::from_utf8_lossy(&answer.into_body().collect().await?.to_bytes()).into_owned())
+}
+
+/// The backends that were asked, in order.
+pub(crate) fn asked(exchange: &Exchange) -> Vec<String> {
+    exchange.attempts().iter().map(|attempt| attempt.backend.name.to_string()).collect()
+}

@@ -1,0 +1,381 @@
+//! Backends that come and go, and what they serve.
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
+use http::StatusCode;
+use http_body_util::BodyExt;
+use llmproxy_balancer::{
+    BackendConfig, BalanceError, Balancer, Cause, HealthCheckConfig, Policy, Pool, RoundRobin, RoutingConfig,
+};
+use llmproxy_core::{BoxError, RequestBody, cause_ref};
+use proptest::prelude::*;
+
+fn health() -> HealthCheckConfig {
+    HealthCheckConfig::default()
+}
+
+async fn settle() {
+    // Longer than a check, shorter than the wait for the next.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+fn ups(pool: &Pool) -> Vec<bool> {
+    pool.snapshot().iter().map(|status| status.up).collect()
+}
+
+fn code(error: &BoxError) -> (u16, &'static str) {
+    let error = cause_ref::<BalanceError>(&**error).expect("an error of ours");
+    (error.status().as_u16(), error.code())
+}
+
+fn named(pool: Arc<Pool>) -> Proxy {
+    Proxy::new(pool, |target| Reply::Answer(answer(200, &target.backend.name)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_check_is_made_at_start() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health());
+    assert!(!pool.is_any_up(), "nothing is known yet");
+    settle().await;
+    assert_eq!(ups(&pool), [true, false]);
+    assert!(pool.is_any_up());
+    assert_eq!(checks.asked("a"), ["/health", "/v1/models"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_now_is_waited_for() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    balancer.check_now().await;
+    assert_eq!(ups(&pool), [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_path_any_answer_below_500_is_good() {
+    let checks = Checks::default();
+    checks.set("a", 404, 200, r#"{"data":[]}"#);
+    checks.set("b", 500, 200, r#"{"data":[]}"#);
+    checks.set("c", 503, 503, "");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health());
+    settle().await;
+    assert_eq!(ups(&pool), [true, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_path_the_status_is_strict() {
+    let checks = Checks::default();
+    checks.set("a", 204, 404, "");
+    checks.set("b", 200, 404, "");
+    let config = HealthCheckConfig { path: Some("/ready".into()), expected_status: 204, ..health() };
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &config);
+    settle().await;
+    assert_eq!(ups(&pool), [true, false]);
+    assert_eq!(checks.asked("b"), ["/ready"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_comes_back_is_found_soon() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    settle().await;
+    let proxy = Proxy::new(pool.clone(), |_| Reply::Refused);
+    checks.refuse("a");
+    // Its retries would go on for seconds; one attempt is enough here.
+    let _ = tokio::time::timeout(Duration::from_millis(10), proxy.ask()).await;
+    assert_eq!(pool.snapshot()[0].out, Some(Cause::Refused));
+    checks.well("a");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(ups(&pool), [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_needs_its_thresholds_to_go_and_to_come_back() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    settle().await;
+    checks.set("a", 500, 500, "");
+    for up in [true, true, false] {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(ups(&pool), [up]);
+    }
+    checks.well("a");
+    for up in [false, true] {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(ups(&pool), [up]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_misconfigured_backend_must_show_that_it_takes_the_credentials() {
+    let checks = Checks::default();
+    checks.set("a", 200, 200, r#"{"data":[]}"#);
+    let backend = BackendConfig {
+        headers: [("x-api-key".into(), "ours".into())].into(),
+        models: vec!["m".into()],
+        ..BackendConfig::new("http://a")
+    };
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&[backend], &RoutingConfig::default(), &health());
+    settle().await;
+    checks.set("a", 200, 401, "");
+    Proxy::new(pool.clone(), |_| Reply::Answer(answer(401, ""))).ask().await.1.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(pool.snapshot()[0].out, Some(Cause::Credentials), "its health page is open to all");
+    checks.set("a", 200, 200, r#"{"data":[]}"#);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(ups(&pool), [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_what_is_known_and_what_is_in_flight() {
+    let checks = Checks::default();
+    checks.well("a");
+    checks.well("b");
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health());
+    settle().await;
+    let proxy = Proxy::new(pool, |_| Reply::Answer(events([Ok("1"), Ok("2")])));
+    let stream = proxy.ask().await.1.unwrap();
+    let checks_before = checks.asked("a").len();
+
+    let renamed = BackendConfig { name: Some("first".into()), weight: 7, ..BackendConfig::new("http://a/v1/") };
+    let reloaded = balancer.apply(&[renamed], &RoutingConfig::default(), &health());
+    assert_eq!(ups(&reloaded), [true]);
+    assert_eq!(reloaded.snapshot()[0].in_flight, 1);
+    settle().await;
+    assert_eq!(checks.asked("a").len(), checks_before, "nothing changed for its checks");
+    assert_eq!(text(stream).await.unwrap(), "12");
+    assert_eq!(reloaded.snapshot()[0].in_flight, 0);
+
+    // The one that is gone is checked no more.
+    let checks_of_b = checks.asked("b").len();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(checks.asked("b").len(), checks_of_b);
+    assert!(checks.asked("a").len() > checks_before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_end_with_the_balancer() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let _pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    settle().await;
+    let before = checks.asked("a").len();
+    drop(balancer);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(checks.asked("a").len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_go_where_their_model_is() {
+    let checks = Checks::default();
+    checks.serves("a", &["qwen"]);
+    checks.serves("b", &["llama3:latest"]);
+    let balancer = Balancer::new(checks.client());
+    let proxy = named(balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health()));
+    for (model, host) in [("qwen", "a"), ("llama3", "b"), ("qwen", "a"), ("llama3:latest", "b")] {
+        let (exchange, response) = proxy.ask_with(Some(model), RequestBody::whole("{}")).await;
+        response.unwrap();
+        assert_eq!(asked(&exchange), [host], "the first of these waits until the lists are known");
+    }
+    let error = proxy.ask_with(Some("gpt-4"), RequestBody::whole("{}")).await.1.unwrap_err();
+    assert_eq!(code(&error), (404, "model_not_found"));
+    let (exchange, response) = proxy.ask_with(None, RequestBody::whole("{}")).await;
+    assert!(response.is_ok() && exchange.attempts().len() == 1, "without a model, anywhere");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_model_may_be_on_a_backend_that_has_not_told_yet() {
+    let checks = Checks::default();
+    checks.serves("a", &["qwen"]);
+    let balancer = Balancer::new(checks.client());
+    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health()));
+    settle().await;
+    let error = proxy.ask_with(Some("gpt-4"), RequestBody::whole("{}")).await.1.unwrap_err();
+    assert_eq!(code(&error), (503, "model_not_known_yet"));
+    checks.serves("b", &["qwen"]);
+    checks.serves("c", &["gpt-4"]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(asked(&proxy.ask_with(Some("gpt-4"), RequestBody::whole("{}")).await.0), ["c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_is_out_still_has_its_models() {
+    let checks = Checks::default();
+    checks.serves("a", &["qwen"]);
+    checks.serves("b", &["llama3"]);
+    let balancer = Balancer::new(checks.client());
+    let mut routing = RoutingConfig::default();
+    routing.retry.enabled = false;
+    let pool = balancer.apply(&backends(&[1, 1]), &routing, &health());
+    settle().await;
+    Proxy::new(pool.clone(), |_| Reply::Refused).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
+    let error = named(pool).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
+    assert_eq!(code(&error), (503, "no_backend"));
+    assert_eq!(cause_ref::<BalanceError>(&*error).unwrap().retry_after(), Some(Duration::from_secs(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_models_are_listed_once_with_their_aliases() {
+    let checks = Checks::default();
+    checks.set("a", 200, 200, r#"{"data":[{"id":"qwen","created":7,"owned_by":"vllm"}]}"#);
+    checks.serves("b", &["qwen", "llama3"]);
+    let balancer = Balancer::new(checks.client());
+    let mut routing = RoutingConfig::default();
+    routing.model_mapping.insert("gpt-4".into(), "qwen".into());
+    routing.model_mapping.insert("nowhere".into(), "nothing".into());
+    let mut backends = backends(&[1, 1, 1, 0]);
+    backends[2].models = vec!["mine".into()];
+    backends[3].models = vec!["idle".into()];
+    let pool = balancer.apply(&backends, &routing, &health());
+    settle().await;
+    let models = pool.models();
+    let ids: Vec<&str> = models.iter().map(|model| model.id.as_str()).collect();
+    assert_eq!(ids, ["gpt-4", "llama3", "mine", "qwen"]);
+    let alias = &models[0];
+    assert_eq!((alias.created, alias.owned_by.as_deref()), (Some(7), Some("vllm")));
+    assert_eq!(alias.backends, ["a".into(), "b".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_of_weight_zero_gets_nothing() {
+    let checks = Checks::default();
+    checks.well("a");
+    checks.well("b");
+    let balancer = Balancer::new(checks.client());
+    let proxy = named(balancer.apply(&backends(&[0, 1]), &RoutingConfig::default(), &health()));
+    settle().await;
+    for _ in 0..5 {
+        assert_eq!(asked(&proxy.ask().await.0), ["b"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_may_bring_a_policy() {
+    #[derive(Debug)]
+    struct Last(RoundRobin);
+
+    impl Policy for Last {
+        fn pick(&self, candidates: &[llmproxy_balancer::Candidate<'_>]) -> usize {
+            let _ = self.0.pick(candidates);
+            candidates.len() - 1
+        }
+    }
+
+    use tower::{Layer, ServiceExt};
+    let layer = llmproxy_balancer::BalanceLayer::new(common::unchecked(&[1, 1, 1], &RoutingConfig::default()))
+        .with_policy(Arc::new(Last(RoundRobin::new())));
+    let service = layer.layer(tower::service_fn(async |request: http::Request<RequestBody>| {
+        let target = request.extensions().get::<llmproxy_core::Target>().unwrap();
+        Ok::<_, BoxError>(answer(200, &target.backend.name))
+    }));
+    let response = service.oneshot(http::Request::new(RequestBody::whole(""))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "c");
+}
+
+/// Something that happens to the health of backends.
+#[derive(Clone, Debug)]
+enum Event {
+    /// The backend goes away and comes back well.
+    Restarts(usize),
+    /// A request finds no connection there.
+    Refuses(usize),
+    /// A stream breaks there.
+    Breaks(usize),
+    /// The backend is well, or its health page says otherwise.
+    Health(usize, bool),
+    /// Time passes.
+    Seconds(u64),
+    /// The configuration is put in force again.
+    Reload,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0..3_usize).prop_map(Event::Restarts),
+        (0..3_usize).prop_map(Event::Refuses),
+        (0..3_usize).prop_map(Event::Breaks),
+        (0..3_usize, any::<bool>()).prop_map(|(at, well)| Event::Health(at, well)),
+        (1..40_u64).prop_map(Event::Seconds),
+        Just(Event::Reload),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn there_is_always_a_backend_while_one_is_healthy(events in proptest::collection::vec(event(), 1..30), checked: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let checks = Checks::default();
+            for host in ["a", "b", "c"] {
+                checks.well(host);
+            }
+            let config = HealthCheckConfig { enabled: checked, ..health() };
+            let mut routing = RoutingConfig::default();
+            routing.retry.enabled = false;
+            let balancer = Balancer::new(checks.client());
+            let mut pool = balancer.apply(&backends(&[1, 2, 3]), &routing, &config);
+            settle().await;
+            for event in events {
+                let host = |at: usize| ["a", "b", "c"][at];
+                match event {
+                    Event::Restarts(at) => {
+                        checks.refuse(host(at));
+                        tokio::time::sleep(Duration::from_secs(31)).await;
+                        checks.well(host(at));
+                    }
+                    Event::Refuses(at) | Event::Breaks(at) => {
+                        let refuses = matches!(event, Event::Refuses(_));
+                        let proxy = Proxy::new(pool.clone(), move |target| match &*target.backend.name {
+                            name if name != host(at) => Reply::Answer(answer(200, "")),
+                            _ if refuses => Reply::Refused,
+                            _ => Reply::Answer(common::events([Err("reset")])),
+                        });
+                        for _ in 0..6 {
+                            if let Ok(response) = proxy.ask().await.1 {
+                                let _ = text(response).await;
+                            }
+                        }
+                    }
+                    Event::Health(at, true) => checks.well(host(at)),
+                    Event::Health(at, false) => checks.set(host(at), 500, 500, ""),
+                    Event::Seconds(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+                    Event::Reload => pool = balancer.apply(&backends(&[3, 2, 1]), &routing, &config),
+                }
+                let any_up = pool.is_any_up();
+                let result = named(pool.clone()).ask().await.1;
+                if any_up {
+                    prop_assert!(result.is_ok(), "{}", result.unwrap_err());
+                }
+                if result.is_err() {
+                    prop_assert!(pool.snapshot().iter().all(|status| status.out.is_some()));
+                }
+            }
+            // Whatever happened: once all are well and time has passed, all are back.
+            for host in ["a", "b", "c"] {
+                checks.well(host);
+            }
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            prop_assert_eq!(ups(&pool), [true; 3]);
+            Ok(())
+        })?;
+    }
+}
