@@ -1,0 +1,218 @@
+//! What an operator may write under `usage`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::webhook::Webhook;
+
+const DEFAULT_QUEUE_SIZE: usize = 10_000;
+const MAX_QUEUE_SIZE: usize = 10_000_000;
+const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+const DEFAULT_RETRY: u32 = 3;
+const WEBHOOK: &str = "webhook";
+
+/// Reports of what each request came to.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct UsageConfig {
+    /// Whether they are sent.
+    pub enabled: bool,
+    /// Where to.
+    pub reporters: Vec<ReporterConfig>,
+    /// Records that may wait for each reporter, those of requests that are still running included; 10000. With
+    /// `include_request_body` each of them holds its request's body.
+    pub queue_size: usize,
+    /// How long a request waits for a place among them before it is refused; 1s.
+    #[serde(with = "llmproxy_core::duration")]
+    pub admit_timeout: Duration,
+}
+
+/// One place where records go.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ReporterConfig {
+    /// Its name in logs and metrics; the URL's host where it has none.
+    pub name: String,
+    /// How records are sent: `webhook`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether they are; true.
+    pub enabled: bool,
+    /// One HTTP request with JSON for each record.
+    pub webhook: WebhookConfig,
+}
+
+/// One HTTP request with JSON for each record. The key that the request came with is never in it; its name and
+/// fingerprint always are, where they are known.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WebhookConfig {
+    /// Where to; `http` or `https`.
+    pub url: String,
+    /// The request's method; POST.
+    pub method: String,
+    /// How long an answer may take; 3s.
+    #[serde(with = "llmproxy_core::duration")]
+    pub timeout: Duration,
+    /// How often a record is sent once more after a failure that may pass; 3.
+    pub retry: u32,
+    /// Headers of the request, such as Authorization.
+    pub headers: BTreeMap<String, String>,
+    /// Whether the record holds the whole request, prompts included; false.
+    pub include_request_body: bool,
+}
+
+// === impl UsageConfig ===
+
+impl UsageConfig {
+    /// Everything that is wrong: the key's path below `usage`, and what is wrong with it.
+    ///
+    /// ```
+    /// use llmproxy_usage::{ReporterConfig, UsageConfig};
+    ///
+    /// let config = UsageConfig { enabled: true, reporters: vec![ReporterConfig::default()], ..Default::default() };
+    /// assert_eq!(config.validate()[0].0, "reporters[0].webhook.url");
+    /// ```
+    pub fn validate(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        if !self.enabled {
+            return wrong;
+        }
+        if !(1..=MAX_QUEUE_SIZE).contains(&self.queue_size) {
+            wrong.push(("queue_size".to_owned(), format!("must be from 1 to {MAX_QUEUE_SIZE}")));
+        }
+        let mut names = BTreeSet::new();
+        for (index, reporter) in self.reporters.iter().enumerate().filter(|(_, reporter)| reporter.enabled) {
+            let at = |key: &str| format!("reporters[{index}].{key}");
+            if reporter.kind != WEBHOOK {
+                wrong.push((at("type"), format!("`{}` is not a kind of reporter; use webhook", reporter.kind)));
+                continue;
+            }
+            if !reporter.name.is_empty() && !names.insert(&reporter.name) {
+                wrong.push((at("name"), format!("`{}` is the name of another reporter too", reporter.name)));
+            }
+            if let Err(mistakes) = Webhook::compile(&reporter.webhook) {
+                wrong.extend(mistakes.into_iter().map(|(key, what)| (at(&format!("webhook.{key}")), what)));
+            }
+        }
+        wrong
+    }
+
+    /// The reporters that are in use.
+    pub(crate) fn active(&self) -> impl Iterator<Item = &ReporterConfig> {
+        let all = if self.enabled { &*self.reporters } else { &[] };
+        all.iter().filter(|reporter| reporter.enabled && reporter.kind == WEBHOOK)
+    }
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            reporters: Vec::new(),
+            queue_size: DEFAULT_QUEUE_SIZE,
+            admit_timeout: DEFAULT_ADMIT_TIMEOUT,
+        }
+    }
+}
+
+// === impl ReporterConfig ===
+
+impl Default for ReporterConfig {
+    fn default() -> Self {
+        Self { name: String::new(), kind: WEBHOOK.to_owned(), enabled: true, webhook: WebhookConfig::default() }
+    }
+}
+
+// === impl WebhookConfig ===
+
+impl Default for WebhookConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            method: "POST".to_owned(),
+            timeout: DEFAULT_TIMEOUT,
+            retry: DEFAULT_RETRY,
+            headers: BTreeMap::new(),
+            include_request_body: false,
+        }
+    }
+}
+
+impl fmt::Debug for WebhookConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers hold credentials, and so may the URL.
+        f.debug_struct("WebhookConfig")
+            .field("method", &self.method)
+            .field("timeout", &self.timeout)
+            .field("retry", &self.retry)
+            .field("headers", &self.headers.keys())
+            .field("include_request_body", &self.include_request_body)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: serde_json::Value) -> UsageConfig {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_url_is_all_that_a_reporter_needs() {
+        let config = config(serde_json::json!({
+            "enabled": true, "reporters": [{"name": "billing", "webhook": {"url": "https://billing.example/usage"}}],
+        }));
+        assert_eq!(config.validate(), []);
+        let webhook = &config.reporters[0].webhook;
+        assert_eq!((&*webhook.method, webhook.timeout, webhook.retry), ("POST", Duration::from_secs(3), 3));
+        assert!(!webhook.include_request_body);
+        assert_eq!((config.queue_size, config.admit_timeout), (10_000, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_key() {
+        let config = config(serde_json::json!({"enabled": true, "queue_size": 0, "reporters": [
+            {"name": "a", "webhook": {"url": "ftp://x", "method": "", "timeout": "0s", "headers": {"b c": "d", "e": "f\n"}}},
+            {"name": "b", "type": "database"},
+            {"name": "a", "webhook": {"url": "http://x/?token=1"}},
+        ]}));
+        let keys: Vec<_> = config.validate().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(
+            keys,
+            [
+                "queue_size",
+                "reporters[0].webhook.url",
+                "reporters[0].webhook.method",
+                "reporters[0].webhook.timeout",
+                "reporters[0].webhook.headers.b c",
+                "reporters[0].webhook.headers.e",
+                "reporters[1].type",
+                "reporters[2].name",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_switched_off_may_be_wrong() {
+        let reporters = serde_json::json!([{"type": "builtin", "enabled": false}]);
+        assert_eq!(config(serde_json::json!({"enabled": true, "reporters": reporters})).validate(), []);
+        assert_eq!(config(serde_json::json!({"queue_size": 0, "reporters": [{}]})).validate(), []);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let headers = [("Authorization".to_owned(), "Bearer secret".to_owned())].into();
+        let config = WebhookConfig { url: "http://secret@x".into(), headers, ..WebhookConfig::default() };
+        let text = format!("{config:?}");
+        assert!(text.contains("Authorization") && !text.contains("secret"), "{text}");
+    }
+}

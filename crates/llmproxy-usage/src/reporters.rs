@@ -1,0 +1,104 @@
+//! All reporters, over all reloads.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use llmproxy_core::HttpClient;
+use tokio::sync::watch;
+
+use crate::{ReporterConfig, UsageConfig, reporter::Reporter, webhook::Webhook};
+
+/// All reporters. Long-lived: made once, told of each new configuration, and flushed at the end.
+///
+/// A reporter is known by its name and URL. One that a new configuration has too keeps its queue and sends what is in it
+/// as it is told now; one that it does not have takes no new requests, but sends what it has and what it was promised.
+#[derive(Debug)]
+pub struct Reporters {
+    client: HttpClient,
+    active: RwLock<Arc<Active>>,
+    /// Records that wait or are being sent, over all reporters, those of old configurations included.
+    pending: Arc<watch::Sender<usize>>,
+}
+
+/// What the current configuration has.
+#[derive(Debug, Default)]
+pub(crate) struct Active {
+    pub(crate) reporters: Vec<Arc<Reporter>>,
+    pub(crate) admit_timeout: Duration,
+}
+
+// === impl Reporters ===
+
+impl Reporters {
+    /// No reporters yet; they will send through `client`.
+    pub fn new(client: HttpClient) -> Arc<Self> {
+        Arc::new(Self { client, active: RwLock::default(), pending: Arc::default() })
+    }
+
+    /// Becomes what `config` says. A reporter that [`UsageConfig::validate`] has a complaint about is left out, with a
+    /// line in the log.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn apply(&self, config: &UsageConfig) {
+        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
+        let mut reporters: Vec<Arc<Reporter>> = Vec::new();
+        for reporter in config.active() {
+            let webhook = match Webhook::compile(&reporter.webhook) {
+                Ok(webhook) => webhook,
+                Err(wrong) => {
+                    tracing::error!(reporter = reporter.name, ?wrong, "a usage reporter can't be used and is left out");
+                    continue;
+                }
+            };
+            let name = name(reporter, &webhook);
+            let same = active.reporters.iter().find(|known| {
+                // A queue can't change its size, so that another size makes another reporter.
+                known.name == name && known.webhook().url == webhook.url && known.queue_size == config.queue_size
+            });
+            reporters.push(match same {
+                Some(same) => {
+                    same.set_webhook(webhook);
+                    same.clone()
+                }
+                None => {
+                    let (client, pending) = (self.client.clone(), self.pending.clone());
+                    Reporter::start(name, webhook, config.queue_size.max(1), client, pending)
+                }
+            });
+        }
+        *active = Arc::new(Active { reporters, admit_timeout: config.admit_timeout });
+    }
+
+    /// Records that are not delivered yet and not given up.
+    pub fn pending(&self) -> usize {
+        *self.pending.borrow()
+    }
+
+    /// Waits until every record is delivered or given up, for `deadline` at most. Returns how many are left.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits: delivery goes on without it.
+    pub async fn flush(&self, deadline: Duration) -> usize {
+        let mut pending = self.pending.subscribe();
+        // Both ways to fail leave a number to return: the time is over, or nobody counts any more.
+        let _ = tokio::time::timeout(deadline, pending.wait_for(|count| *count == 0)).await;
+        self.pending()
+    }
+
+    pub(crate) fn active(&self) -> Arc<Active> {
+        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Never the whole URL, which may hold a token.
+fn name(config: &ReporterConfig, webhook: &Webhook) -> Arc<str> {
+    match &*config.name {
+        "" => webhook.url.host().unwrap_or_default().into(),
+        name => name.into(),
+    }
+}
