@@ -8,20 +8,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 
-use crate::{
-    http1::{self, Conn, Framing},
-    patience::within,
-    wire::Wire,
-};
+use crate::{Seen, Wire, http1::Conn, patience::within};
 
 /// After an accept that failed, which happens where file descriptors have run out: trying again at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -63,23 +57,6 @@ pub struct Refused {
 /// The requests of a [stepped](Backend::stepped) backend, as they come.
 #[derive(Debug)]
 pub struct Requests(mpsc::Receiver<(Seen, Wire)>);
-
-/// A request as a backend saw it.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The method.
-    pub method: String,
-    /// The target, its query included.
-    pub path: String,
-    /// The headers in their order and with their case.
-    pub headers: Vec<(String, String)>,
-    /// The body, without its framing.
-    pub body: Bytes,
-    /// The head as it was sent, the empty line included.
-    pub head: Bytes,
-    /// Which of the backend's connections it came by, from 0.
-    pub connection: usize,
-}
 
 /// What a backend has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -236,7 +213,7 @@ async fn serve(stream: TcpStream, open: Open) {
     let shared = &open.shared;
     let mut conn = Conn::new(stream);
     loop {
-        let seen = match read_request(&mut conn, open.index).await {
+        let seen = match Seen::read(&mut conn, open.index).await {
             Ok(Some(seen)) => seen,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 let text = format!("{error}\n");
@@ -264,22 +241,6 @@ async fn serve(stream: TcpStream, open: Open) {
             Err(_) => return,
         }
     }
-}
-
-async fn read_request(conn: &mut Conn, connection: usize) -> io::Result<Option<Seen>> {
-    let Some(head) = conn.head().await? else { return Ok(None) };
-    let mut words = head.first_line.split(' ');
-    let (Some(method), Some(path), Some("HTTP/1.1" | "HTTP/1.0"), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a request line that is none of HTTP/1"));
-    };
-    if http1::has_token(&head.headers, "expect", "100-continue") {
-        conn.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
-    }
-    let body = conn.body(http1::framing(&head.headers)?.unwrap_or(Framing::Length(0))).await?;
-    let (method, path) = (method.to_owned(), path.to_owned());
-    Ok(Some(Seen { method, path, headers: head.headers, body, head: head.raw, connection }))
 }
 
 fn boxed<F, R>(script: F) -> Script
@@ -374,25 +335,6 @@ impl Requests {
     pub async fn next(&mut self) -> (Seen, Wire) {
         let next = within(self.0.recv(), || "no request came to the backend".into()).await;
         next.expect("the backend was stopped")
-    }
-}
-
-// === impl Seen ===
-
-impl Seen {
-    /// The first header of that name, in any case.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        http1::find(&self.headers, name)
-    }
-
-    /// The body as JSON; null if it is none.
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_default()
-    }
-
-    pub(crate) fn is_http10(&self) -> bool {
-        let line = self.head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        line.ends_with(b"HTTP/1.0")
     }
 }
 

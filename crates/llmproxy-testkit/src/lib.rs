@@ -30,13 +30,15 @@ mod http1;
 mod model;
 mod patience;
 mod receiver;
+mod seen;
 mod wire;
 
-pub use backend::{Backend, Counts, Refused, Requests, Seen};
+pub use backend::{Backend, Counts, Refused, Requests};
 pub use body::{BodyHandle, BoxError, ScriptedBody};
 pub use client::{BodyEnd, Client, Head, Response};
 pub use model::{ModelServer, ModelServerBuilder};
 pub use patience::within;
 pub use receiver::{Behaviour, Receiver};
 pub use script::{DONE, event};
+pub use seen::Seen;
 pub use wire::Wire;

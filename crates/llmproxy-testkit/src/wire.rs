@@ -6,7 +6,8 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, sync::oneshot};
 
 use crate::{
-    backend::{Seen, Shared},
+    Seen,
+    backend::Shared,
     http1::{self, Conn, Framing},
 };
 
