@@ -58,7 +58,6 @@ pub fn to_json(record: &UsageRecord) -> Value {
     set_known("client_request_id", text(&record.client_request_id));
     set_known("upstream_id", text(&record.upstream_id));
     set_known("served_model", text(&record.served_model));
-    set_known("backend", text(&record.backend));
     set_known("error", text(&record.error));
     set_known("time_to_first_byte_ms", record.time_to_first_byte.map(millis));
     set_known("time_to_first_token_ms", record.time_to_first_token.map(millis));

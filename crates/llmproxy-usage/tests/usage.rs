@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod common;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
@@ -10,12 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use llmproxy_core::{BoxError, End, Endpoint, Exchange, HttpClient, RequestBody, TokenUsage, UsageRecord, UsageSource};
+use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
 use llmproxy_testkit::{Behaviour, Client, Receiver};
-use llmproxy_usage::{Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json};
+use llmproxy_usage::{Reporters, Usage, UsageConfig, UsageError, UsageLayer};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
+
+use common::record;
 
 type Answers = Arc<Mutex<VecDeque<u16>>>;
 type Sent = Arc<Mutex<Vec<Request<Bytes>>>>;
@@ -61,36 +65,6 @@ fn config(extra: Value) -> UsageConfig {
     serde_json::from_value(config).unwrap()
 }
 
-fn record() -> Arc<UsageRecord> {
-    Arc::new(UsageRecord {
-        request_id: uuid::Uuid::now_v7(),
-        client_request_id: None,
-        upstream_id: Some("chatcmpl-1".into()),
-        timestamp: "2026-01-23T10:30:00.5Z".parse().unwrap(),
-        key_name: Some("alice".into()),
-        key_fingerprint: Some("ab12".into()),
-        user_id: Some("u-1".into()),
-        client_ip: Some("10.0.0.1".parse().unwrap()),
-        method: "POST".into(),
-        path: "/v1/chat/completions".into(),
-        endpoint: Endpoint::of("/v1/chat/completions"),
-        model: Some("demo".into()),
-        served_model: None,
-        stream: true,
-        backend: Some("gpu-1".into()),
-        backend_url: Some("http://gpu-1:8000".into()),
-        attempts: 2,
-        status: 200,
-        end: End::Complete,
-        error: None,
-        usage: Some(TokenUsage { prompt: 7, completion: 21, cached: Some(4), reasoning: None }),
-        usage_source: Some(UsageSource::Backend),
-        latency: Duration::from_millis(1500),
-        time_to_first_byte: Some(Duration::from_millis(400)),
-        time_to_first_token: Some(Duration::from_millis(500)),
-    })
-}
-
 fn request(body: impl Into<Bytes>) -> (Request<RequestBody>, Arc<Exchange>) {
     let mut request = Request::new(RequestBody::whole(body));
     let exchange = Exchange::of(request.extensions_mut());
@@ -134,53 +108,6 @@ async fn a_record_is_reported_as_configured() {
     assert_eq!(sent[0].uri(), "http://receiver/usage");
     assert_eq!(sent[0].headers()["authorization"], "Bearer t");
     assert_eq!(sent[0].headers()["content-type"], "application/json");
-}
-
-#[test]
-fn the_json_serves_every_receiver() {
-    let record = record();
-    let expected = json!({
-        "request_id": record.request_id.to_string(),
-        "timestamp": "2026-01-23T10:30:00.500000000Z",
-        "user_id": "u-1",
-        "key_name": "alice",
-        "key_fingerprint": "ab12",
-        "usage": {"prompt_tokens": 7, "completion_tokens": 21, "total_tokens": 28},
-        "method": "POST",
-        "path": "/v1/chat/completions",
-        "endpoint": "/v1/chat/completions",
-        "backend": "gpu-1",
-        "backend_url": "http://gpu-1:8000",
-        "status_code": 200,
-        "latency_ms": 1500,
-        "model": "demo",
-        "prompt_tokens": 7,
-        "completion_tokens": 21,
-        "total_tokens": 28,
-        "is_stream": true,
-        "upstream_id": "chatcmpl-1",
-        "usage_source": "backend",
-        "end": "complete",
-        "attempts": 2,
-        "time_to_first_byte_ms": 400,
-        "time_to_first_token_ms": 500,
-        "tokens_per_second": 20.0,
-        "cached_tokens": 4,
-        "client_ip": "10.0.0.1",
-    });
-    assert_eq!(to_json(&record), expected);
-}
-
-#[test]
-fn what_is_not_known_is_left_out_or_zero() {
-    let mut record = Arc::unwrap_or_clone(record());
-    record.usage = None;
-    record.model = None;
-    record.error = Some("reset".into());
-    let json = to_json(&record);
-    assert_eq!((&json["usage"], &json["prompt_tokens"], &json["model"]), (&Value::Null, &json!(0), &json!("")));
-    assert_eq!(json["error"], "reset");
-    assert!(!json.as_object().unwrap().values().any(Value::is_null));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,57 @@
+//! What a record looks like to a webhook.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::record;
+use llmproxy_usage::to_json;
+use serde_json::{Value, json};
+
+#[test]
+fn the_json_serves_every_receiver() {
+    let record = record();
+    let expected = json!({
+        "request_id": record.request_id.to_string(),
+        "timestamp": "2026-01-23T10:30:00.500000000Z",
+        "user_id": "u-1",
+        "key_name": "alice",
+        "key_fingerprint": "ab12",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 21, "total_tokens": 28},
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "endpoint": "/v1/chat/completions",
+        "backend_url": "http://gpu-1:8000",
+        "status_code": 200,
+        "latency_ms": 1500,
+        "model": "demo",
+        "prompt_tokens": 7,
+        "completion_tokens": 21,
+        "total_tokens": 28,
+        "is_stream": true,
+        "upstream_id": "chatcmpl-1",
+        "usage_source": "backend",
+        "end": "complete",
+        "attempts": 2,
+        "time_to_first_byte_ms": 400,
+        "time_to_first_token_ms": 500,
+        "tokens_per_second": 20.0,
+        "cached_tokens": 4,
+        "client_ip": "10.0.0.1",
+    });
+    assert_eq!(to_json(&record), expected);
+}
+
+#[test]
+fn what_is_not_known_is_left_out_or_zero() {
+    let mut record = Arc::unwrap_or_clone(record());
+    record.usage = None;
+    record.model = None;
+    record.error = Some("reset".into());
+    let json = to_json(&record);
+    assert_eq!((&json["usage"], &json["prompt_tokens"], &json["model"]), (&Value::Null, &json!(0), &json!("")));
+    assert_eq!(json["error"], "reset");
+    assert!(!json.as_object().unwrap().values().any(Value::is_null));
+}
