@@ -119,7 +119,7 @@ pub struct RetryOn(String);
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct HealthCheckConfig {
-    /// Whether backends are checked. Without checks a backend that failed is tried again after a pause.
+    /// Whether backends are checked. Without checks a backend that failed is tried again after five seconds.
     pub enabled: bool,
     /// From one check of a backend to the next.
     #[serde(with = "duration")]
