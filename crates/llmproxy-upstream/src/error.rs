@@ -134,10 +134,8 @@ impl UpstreamError {
 impl ConnectFailure {
     fn of(error: &reqwest::Error) -> Self {
         let io = cause_ref::<io::Error>(error);
-        let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
-            || cause_ref::<rustls::Error>(error).is_some();
         match io.map(io::Error::kind) {
-            _ if is_tls => Self::Tls,
+            _ if io.is_some_and(is_tls) => Self::Tls,
             _ if error.is_dns() => Self::Name,
             Some(io::ErrorKind::ConnectionRefused) => Self::Refused,
             Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => Self::Unreachable,
@@ -171,6 +169,12 @@ impl ConnectFailure {
 pub(crate) fn is_protocol(error: &reqwest::Error) -> bool {
     let invalid = cause_ref::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::InvalidInput);
     invalid || cause_ref::<hyper::Error>(error).is_some_and(hyper::Error::is_parse)
+}
+
+/// Whether `error` is of the TLS library, which comes wrapped into `io::Error`s that don't name it as their cause.
+fn is_tls(error: &io::Error) -> bool {
+    let Some(inner) = error.get_ref() else { return false };
+    inner.is::<rustls::Error>() || inner.downcast_ref::<io::Error>().is_some_and(is_tls)
 }
 
 /// The words of the first cause: those further out only say that there is one.

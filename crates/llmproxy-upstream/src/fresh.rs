@@ -1,21 +1,28 @@
 //! Whether a request was sent over a connection that was made for it.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     future::Future,
+    net::SocketAddr,
     task::{Context, Poll},
 };
 
 use futures_util::future::BoxFuture;
+use http::Extensions;
+use hyper_util::client::legacy::{
+    Error,
+    connect::{Connected, Connection, HttpInfo},
+};
+use llmproxy_core::cause_ref;
 use tower::{Layer, Service};
 
 tokio::task_local! {
-    // The client connects inside the future of the request that needs the connection. Where an idle connection turns up
-    // meanwhile, it takes that and finishes the other one in a task of its own, where this is not set.
-    static CONNECTED: Cell<bool>;
+    // Our ends of the connections that were made inside the future of a request. Where an idle connection turns up
+    // meanwhile, the client takes that one, and whether the new one was complete by then is a matter of luck.
+    static MADE: RefCell<Vec<SocketAddr>>;
 }
 
-/// Around the client's connector: notes when a connection was made.
+/// Around the client's connector: notes the connections that it makes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoteConnect;
 
@@ -23,13 +30,28 @@ pub(crate) struct NoteConnect;
 #[derive(Clone, Debug)]
 pub(crate) struct Noting<S>(S);
 
-/// Runs one request; says whether a connection was made for it. `false`: it was sent over a reused one, if at all.
-pub(crate) async fn noting_connect<F: Future>(request: F) -> (F::Output, bool) {
+/// Runs one request. Its error comes with whether it was sent over a reused connection.
+pub(crate) async fn noting_connect<F, T>(request: F) -> Result<T, (reqwest::Error, bool)>
+where
+    F: Future<Output = Result<T, reqwest::Error>>,
+{
     let noted = async {
-        let output = request.await;
-        (output, CONNECTED.with(Cell::get))
+        request.await.map_err(|error| {
+            let is_reused =
+                MADE.with(|made| match cause_ref(&error).and_then(Error::connect_info).and_then(local_addr) {
+                    Some(used) => !made.borrow().contains(&used),
+                    None => made.borrow().is_empty(),
+                });
+            (error, is_reused)
+        })
     };
-    CONNECTED.scope(Cell::new(false), noted).await
+    MADE.scope(RefCell::default(), noted).await
+}
+
+fn local_addr(connected: &Connected) -> Option<SocketAddr> {
+    let mut extras = Extensions::new();
+    connected.get_extras(&mut extras);
+    extras.get::<HttpInfo>().map(HttpInfo::local_addr)
 }
 
 // === impl NoteConnect ===
@@ -46,7 +68,7 @@ impl<S> Layer<S> for NoteConnect {
 
 impl<S, R> Service<R> for Noting<S>
 where
-    S: Service<R, Future: Send + 'static>,
+    S: Service<R, Response: Connection, Future: Send + 'static>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -61,7 +83,9 @@ where
         Box::pin(async move {
             let connection = connecting.await?;
             // Outside of a request nobody wants to know.
-            let _ = CONNECTED.try_with(|connected| connected.set(true));
+            if let Some(addr) = local_addr(&connection.connected()) {
+                let _ = MADE.try_with(|made| made.borrow_mut().push(addr));
+            }
             Ok(connection)
         })
     }

@@ -43,16 +43,16 @@ impl Pool {
         let Some(again) = request.try_clone() else {
             return self.fresh.execute(request).await.map_err(failed);
         };
-        let (result, connected) = noting_connect(self.keeping.execute(request)).await;
-        match result {
-            Err(error) if !connected && !error.is_connect() && !error.is_builder() && !is_protocol(&error) => {
+        match noting_connect(self.keeping.execute(request)).await {
+            Ok(response) => Ok(response),
+            Err((error, true)) if !error.is_connect() && !error.is_builder() && !is_protocol(&error) => {
                 // Nothing of an answer came over a connection that had been idle: the backend had closed it, or did so
                 // as the request arrived.
                 metrics::stale_connection();
                 tracing::debug!(%backend, error = %error.without_url(), "sending again over a fresh connection");
                 self.fresh.execute(again).await.map_err(failed)
             }
-            result => result.map_err(failed),
+            Err((error, _)) => Err(failed(error)),
         }
     }
 }
