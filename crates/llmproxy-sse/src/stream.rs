@@ -170,13 +170,15 @@ impl Shape for Stream {
 /// What the client is told about a failure; nothing of where the backend is.
 fn describe(error: &BoxError) -> ApiError {
     match (cause_ref::<SseError>(&**error), Ended::of(&**error)) {
-        (Some(error), _) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", error.to_string()),
-        (None, End::Timeout) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the backend took too long"),
+        (Some(error), _) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", error.to_string()),
+        (None, End::Timeout) => {
+            ApiError::new(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", "the backend took too long")
+        }
         (None, End::Shutdown) => {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the proxy was stopped before the end")
         }
         (None, End::Complete | End::ClientGone | End::BackendFailed) => {
-            ApiError::new(StatusCode::BAD_GATEWAY, "backend_failed", "the backend failed in the middle of its answer")
+            ApiError::new(StatusCode::BAD_GATEWAY, "backend_error", "the backend failed in the middle of its answer")
         }
     }
 }
