@@ -12,7 +12,12 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
-    println!("{}: ok, {} backend(s), {} warning(s)", args.config.display(), loaded.config.backends.len(), loaded.warnings.len());
+    println!(
+        "{}: ok, {} backend(s), {} warning(s)",
+        args.config.display(),
+        loaded.config.backends.len(),
+        loaded.warnings.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

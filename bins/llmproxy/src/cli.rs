@@ -35,16 +35,22 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the proxy (the default)
-    #[command(after_help = "Example:\n  llmproxy serve --config config.yaml\n\nSIGHUP reads the file again; SIGTERM and SIGINT let streams finish and stop.")]
+    #[command(
+        after_help = "Example:\n  llmproxy serve --config config.yaml\n\nSIGHUP reads the file again; SIGTERM and SIGINT let streams finish and stop."
+    )]
     Serve(ConfigArgs),
     /// Check a configuration file: exit 0 if it can be used, 64 if not
     #[command(after_help = "Example:\n  llmproxy check --strict --config config.yaml")]
     Check(ConfigArgs),
     /// Make, list and revoke keys of the builtin store
-    #[command(after_help = "Examples:\n  llmproxy keys create --name alice --model qwen-coder\n  llmproxy keys list\n  llmproxy keys revoke alice")]
+    #[command(
+        after_help = "Examples:\n  llmproxy keys create --name alice --model qwen-coder\n  llmproxy keys list\n  llmproxy keys revoke alice"
+    )]
     Keys(KeysArgs),
     /// See it work: an embedded demo backend with the whole proxy in front
-    #[command(after_help = "Examples:\n  llmproxy demo          listens on 127.0.0.1:8000 and prints a curl line to paste\n  llmproxy demo --once   sends itself one request, shows what came of it, and ends")]
+    #[command(
+        after_help = "Examples:\n  llmproxy demo          listens on 127.0.0.1:8000 and prints a curl line to paste\n  llmproxy demo --once   sends itself one request, shows what came of it, and ends"
+    )]
     Demo {
         /// Where the proxy listens
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
@@ -123,7 +129,11 @@ mod tests {
 
     #[test]
     fn the_go_program_s_flag_still_works() {
-        for args in [&["llmproxy", "-config", "x.yaml"][..], &["llmproxy", "-config=x.yaml"], &["llmproxy", "--config", "x.yaml"]] {
+        for args in [
+            &["llmproxy", "-config", "x.yaml"][..],
+            &["llmproxy", "-config=x.yaml"],
+            &["llmproxy", "--config", "x.yaml"],
+        ] {
             assert_eq!(parse(args).config.config, PathBuf::from("x.yaml"), "{args:?}");
         }
         assert_eq!(parse(&["llmproxy"]).config.config, PathBuf::from("config.yaml"));
@@ -131,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_subcommand_takes_the_file_too() {
-        let Some(Command::Check(config)) = parse(&["llmproxy", "check", "--config", "x.yaml", "--strict"]).command else {
+        let Some(Command::Check(config)) = parse(&["llmproxy", "check", "--config", "x.yaml", "--strict"]).command
+        else {
             panic!("check was asked for");
         };
         assert!(config.strict && config.config == PathBuf::from("x.yaml"));

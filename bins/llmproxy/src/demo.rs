@@ -31,7 +31,9 @@ pub(crate) async fn run(listen: &str, once: bool) -> Result<ExitCode, String> {
     let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
     let runtime = Runtime::start(&config, options).await.map_err(|error| error.to_string())?;
     let server = Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| {
-        format!("can't listen on {listen}: {error}; stop what listens there, or choose another with --listen 127.0.0.1:8001")
+        format!(
+            "can't listen on {listen}: {error}; stop what listens there, or choose another with --listen 127.0.0.1:8001"
+        )
     })?;
     let address = server.local_addr().map_err(|error| error.to_string())?;
 
@@ -101,7 +103,9 @@ fn line(record: &UsageRecord) -> String {
         |TokenUsage { prompt, completion, .. }| format!("{prompt} + {completion} tokens"),
     );
     let source = record.usage_source.map_or("", |source| source.as_str());
-    let first = record.time_to_first_token.map_or_else(String::new, |time| format!(", first token after {} ms", time.as_millis()));
+    let first = record
+        .time_to_first_token
+        .map_or_else(String::new, |time| format!(", first token after {} ms", time.as_millis()));
     let speed = record.tokens_per_second().map_or_else(String::new, |speed| format!(", {speed:.0} tokens/s"));
     format!(
         "  {who} -> {model}: {tokens} ({source}){first}{speed}, {} after {} ms, status {}",
@@ -112,7 +116,11 @@ fn line(record: &UsageRecord) -> String {
 }
 
 /// Sends one streamed request and compares what the client, the webhook and the metrics say of it.
-async fn exchange_once(address: SocketAddr, receiver: &Receiver, render: &(dyn Fn() -> String + Send + Sync)) -> Result<(), String> {
+async fn exchange_once(
+    address: SocketAddr,
+    receiver: &Receiver,
+    render: &(dyn Fn() -> String + Send + Sync),
+) -> Result<(), String> {
     let mut client = Client::connect(address).await;
     let ask = json!({"model": MODEL, "stream": true, "max_tokens": 24, "messages": [{"role": "user", "content": "Tell me about proxies"}]});
     client.send_json("/v1/chat/completions", &[("authorization", &format!("Bearer {KEY}"))], &ask).await;
@@ -135,7 +143,10 @@ async fn exchange_once(address: SocketAddr, receiver: &Receiver, render: &(dyn F
     }
     println!("\n");
     let records = receiver.wait_for(1).await;
-    println!("the usage record that the webhook received:\n{}\n", serde_json::to_string_pretty(&records[0]).unwrap_or_default());
+    println!(
+        "the usage record that the webhook received:\n{}\n",
+        serde_json::to_string_pretty(&records[0]).unwrap_or_default()
+    );
     let metrics = render();
     println!("the metrics:");
     for series in metrics.lines().filter(|line| line.starts_with("llmproxy_")) {
@@ -151,7 +162,10 @@ async fn exchange_once(address: SocketAddr, receiver: &Receiver, render: &(dyn F
         ("the stream ended as it should", client.end() == Some(BodyEnd::Complete)),
         ("the client was spared the usage event that the proxy asked for", usage_events == 0),
         ("one record came", records.len() == 1),
-        ("it says complete, by the backend's own count", record["end"] == "complete" && record["usage_source"] == "backend"),
+        (
+            "it says complete, by the backend's own count",
+            record["end"] == "complete" && record["usage_source"] == "backend",
+        ),
         ("its completion tokens are those that the client saw", tokens > 0 && record["completion_tokens"] == tokens),
         (
             "the metrics count the same tokens",

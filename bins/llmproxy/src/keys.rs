@@ -31,7 +31,9 @@ async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, Str
             let created = store.create(key).await.map_err(|error| error.to_string())?;
             // The key alone on standard output, so that a script can take it.
             println!("{}", created.key);
-            eprintln!("Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`.");
+            eprintln!(
+                "Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`."
+            );
         }
         KeysCommand::List { json } => list(store, json),
         KeysCommand::Revoke { key } => {
@@ -98,6 +100,8 @@ fn store_path(args: &KeysArgs) -> Result<PathBuf, String> {
     }
     match load(&args.config, &LoadOptions::default()) {
         Ok(loaded) => Ok(loaded.config.admin.db_path),
-        Err(error) => Err(format!("{} can't be used (or name the store with --db FILE):\n{error}", args.config.display())),
+        Err(error) => {
+            Err(format!("{} can't be used (or name the store with --db FILE):\n{error}", args.config.display()))
+        }
     }
 }

@@ -6,12 +6,7 @@ use llmproxy_config::{Config, LoadOptions, load};
 use llmproxy_stack::{Options, Runtime, Server, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{
-    EX_USAGE,
-    check::load_or_explain,
-    cli::ConfigArgs,
-    exporter, logging,
-};
+use crate::{EX_USAGE, check::load_or_explain, cli::ConfigArgs, exporter, logging};
 
 /// After the streams are over, how long records may take to reach their receivers.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +23,8 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     // Signals are caught before anything can be asked to stop.
     let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
     let runtime = Runtime::start(&config, options).await.map_err(|error: StartError| error.to_string())?;
-    let server = Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| explain_bind(&config, &error))?;
+    let server =
+        Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| explain_bind(&config, &error))?;
     let address = server.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(%address, backends = config.backends.len(), auth = config.auth.enabled, "listening");
     let shutdown = signals.wait(runtime.clone(), args.clone(), config);
@@ -114,7 +110,9 @@ fn explain_bind(config: &Config, error: &std::io::Error) -> String {
     let advice = match error.kind() {
         std::io::ErrorKind::AddrInUse => "another process listens there; stop it or set server.listen to another port",
         std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; set server.listen to a higher one",
-        std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address; set server.listen to one it has",
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address; set server.listen to one it has"
+        }
         _ => "set server.listen to an address and port of this machine",
     };
     format!("can't listen on {listen}: {error}; {advice}")

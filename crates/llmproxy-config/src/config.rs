@@ -71,6 +71,34 @@ pub struct PathsConfig {
     pub allow_paths: Vec<String>,
 }
 
+// === impl Config ===
+
+impl Config {
+    /// The keys that differ from `old` and that only a restart puts in force: the listener's and the program's own log.
+    ///
+    /// ```
+    /// let old = llmproxy_config::Config::default();
+    /// let mut new = old.clone();
+    /// new.server.listen = ":9000".into();
+    /// assert_eq!(new.needs_restart(&old), ["server.listen"]);
+    /// ```
+    pub fn needs_restart(&self, old: &Self) -> Vec<&'static str> {
+        let (new, was) = (&self.server, &old.server);
+        [
+            ("server.listen", new.listen != was.listen),
+            ("server.read_timeout", new.read_timeout != was.read_timeout),
+            ("server.write_timeout", new.write_timeout != was.write_timeout),
+            ("server.idle_timeout", new.idle_timeout != was.idle_timeout),
+            ("server.max_header_bytes", new.max_header_bytes != was.max_header_bytes),
+            ("server.shutdown_timeout", new.shutdown_timeout != was.shutdown_timeout),
+            ("log", self.log != old.log),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
+    }
+}
+
 // === impl MetricsConfig ===
 
 impl MetricsConfig {

@@ -151,8 +151,12 @@ fn client_ip(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> Op
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
     let mut client = peer?;
     // Appended to by each proxy on the way: read from the end, as long as the one who wrote is believed.
-    let hops: Vec<&str> =
-        headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',')).collect();
+    let hops: Vec<&str> = headers
+        .get_all(X_FORWARDED_FOR)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .collect();
     for hop in hops.iter().rev() {
         if !is_trusted(&client) {
             break;
@@ -182,7 +186,8 @@ impl Observe for AccessObserver {
         let endpoint = Endpoint::of(self.uri.path());
         let stream = call.is_some_and(|call| call.stream);
         let attempts = exchange.attempts();
-        let backend = exchange.served().map(|target| &target.backend).or(attempts.last().map(|attempt| &attempt.backend));
+        let backend =
+            exchange.served().map(|target| &target.backend).or(attempts.last().map(|attempt| &attempt.backend));
         let backend_name = backend.map_or("", |backend| &backend.name).to_owned();
         let stream_label = if stream { "true" } else { "false" };
         metrics::counter!(

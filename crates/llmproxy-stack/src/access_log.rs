@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{Timestamp, Zoned, tz::TimeZone};
+use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use llmproxy_config::{AccessFormat, AccessOutput};
@@ -131,7 +131,7 @@ impl Line<'_> {
     fn combined(&self) -> String {
         let ip = self.client_ip.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
         let user = self.user_id.unwrap_or("-");
-        let zoned = Zoned::new(self.timestamp, TimeZone::system());
+        let zoned = self.timestamp.to_zoned_datetime(TimeZone::system());
         let mut line = format!(
             "{ip} - {user} [{}] \"{} {}\" {} {}ms \"{}\" model={} stream={}",
             zoned.strftime("%d/%b/%Y:%H:%M:%S %z"),
@@ -198,7 +198,9 @@ mod tests {
         let text = line().combined();
         assert!(text.starts_with("10.0.0.1 - alice ["), "{text}");
         assert!(
-            text.contains("\"POST /v1/chat/completions\" 200 12ms \"http://vllm:8000\" model=evil\\\"\\nmodel stream=true"),
+            text.contains(
+                "\"POST /v1/chat/completions\" 200 12ms \"http://vllm:8000\" model=evil\\\"\\nmodel stream=true"
+            ),
             "{text}"
         );
     }

@@ -38,9 +38,12 @@ struct Model<'a> {
 impl Models {
     fn answer<B>(&self, request: &mut Request<B>) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response =
-                Answer::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &"the list of models can only be read with GET")
-                    .into_response(Api::OpenAi);
+            let mut response = Answer::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                &"the list of models can only be read with GET",
+            )
+            .into_response(Api::OpenAi);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }

@@ -134,21 +134,44 @@ mod tests {
 
     #[test]
     fn what_clients_use_passes() {
-        for path in ["/v1/chat/completions", "/v1/files/abc", "/api/chat", "/tokenize", "/generate", "/custom", "/custom/a/b", "/exact/x"] {
+        for path in [
+            "/v1/chat/completions",
+            "/v1/files/abc",
+            "/api/chat",
+            "/tokenize",
+            "/generate",
+            "/custom",
+            "/custom/a/b",
+            "/exact/x",
+        ] {
             assert!(passes(path), "{path}");
         }
     }
 
     #[test]
     fn what_administers_a_server_does_not() {
-        for path in ["/", "/metrics/x", "/api/pull", "/api/delete", "/v1", "/v1/load_lora_adapter", "/v1/load_lora_adapter/", "/sleep", "/customer", "/v1/%6coad_lora_adapter", ""] {
+        for path in [
+            "/",
+            "/metrics/x",
+            "/api/pull",
+            "/api/delete",
+            "/v1",
+            "/v1/load_lora_adapter",
+            "/v1/load_lora_adapter/",
+            "/sleep",
+            "/customer",
+            "/v1/%6coad_lora_adapter",
+            "",
+        ] {
             assert!(!passes(path), "{path}");
         }
     }
 
     #[test]
     fn a_path_that_can_be_read_in_two_ways_is_refused() {
-        for path in ["/v1/../metrics", "/v1/./x", "/v1/%2e%2e/x", "/v1/..%2fx", "/v1/%", "/v1/%zz", "/v1/%ff", "/v1/..\\x"] {
+        for path in
+            ["/v1/../metrics", "/v1/./x", "/v1/%2e%2e/x", "/v1/..%2fx", "/v1/%", "/v1/%zz", "/v1/%ff", "/v1/..\\x"]
+        {
             assert_eq!(Paths::default().check(path), Err(PathError::Ambiguous), "{path}");
         }
     }

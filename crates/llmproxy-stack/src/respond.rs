@@ -144,7 +144,7 @@ impl<S> Layer<S> for RespondLayer {
 impl<S, B, R> Service<Request<B>> for Respond<S>
 where
     S: Service<Request<B>, Response = Response<R>, Error = BoxError>,
-    R: http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static,
+    R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -164,7 +164,7 @@ where
 impl<F, R> Future for RespondFuture<F>
 where
     F: Future<Output = Result<Response<R>, BoxError>>,
-    R: http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static,
+    R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Output = Result<Response<Body>, Infallible>;
 

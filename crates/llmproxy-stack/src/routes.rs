@@ -15,7 +15,13 @@ use tower::{Service, ServiceBuilder};
 use crate::{models::Models, respond::RespondLayer, runtime::Shared};
 
 /// The router that a request is handed to: `stack` for all that goes to a backend, and what the proxy answers itself.
-pub(crate) fn router<S>(shared: &Arc<Shared>, stack: S, auth: AuthLayer, models: Models, metrics_path: Option<&str>) -> Router
+pub(crate) fn router<S>(
+    shared: &Arc<Shared>,
+    stack: S,
+    auth: AuthLayer,
+    models: Models,
+    metrics_path: Option<&str>,
+) -> Router
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,

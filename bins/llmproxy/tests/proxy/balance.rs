@@ -83,8 +83,12 @@ async fn a_dead_backend_costs_no_client_an_error_and_comes_back() {
 #[tokio::test]
 async fn the_last_answer_of_a_backend_is_what_the_client_gets() {
     let backend = Backend::start(|_, wire| async move {
-        wire.respond(503, &[("retry-after", "7"), ("content-type", "application/json"), ("content-length", "13")], r#"{"error":"no"}"#[..13].to_owned())
-            .await
+        wire.respond(
+            503,
+            &[("retry-after", "7"), ("content-type", "application/json"), ("content-length", "13")],
+            r#"{"error":"no"}"#[..13].to_owned(),
+        )
+        .await
     })
     .await;
     let yaml = format!(
@@ -93,17 +97,25 @@ async fn the_last_answer_of_a_backend_is_what_the_client_gets() {
     );
     let proxy = Proxy::start(&yaml).await;
     let answer = Client::connect(proxy.address()).await.post_json("/v1/chat/completions", &ask()).await;
-    assert_eq!((answer.status, answer.header("retry-after"), answer.text().as_str()), (503, Some("7"), r#"{"error":"no""#));
+    assert_eq!(
+        (answer.status, answer.header("retry-after"), answer.text().as_str()),
+        (503, Some("7"), r#"{"error":"no""#)
+    );
     assert_eq!(backend.counts().requests, 3);
 }
 
 #[tokio::test]
 async fn each_model_goes_where_it_is_served_and_an_alias_is_spliced() {
-    let qwen = Backend::start(|seen, wire| async move { wire.json(200, &json!({"got": seen.json()["model"], "at": "qwen"})).await }).await;
+    let qwen = Backend::start(|seen, wire| async move {
+        wire.json(200, &json!({"got": seen.json()["model"], "at": "qwen"})).await
+    })
+    .await;
     // Its list is learned.
     let llama = Backend::start(|seen, wire| async move {
         match seen.path.as_str() {
-            "/v1/models" => wire.json(200, &json!({"object": "list", "data": [{"id": "llama", "object": "model"}]})).await,
+            "/v1/models" => {
+                wire.json(200, &json!({"object": "list", "data": [{"id": "llama", "object": "model"}]})).await
+            }
             "/health" => wire.json(200, &json!({})).await,
             _ => wire.json(200, &json!({"got": seen.json()["model"], "at": "llama"})).await,
         }
@@ -125,7 +137,12 @@ async fn each_model_goes_where_it_is_served_and_an_alias_is_spliced() {
     }
     let answer = client.post_json("/v1/chat/completions", &json!({"model": "mistral", "messages": []})).await;
     assert_eq!(answer.status, 404, "{}", answer.text());
-    let ids: Vec<_> = client.get("/v1/models").await.json()["data"].as_array().expect("a list").iter().map(|model| model["id"].to_string()).collect();
+    let ids: Vec<_> = client.get("/v1/models").await.json()["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|model| model["id"].to_string())
+        .collect();
     for id in ["\"qwen\"", "\"llama\"", "\"gpt-4\""] {
         assert!(ids.contains(&id.to_owned()), "{id} is not in {ids:?}");
     }

@@ -8,7 +8,8 @@ use serde_json::json;
 use crate::harness::{Proxy, command, folder, within};
 
 async fn run(folder: &std::path::Path, args: &[&str]) -> Output {
-    let child = command(folder).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let child =
+        command(folder).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     within("the command to end", child.wait_with_output()).await.expect("output")
 }
 
@@ -41,7 +42,8 @@ async fn check_names_every_mistake_at_once() {
     for path in ["server.read_timeout", "backends[0].url", "routing.load_balance", "auth.pipeline[0].type"] {
         assert!(told.contains(path), "{path} is not in:\n{told}");
     }
-    std::fs::write(folder.join("good.yaml"), "backends: [{url: 'http://localhost:11434'}]\n").expect("the folder is ours");
+    std::fs::write(folder.join("good.yaml"), "backends: [{url: 'http://localhost:11434'}]\n")
+        .expect("the folder is ours");
     let output = run(&folder, &["check", "--config", "good.yaml"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let output = run(&folder, &["check", "--config", "absent.yaml"]).await;
@@ -67,21 +69,19 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
     let yaml = format!("backends: [{{url: '{}', models: [m]}}]\nauth: {{enabled: true}}\n", backend.url());
     let mut proxy = Proxy::start(&yaml).await;
     let folder = proxy.folder().clone();
-    let ask = |key: String| {
-        let address = proxy.address();
-        async move {
-            let mut client = Client::connect(address).await;
-            let body = json!({"model": "m", "messages": []});
-            client.send_json("/v1/chat/completions", &[("authorization", &format!("bearer {key}"))], &body).await;
-            client.read_to_end().await
-        }
+    let address = proxy.address();
+    let ask = async |key: String| {
+        let mut client = Client::connect(address).await;
+        let body = json!({"model": "m", "messages": []});
+        client.send_json("/v1/chat/completions", &[("authorization", &format!("bearer {key}"))], &body).await;
+        client.read_to_end().await
     };
     assert_eq!(ask("sk-unknown".into()).await.status, 401);
 
     let output = run(&folder, &["keys", "create", "--name", "alice"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     let key = text(&output.stdout).trim().to_owned();
-    proxy.logged("key").await;
+    proxy.logged("keys").await;
     assert_eq!(ask(key.clone()).await.status, 200);
 
     let listed = text(&run(&folder, &["keys", "list"]).await.stdout);
@@ -89,6 +89,6 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
 
     let output = run(&folder, &["keys", "revoke", "alice"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
-    proxy.logged("key").await;
+    proxy.logged("keys").await;
     assert_ne!(ask(key).await.status, 200);
 }

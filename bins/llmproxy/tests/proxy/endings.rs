@@ -8,8 +8,7 @@ use crate::harness::{Proxy, within};
 
 const KEY: &str = "sk-test-0123456789abcdef";
 const EVENT: &str = "data: {\"id\":\"c1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"word\"}}]}\n\n";
-const USAGE_EVENT: &str =
-    "data: {\"id\":\"c1\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
+const USAGE_EVENT: &str = "data: {\"id\":\"c1\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
 const ANSWER: &str = r#"{"id":"c1","choices":[{"message":{"content":"two words"}}],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}"#;
 
 /// One exchange and what must have come of it.
@@ -63,7 +62,9 @@ enum Step {
     Stop,
 }
 
-use Step::{Close, Done, Event, Finish, HalfEvent, HalfJson, Leave, Refuse, Reload, Reset, Stall, Stop, StreamHead, UsageEvent};
+use Step::{
+    Close, Done, Event, Finish, HalfEvent, HalfJson, Leave, Refuse, Reload, Reset, Stall, Stop, StreamHead, UsageEvent,
+};
 
 macro_rules! cases {
     ($($name:ident: $case:expr;)*) => {
@@ -254,7 +255,8 @@ async fn check(case: Case) {
         let second = answer.await.expect("no panic");
         assert_eq!(second.status, 200, "{}", second.text());
         let used: u64 = receiver.wait_for(2).await.iter().filter_map(|record| record["total_tokens"].as_u64()).sum();
-        let left = second.header("x-ratelimit-remaining-tokens").expect("limits are on").parse::<u64>().expect("a number");
+        let left =
+            second.header("x-ratelimit-remaining-tokens").expect("limits are on").parse::<u64>().expect("a number");
         // At the second's head its own reservation is still out: 64 asked for and its prompt.
         assert!(left <= 100_000 && left >= 100_000 - 64 - 100 - used, "{left} tokens left, {used} used");
     }
@@ -300,7 +302,8 @@ async fn play(
                 there(client).expect_piece(DONE).await;
             }
             Step::Json(status) => {
-                let body = if *status == 200 { ANSWER.to_owned() } else { json!({"error": {"message": "no"}}).to_string() };
+                let body =
+                    if *status == 200 { ANSWER.to_owned() } else { json!({"error": {"message": "no"}}).to_string() };
                 let length = body.len().to_string();
                 let headers = [("content-type", "application/json"), ("content-length", &*length)];
                 let mut wire = wire.take().expect("still open");

@@ -138,7 +138,9 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         self.0
             .iter()
-            .filter(|(series, _)| series.split('{').next() == Some(name) && labels.iter().all(|label| series.contains(label)))
+            .filter(|(series, _)| {
+                series.split('{').next() == Some(name) && labels.iter().all(|label| series.contains(label))
+            })
             .map(|(_, value)| value)
             .sum()
     }

@@ -41,7 +41,11 @@ async fn ask(proxy: &Proxy, path: &str, headers: &[(&str, &str)], body: &Value) 
 
 #[tokio::test]
 async fn each_refusal_has_its_status_and_code_and_no_record() {
-    let backend = Backend::start(script::json(200, json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}))).await;
+    let backend = Backend::start(script::json(
+        200,
+        json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}),
+    ))
+    .await;
     let receiver = Receiver::start().await;
     let mut proxy = Proxy::start(&config(&backend.url(), &receiver.url())).await;
     let chat = "/v1/chat/completions";
@@ -82,7 +86,9 @@ async fn each_refusal_has_its_status_and_code_and_no_record() {
     // Limits: what refused requests had taken was given back, so all three of this minute are left.
     let bearer = format!("Bearer {KEY}");
     for left in [2, 1, 0] {
-        let answer = ask(&proxy, chat, &[("authorization", &bearer)], &json!({"model": "m", "messages": [], "max_tokens": 8})).await;
+        let answer =
+            ask(&proxy, chat, &[("authorization", &bearer)], &json!({"model": "m", "messages": [], "max_tokens": 8}))
+                .await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.header("x-ratelimit-remaining"), Some(&*left.to_string()));
         assert_eq!(answer.header("x-ratelimit-limit"), Some("3"));
@@ -124,7 +130,8 @@ async fn models_are_merged_and_filtered_by_what_the_key_may_use() {
         }
     };
     let answer = list(KEY, "/v1/models").await;
-    let ids: Vec<_> = answer.json()["data"].as_array().expect("a list").iter().map(|model| model["id"].clone()).collect();
+    let ids: Vec<_> =
+        answer.json()["data"].as_array().expect("a list").iter().map(|model| model["id"].clone()).collect();
     assert_eq!((answer.status, ids), (200, vec![json!("m")]));
     assert_eq!(list(KEY, "/v1/models/m").await.status, 200);
     assert_eq!(list(KEY, "/v1/models/other").await.status, 404);

@@ -46,7 +46,12 @@ async fn permits_buckets_and_streams_survive_a_reload_and_a_bad_file_changes_not
         streams.push((client, wire));
     }
 
-    for (file, said) in [(&*yaml, "reloaded"), ("backends: [", "nothing was changed"), ("backends: []", "nothing was changed"), (&*yaml, "reloaded")] {
+    for (file, said) in [
+        (&*yaml, "reloaded"),
+        ("backends: [", "nothing was changed"),
+        ("backends: []", "nothing was changed"),
+        (&*yaml, "reloaded"),
+    ] {
         proxy.reload(file, said).await;
         let metrics = proxy.metrics().await;
         assert_eq!(metrics.sum("llmproxy_in_flight", &[]), 2.0, "after {said}");
@@ -99,7 +104,8 @@ async fn a_reload_puts_new_settings_in_force_for_new_requests() {
 async fn under_load_no_request_notices_reloads() {
     let backend = Backend::start(script::sse([EVENT, EVENT, DONE])).await;
     let receiver = Receiver::start().await;
-    let yaml = config(&[&backend.url()], &receiver.url(), 0).replace("\"requests_per_minute\":100", "\"requests_per_minute\":0");
+    let yaml = config(&[&backend.url()], &receiver.url(), 0)
+        .replace("\"requests_per_minute\":100", "\"requests_per_minute\":0");
     let mut proxy = Proxy::start(&yaml).await;
     let address = proxy.address();
     let load: Vec<_> = (0..4)
@@ -161,7 +167,8 @@ async fn a_shutdown_lets_streams_finish_and_writes_their_records() {
 async fn a_slow_receiver_still_gets_every_record_of_a_shutdown() {
     let backend = Backend::start(script::sse([EVENT, DONE])).await;
     let receiver = Receiver::start().await;
-    let yaml = config(&[&backend.url()], &receiver.url(), 0).replace("\"requests_per_minute\":100", "\"requests_per_minute\":0");
+    let yaml = config(&[&backend.url()], &receiver.url(), 0)
+        .replace("\"requests_per_minute\":100", "\"requests_per_minute\":0");
     let proxy = Proxy::start(&yaml).await;
     receiver.behave_for(3, llmproxy_testkit::Behaviour::Status(500));
     let mut client = Client::connect(proxy.address()).await;

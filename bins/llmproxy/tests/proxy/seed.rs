@@ -78,7 +78,8 @@ async fn its_configuration_authenticates_limits_and_reports() {
     let mut proxy = Proxy::start(&yaml).await;
 
     assert_eq!(curl(&proxy, None).await.status, 401);
-    let output = command(proxy.folder()).args(["keys", "create", "--name", "user_alice", "--user-id", "user_alice"]).output();
+    let output =
+        command(proxy.folder()).args(["keys", "create", "--name", "user_alice", "--user-id", "user_alice"]).output();
     let output = within("the key", output).await.expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let key = String::from_utf8(output.stdout).expect("text").trim().to_owned();
@@ -88,7 +89,10 @@ async fn its_configuration_authenticates_limits_and_reports() {
     assert_eq!((answer.status, answer.header("x-ratelimit-limit")), (200, Some("60")), "{}", answer.text());
     assert!(answer.text().ends_with("data: [DONE]\n\n"));
     let record = &receiver.wait_for(1).await[0];
-    assert_eq!((&record["user_id"], &record["model"], &record["is_stream"]), (&json!("user_alice"), &json!("qwen-coder"), &json!(true)));
+    assert_eq!(
+        (&record["user_id"], &record["model"], &record["is_stream"]),
+        (&json!("user_alice"), &json!("qwen-coder"), &json!(true))
+    );
     let (prompt, completion) = (record["prompt_tokens"].as_u64(), record["completion_tokens"].as_u64());
     assert!(prompt > Some(0) && completion > Some(0), "{record}");
     assert_eq!(record["total_tokens"].as_u64(), prompt.zip(completion).map(|(prompt, completion)| prompt + completion));
@@ -139,12 +143,19 @@ async fn its_openclaw_provider_block_works() {
         "messages": [{"role": "system", "content": "You are OpenClaw."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
         "tools": [{"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}]
     });
-    let headers = [("Authorization", "Bearer optional-key"), ("Accept", "application/json"), ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")];
+    let headers = [
+        ("Authorization", "Bearer optional-key"),
+        ("Accept", "application/json"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ];
     client.send_json("/v1/chat/completions", &headers, &body).await;
     let answer = client.read_to_end().await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.header("content-type").is_some_and(|value| value.starts_with("text/event-stream")));
     let events = answer.events();
-    assert!(events.iter().any(|event| event["usage"]["completion_tokens"].as_u64() > Some(0)), "it asked for usage and gets it");
+    assert!(
+        events.iter().any(|event| event["usage"]["completion_tokens"].as_u64() > Some(0)),
+        "it asked for usage and gets it"
+    );
     assert!(answer.text().ends_with("data: [DONE]\n\n"));
 }

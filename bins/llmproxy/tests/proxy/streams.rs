@@ -13,7 +13,10 @@ const STREAMS: &[(&str, &str)] = &[
     ("a comment", ": ping\n\ndata: {\"a\":1}\n\n"),
     ("UTF-8", "data: {\"choices\":[{\"delta\":{\"content\":\"ü 漢字 🦀\"}}]}\n\n"),
     ("no final newline", "data: {\"a\":1}\n\ndata: [DONE]"),
-    ("usage nobody asked for", "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n"),
+    (
+        "usage nobody asked for",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n",
+    ),
     ("no event stream at all", "\0\u{1}\u{2}<html>\n\n\n"),
 ];
 
@@ -70,7 +73,14 @@ async fn where_the_proxy_asked_for_usage_whole_events_pass_at_once_and_only_that
     let proxy = Proxy::start(&config(&backend.url())).await;
     let mut client = Client::connect(proxy.address()).await;
     let body = r#"{ "model" : "m", "stream":true,"messages":[],  "extra": 1e3 }"#;
-    client.send("POST", "/v1/chat/completions", &[("content-type", "application/json"), ("accept-encoding", "gzip")], body.as_bytes()).await;
+    client
+        .send(
+            "POST",
+            "/v1/chat/completions",
+            &[("content-type", "application/json"), ("accept-encoding", "gzip")],
+            body.as_bytes(),
+        )
+        .await;
     let (seen, mut wire) = requests.next().await;
     // Spliced: every byte of the client's is still there.
     let sent = String::from_utf8(seen.body.to_vec()).expect("UTF-8");
@@ -97,7 +107,10 @@ async fn where_the_proxy_asked_for_usage_whole_events_pass_at_once_and_only_that
     wire.chunk("NE]\n\n").await.expect("the proxy reads");
     wire.finish().await.expect("the proxy reads");
     let rest = client.read_to_end().await;
-    assert_eq!(rest.text(), "data: {\"id\":\"1\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+    assert_eq!(
+        rest.text(),
+        "data: {\"id\":\"1\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n"
+    );
     assert_eq!(rest.end, BodyEnd::Complete);
     let metrics = proxy.metrics().await;
     assert_eq!(metrics.sum("llmproxy_usage_tokens_total", &["prompt"]), 5.0);
