@@ -43,6 +43,7 @@ pub fn describe() {
     llmproxy_metering::metrics::describe();
     llmproxy_ratelimit::metrics::describe();
     llmproxy_sse::metrics::describe();
+    llmproxy_upstream::metrics::describe();
     llmproxy_usage::metrics::describe();
 }
 

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
-use llmproxy_balancer::{BalanceLayer, Balancer, Pool};
+use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
 use llmproxy_core::{BoxError, StopFlag, UsageSink};
 use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
@@ -275,7 +275,7 @@ impl Runtime {
             // Picks a backend for each attempt; in flight until the last byte.
             .layer(BalanceLayer::new(pool))
             // Time limits of one attempt, and a visible end when its backend dies.
-            .layer(SseLayer::new(&config.sse))
+            .layer(SseLayer::new(&config.sse).with_quiet_start(config.routing.commit == Commit::FirstByte))
             // One exchange with one backend.
             .service(Upstream::new(self.clients.clone()))
     }
