@@ -76,7 +76,7 @@ pub struct UsageRecord {
     pub model: Option<Arc<str>>,
     /// The model that the backend says has answered.
     pub served_model: Option<Arc<str>>,
-    /// Whether the answer was a stream.
+    /// Whether a stream was asked for; where no one knows what was asked for, whether the answer was one.
     pub stream: bool,
     /// The backend that answered, or was asked last.
     pub backend: Option<Arc<str>>,

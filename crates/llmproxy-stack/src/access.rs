@@ -181,7 +181,8 @@ impl Observe for AccessObserver {
         let exchange = &self.exchange;
         let latency = exchange.elapsed();
         // 499: the client left before there was an answer, as nginx writes it.
-        let status = self.status.map_or(499, |status| status.as_u16());
+        let none = if exchange.is_stopped() { 503 } else { 499 };
+        let status = self.status.map_or(none, |status| status.as_u16());
         let call = exchange.call();
         let endpoint = Endpoint::of(self.uri.path());
         let stream = call.is_some_and(|call| call.stream);

@@ -71,7 +71,7 @@ async fn a_dead_backend_costs_no_client_an_error_and_comes_back() {
     }
     assert_eq!(proxy.metrics().await.sum("llmproxy_backend_up", &["dead"]), 0.0);
     let back = dead.start(script::json(200, json!({"from": "back"})));
-    proxy.logged("up").await;
+    proxy.up("dead").await;
     let mut seen = 0;
     for _ in 0..4 {
         seen += u32::from(client.post_json("/v1/chat/completions", &ask()).await.json()["from"] == "back");

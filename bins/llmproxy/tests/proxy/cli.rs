@@ -33,7 +33,7 @@ async fn check_names_every_mistake_at_once() {
     let folder = folder();
     std::fs::write(
         folder.join("config.yaml"),
-        "server: {read_timeout: soon}\nbackends: [{url: nowhere}]\nrouting: {load_balance: best}\nauth: {pipeline: [{type: redis}]}\n",
+        "server: {read_timeout: soon}\nbackends: [{url: nowhere}]\nrouting: {load_balance: best}\nauth: {enabled: true, pipeline: [{type: redis}]}\n",
     )
     .expect("the folder is ours");
     let output = run(&folder, &["check"]).await;

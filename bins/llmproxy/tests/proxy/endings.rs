@@ -138,11 +138,11 @@ cases! {
     };
     the_backend_never_answers_a_stream: Case {
         stream: true, script: &[Stall],
-        status: 504, client: Some(BodyEnd::Complete), error_event: false, end: "timeout", usage: Usage::None,
+        status: 504, client: Some(BodyEnd::Complete), error_event: false, end: "timeout", usage: Usage::Estimated(0),
     };
     the_backend_never_answers_a_plain_request: Case {
         stream: false, script: &[Stall],
-        status: 504, client: Some(BodyEnd::Complete), error_event: false, end: "timeout", usage: Usage::None,
+        status: 504, client: Some(BodyEnd::Complete), error_event: false, end: "timeout", usage: Usage::Estimated(0),
     };
     the_backend_stalls_after_the_head: Case {
         stream: true, script: &[StreamHead, Stall],
@@ -182,7 +182,7 @@ cases! {
     };
     the_proxy_stops_before_the_head: Case {
         stream: true, script: &[Stop],
-        status: 499, client: None, error_event: false, end: "shutdown", usage: Usage::Estimated(0),
+        status: 503, client: None, error_event: false, end: "shutdown", usage: Usage::Estimated(0),
     };
     the_proxy_stops_in_the_middle_of_a_stream: Case {
         stream: true, script: &[StreamHead, Event, Stop],
@@ -197,8 +197,7 @@ cases! {
 async fn check(case: Case) {
     let receiver = Receiver::start().await;
     let (backend, mut requests) = Backend::stepped().await;
-    // Checks would be among the requests that the test answers; only a refused backend needs one to come back.
-    let yaml = config(&backend.url(), &receiver.url(), case.script == [Refuse]);
+    let yaml = config(&backend.url(), &receiver.url());
     let mut proxy = Proxy::start(&yaml).await;
     let mut client = Some(Client::connect(proxy.address()).await);
     let refused = if case.script == [Refuse] { Some(backend.stop().await) } else { None };
@@ -238,28 +237,29 @@ async fn check(case: Case) {
     // passes, and its record is the second.
     let metrics = proxy.metrics().await;
     assert_eq!(metrics.sum("llmproxy_in_flight", &[]), 0.0);
-    if let Some(refused) = refused {
-        // A refused connection takes the backend out until it proves itself, which it does now.
-        let back = refused.start(llmproxy_testkit::script::json(200, serde_json::from_str(ANSWER).expect("JSON")));
-        proxy.logged("up").await;
-        let second = second(&proxy).await;
-        assert_eq!(second.status, 200, "{}", second.text());
-        drop(back);
-    } else {
-        let answer = tokio::spawn({
-            let address = proxy.address();
-            async move { second_at(address).await }
-        });
-        let (_, wire) = requests.next().await;
-        wire.json(200, &serde_json::from_str(ANSWER).expect("JSON")).await.expect("the proxy reads");
-        let second = answer.await.expect("no panic");
-        assert_eq!(second.status, 200, "{}", second.text());
-        let used: u64 = receiver.wait_for(2).await.iter().filter_map(|record| record["total_tokens"].as_u64()).sum();
-        let left =
-            second.header("x-ratelimit-remaining-tokens").expect("limits are on").parse::<u64>().expect("a number");
-        // At the second's head its own reservation is still out: 64 asked for and its prompt.
-        assert!(left <= 100_000 && left >= 100_000 - 64 - 100 - used, "{left} tokens left, {used} used");
+    if refused.is_some() {
+        // A refused connection takes the backend out: nobody is asked, so there is no second record, and no permit or
+        // token was kept by the first.
+        let second = second_at(proxy.address()).await;
+        assert_eq!(second.status, 503, "{}", second.text());
+        assert_eq!(second.header("x-ratelimit-remaining-tokens"), None);
+        proxy.ended().await;
+        assert_eq!(receiver.bodies().len(), 1);
+        assert_eq!(proxy.metrics().await.sum("llmproxy_exchanges_total", &[]), 1.0);
+        return;
     }
+    let answer = tokio::spawn({
+        let address = proxy.address();
+        async move { second_at(address).await }
+    });
+    let (_, wire) = requests.next().await;
+    wire.json(200, &serde_json::from_str(ANSWER).expect("JSON")).await.expect("the proxy reads");
+    let second = answer.await.expect("no panic");
+    assert_eq!(second.status, 200, "{}", second.text());
+    let used: u64 = receiver.wait_for(2).await.iter().filter_map(|record| record["total_tokens"].as_u64()).sum();
+    let left = second.header("x-ratelimit-remaining-tokens").expect("limits are on").parse::<u64>().expect("a number");
+    // At the second's head its own reservation is still out: 64 asked for and its prompt.
+    assert!(left <= 100_000 && left >= 100_000 - 64 - 100 - used, "{left} tokens left, {used} used");
     assert_eq!(receiver.wait_for(2).await.len(), 2);
     let metrics = proxy.metrics().await;
     let exchanges = metrics.sum("llmproxy_exchanges_total", &[]);
@@ -387,10 +387,6 @@ async fn ask(client: &mut Client, stream: bool) {
     client.send_json("/v1/chat/completions", &[("authorization", &format!("Bearer {KEY}"))], &body).await;
 }
 
-async fn second(proxy: &Proxy) -> llmproxy_testkit::Response {
-    second_at(proxy.address()).await
-}
-
 async fn second_at(address: std::net::SocketAddr) -> llmproxy_testkit::Response {
     let mut client = Client::connect(address).await;
     ask(&mut client, false).await;
@@ -398,7 +394,7 @@ async fn second_at(address: std::net::SocketAddr) -> llmproxy_testkit::Response 
 }
 
 /// One key that may do one thing at a time, one backend, short limits of time.
-fn config(backend: &str, receiver: &str, health: bool) -> String {
+fn config(backend: &str, receiver: &str) -> String {
     format!(
         r#"
 server:
@@ -425,7 +421,7 @@ routing:
     max_retries: 1
     initial_wait: 10ms
 health_check:
-  enabled: {health}
+  enabled: false
 usage:
   enabled: true
   reporters:

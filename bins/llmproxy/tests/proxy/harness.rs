@@ -20,10 +20,10 @@ use tokio::{
 };
 
 /// No step of a test takes this long unless something is wrong.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running proxy; killed when dropped.
-pub struct Proxy {
+pub(crate) struct Proxy {
     child: Child,
     address: SocketAddr,
     folder: PathBuf,
@@ -32,11 +32,11 @@ pub struct Proxy {
 }
 
 /// The series of `/metrics`.
-pub struct Metrics(Vec<(String, f64)>);
+pub(crate) struct Metrics(Vec<(String, f64)>);
 
 impl Proxy {
     /// Starts the proxy on `yaml`.
-    pub async fn start(yaml: &str) -> Self {
+    pub(crate) async fn start(yaml: &str) -> Self {
         let folder = folder();
         let config = folder.join("config.yaml");
         std::fs::write(&config, yaml).expect("the folder is ours");
@@ -63,20 +63,20 @@ impl Proxy {
         Self { child, address, folder, access, log }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn folder(&self) -> &PathBuf {
+    pub(crate) fn folder(&self) -> &PathBuf {
         &self.folder
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().expect("it runs").cast_signed()).expect("not zero")
     }
 
     /// The access line of the next exchange that ends; those of the proxy's own paths are passed over.
-    pub async fn ended(&mut self) -> Value {
+    pub(crate) async fn ended(&mut self) -> Value {
         loop {
             let line = within("an exchange to end", self.access.recv()).await.expect("the proxy went on");
             if !matches!(line["path"].as_str(), Some("/metrics" | "/ready" | "/health")) {
@@ -86,7 +86,7 @@ impl Proxy {
     }
 
     /// The next line of the log whose message has `part` in it.
-    pub async fn logged(&mut self, part: &str) -> Value {
+    pub(crate) async fn logged(&mut self, part: &str) -> Value {
         loop {
             let line = within(part, self.log.recv()).await.expect("the proxy went on");
             if line["message"].as_str().unwrap_or_default().contains(part) {
@@ -95,23 +95,28 @@ impl Proxy {
         }
     }
 
+    /// The line of the log that says that `backend` is up.
+    pub(crate) async fn up(&mut self, backend: &str) {
+        while self.logged("the backend is up").await["backend"] != backend {}
+    }
+
     /// Writes a new configuration and asks for it to be read; waits until the proxy says `expected`.
-    pub async fn reload(&mut self, yaml: &str, expected: &str) {
+    pub(crate) async fn reload(&mut self, yaml: &str, expected: &str) {
         std::fs::write(self.folder.join("config.yaml"), yaml).expect("the folder is ours");
         self.signal(Signal::HUP);
         self.logged(expected).await;
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("it runs");
     }
 
     /// Waits for the process to end by itself.
-    pub async fn exit(mut self) -> ExitStatus {
+    pub(crate) async fn exit(mut self) -> ExitStatus {
         within("the proxy to exit", self.child.wait()).await.expect("a status")
     }
 
-    pub async fn metrics(&self) -> Metrics {
+    pub(crate) async fn metrics(&self) -> Metrics {
         Metrics::parse(&get(self.address, "/metrics").await.1)
     }
 }
@@ -135,7 +140,7 @@ impl Metrics {
     }
 
     /// The sum over the series of `name` whose labels contain all of `labels`.
-    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         self.0
             .iter()
             .filter(|(series, _)| {
@@ -144,21 +149,17 @@ impl Metrics {
             .map(|(_, value)| value)
             .sum()
     }
-
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(series, _)| series.split('{').next() == Some(name))
-    }
 }
 
 /// The binary under test, in a folder and an environment of its own.
-pub fn command(folder: &std::path::Path) -> Command {
+pub(crate) fn command(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
     command.current_dir(folder).kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
 /// A folder of the test's own.
-pub fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("llmproxy-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let folder = std::env::temp_dir().join(name);
@@ -167,7 +168,7 @@ pub fn folder() -> PathBuf {
 }
 
 /// A plain GET over a connection of its own.
-pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
     stream
@@ -182,7 +183,7 @@ pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
 }
 
 /// `future`, or a panic that says what was waited for.
-pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
+pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 

@@ -48,7 +48,7 @@ impl Outcome<'_> {
             endpoint: self.endpoint(),
             model: call.and_then(|call| call.model.clone()),
             served_model: self.tally.model.clone(),
-            stream: self.head.map_or_else(|| call.is_some_and(|call| call.stream), |head| head.stream),
+            stream: call.map_or_else(|| self.head.is_some_and(|head| head.stream), |call| call.stream),
             backend: backend.map(|backend| backend.name.clone()),
             backend_url: backend.map(|backend| backend.url.to_string().trim_end_matches('/').into()),
             attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
