@@ -197,10 +197,10 @@ cases! {
 async fn check(case: Case) {
     let receiver = Receiver::start().await;
     let (backend, mut requests) = Backend::stepped().await;
-    let yaml = config(&backend.url(), &receiver.url());
+    let refused = (case.script == [Refuse]).then(Refused::new);
+    let yaml = config(&refused.as_ref().map_or(backend.url(), Refused::url), &receiver.url());
     let mut proxy = Proxy::start(&yaml).await;
     let mut client = Some(Client::connect(proxy.address()).await);
-    let refused = if case.script == [Refuse] { Some(backend.stop().await) } else { None };
 
     ask(client.as_mut().expect("it is there"), case.stream).await;
     let stopped = play(&case, &mut proxy, &yaml, &mut client, &mut requests, refused.as_ref()).await;
