@@ -5,7 +5,7 @@ use std::{
     io::{self, BufWriter, Write},
     net::IpAddr,
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -107,10 +107,7 @@ fn write_all(queue: &Receiver<String>, sink: Box<dyn Write + Send>) {
             if let Err(error) = writeln!(sink, "{line}") {
                 report(&error);
             }
-            next = match queue.try_recv() {
-                Ok(line) => Some(line),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
+            next = queue.try_recv().ok();
         }
         if let Err(error) = sink.flush() {
             report(&error);
