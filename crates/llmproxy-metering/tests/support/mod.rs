@@ -27,7 +27,7 @@ pub enum Step {
 }
 
 /// A body made of steps.
-pub struct Script {
+pub(crate) struct Script {
     steps: VecDeque<Step>,
     /// Whether the length is announced, and the end known with the last byte.
     exact: bool,
@@ -49,7 +49,7 @@ impl Script {
     }
 }
 
-pub fn data(bytes: impl AsRef<[u8]>) -> Step {
+pub(crate) fn data(bytes: impl AsRef<[u8]>) -> Step {
     Step::Data(Bytes::copy_from_slice(bytes.as_ref()))
 }
 
@@ -82,7 +82,7 @@ impl Body for Script {
 
 /// The records that an exchange came to.
 #[derive(Clone, Default)]
-pub struct Records(Arc<Mutex<Vec<Arc<UsageRecord>>>>);
+pub(crate) struct Records(Arc<Mutex<Vec<Arc<UsageRecord>>>>);
 
 impl Records {
     pub fn of(exchange: &Exchange) -> Self {
@@ -105,7 +105,7 @@ impl Records {
 }
 
 /// An exchange at `path` as inspect and the balancer would have left it.
-pub fn exchange(path: &str, inject_usage: bool) -> Arc<Exchange> {
+pub(crate) fn exchange(path: &str, inject_usage: bool) -> Arc<Exchange> {
     let exchange = Exchange::new();
     let mut call = Call::new(Endpoint::of(path));
     call.prompt_estimate = 11;
@@ -120,14 +120,14 @@ pub fn exchange(path: &str, inject_usage: bool) -> Arc<Exchange> {
     exchange
 }
 
-pub fn request(exchange: &Arc<Exchange>, path: &str) -> Request<()> {
+pub(crate) fn request(exchange: &Arc<Exchange>, path: &str) -> Request<()> {
     let mut request = Request::post(path).body(()).unwrap();
     request.extensions_mut().insert(exchange.clone());
     request
 }
 
 /// The answer as it comes out of the meter.
-pub async fn metered(
+pub(crate) async fn metered(
     exchange: &Arc<Exchange>,
     path: &str,
     answer: Response<Script>,
@@ -138,16 +138,16 @@ pub async fn metered(
     service.oneshot(request(exchange, path)).await.unwrap()
 }
 
-pub fn events(body: Script) -> Response<Script> {
+pub(crate) fn events(body: Script) -> Response<Script> {
     Response::builder().header("content-type", "text/event-stream; charset=utf-8").body(body).unwrap()
 }
 
-pub fn json(body: Script) -> Response<Script> {
+pub(crate) fn json(body: Script) -> Response<Script> {
     Response::builder().header("content-type", "application/json").body(body).unwrap()
 }
 
 /// The next frame's data; `None` at the end.
-pub async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Option<Result<Bytes, B::Error>> {
+pub(crate) async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Option<Result<Bytes, B::Error>> {
     loop {
         return match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await? {
             Err(error) => Some(Err(error)),
@@ -160,7 +160,7 @@ pub async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Option<Result<
 }
 
 /// All of a body, read as hyper reads it: no poll behind the end that the body knows of.
-pub async fn read<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Vec<u8> {
+pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Vec<u8> {
     let mut all = Vec::new();
     while !body.is_end_stream() {
         match next(&mut body).await {
@@ -172,7 +172,7 @@ pub async fn read<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Vec<u8> {
 }
 
 /// Calls a service that is ready at once.
-pub async fn call<S, R>(service: &mut S, request: R) -> Result<S::Response, S::Error>
+pub(crate) async fn call<S, R>(service: &mut S, request: R) -> Result<S::Response, S::Error>
 where
     S: Service<R>,
 {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use llmproxy_core::{End, Endpoint, TokenUsage, UsageRecord, UsageSource};
 
 /// A record of a stream that went well.
-pub fn record() -> Arc<UsageRecord> {
+pub(crate) fn record() -> Arc<UsageRecord> {
     Arc::new(UsageRecord {
         request_id: uuid::Uuid::now_v7(),
         client_request_id: None,
