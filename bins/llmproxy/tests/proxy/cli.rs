@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use llmproxy_testkit::{Backend, Client, script};
 use serde_json::json;
 
-use crate::harness::{Proxy, command, folder, within};
+use crate::harness::{Folder, Proxy, command, within};
 
 async fn run(folder: &std::path::Path, args: &[&str]) -> Output {
     let child =
@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn demo_once_shows_itself_and_agrees() {
-    let output = run(&folder(), &["demo", "--once"]).await;
+    let output = run(&Folder::new(), &["demo", "--once"]).await;
     let shown = text(&output.stdout);
     assert!(output.status.success(), "{shown}{}", text(&output.stderr));
     for part in ["\"end\": \"complete\"", "llmproxy_usage_tokens_total", "llmproxy_requests_total"] {
@@ -30,7 +30,7 @@ async fn demo_once_shows_itself_and_agrees() {
 
 #[tokio::test]
 async fn check_names_every_mistake_at_once() {
-    let folder = folder();
+    let folder = Folder::new();
     std::fs::write(
         folder.join("config.yaml"),
         "server: {read_timeout: soon}\nbackends: [{url: nowhere}]\nrouting: {load_balance: best}\nauth: {enabled: true, pipeline: [{type: redis}]}\n",
@@ -54,7 +54,7 @@ async fn check_names_every_mistake_at_once() {
 #[tokio::test]
 async fn a_port_that_is_taken_is_explained() {
     let backend = Backend::start(script::hang()).await;
-    let folder = folder();
+    let folder = Folder::new();
     let yaml = format!("server: {{listen: '{}'}}\nbackends: [{{url: '{}'}}]\n", backend.addr(), backend.url());
     std::fs::write(folder.join("config.yaml"), yaml).expect("the folder is ours");
     let output = run(&folder, &[]).await;
@@ -68,7 +68,7 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
     let backend = Backend::start(script::json(200, json!({"choices": []}))).await;
     let yaml = format!("backends: [{{url: '{}', models: [m]}}]\nauth: {{enabled: true}}\n", backend.url());
     let mut proxy = Proxy::start(&yaml).await;
-    let folder = proxy.folder().clone();
+    let folder = proxy.folder().to_owned();
     let address = proxy.address();
     let ask = async |key: String| {
         let mut client = Client::connect(address).await;

@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -26,10 +26,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Proxy {
     child: Child,
     address: SocketAddr,
-    folder: PathBuf,
+    folder: Folder,
     access: mpsc::Receiver<Value>,
     log: mpsc::Receiver<Value>,
 }
+
+/// A folder of the test's own; removed when dropped.
+pub(crate) struct Folder(PathBuf);
 
 /// The series of `/metrics`.
 pub(crate) struct Metrics(Vec<(String, f64)>);
@@ -37,7 +40,7 @@ pub(crate) struct Metrics(Vec<(String, f64)>);
 impl Proxy {
     /// Starts the proxy on `yaml`.
     pub(crate) async fn start(yaml: &str) -> Self {
-        let folder = folder();
+        let folder = Folder::new();
         let config = folder.join("config.yaml");
         std::fs::write(&config, yaml).expect("the folder is ours");
         let mut child = command(&folder)
@@ -67,7 +70,7 @@ impl Proxy {
         self.address
     }
 
-    pub(crate) fn folder(&self) -> &PathBuf {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
@@ -124,7 +127,30 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.child.start_kill();
-        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("llmproxy-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("the system has a folder for this");
+        Self(folder)
+    }
+}
+
+impl std::ops::Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -152,19 +178,10 @@ impl Metrics {
 }
 
 /// The binary under test, in a folder and an environment of its own.
-pub(crate) fn command(folder: &std::path::Path) -> Command {
+pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
     command.current_dir(folder).kill_on_drop(true).stdin(Stdio::null());
     command
-}
-
-/// A folder of the test's own.
-pub(crate) fn folder() -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("llmproxy-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let folder = std::env::temp_dir().join(name);
-    std::fs::create_dir_all(&folder).expect("the system has a folder for this");
-    folder
 }
 
 /// A plain GET over a connection of its own.
