@@ -81,7 +81,7 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
     let output = run(&folder, &["keys", "create", "--name", "alice"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     let key = text(&output.stdout).trim().to_owned();
-    proxy.logged("keys").await;
+    proxy.logged("read again").await;
     assert_eq!(ask(key.clone()).await.status, 200);
 
     let listed = text(&run(&folder, &["keys", "list"]).await.stdout);
@@ -89,6 +89,6 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
 
     let output = run(&folder, &["keys", "revoke", "alice"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
-    proxy.logged("keys").await;
+    proxy.logged("read again").await;
     assert_ne!(ask(key).await.status, 200);
 }

@@ -4,6 +4,7 @@
 //! what tests wait for.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -29,6 +30,8 @@ pub(crate) struct Proxy {
     folder: Folder,
     access: mpsc::Receiver<Value>,
     log: mpsc::Receiver<Value>,
+    /// What was logged before it listened.
+    early: VecDeque<Value>,
 }
 
 /// A folder of the test's own; removed when dropped.
@@ -54,6 +57,7 @@ impl Proxy {
             .expect("the binary starts");
         let access = lines(child.stdout.take().expect("piped"));
         let mut log = lines(child.stderr.take().expect("piped"));
+        let mut early = VecDeque::new();
         let address = loop {
             let line = within("the proxy to listen", log.recv()).await.expect("the proxy went on");
             if line["message"] == "listening" {
@@ -62,8 +66,9 @@ impl Proxy {
             if line["message"].is_null() {
                 panic!("the proxy did not start: {line}");
             }
+            early.push_back(line);
         };
-        Self { child, address, folder, access, log }
+        Self { child, address, folder, access, log, early }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -91,7 +96,10 @@ impl Proxy {
     /// The next line of the log whose message has `part` in it.
     pub(crate) async fn logged(&mut self, part: &str) -> Value {
         loop {
-            let line = within(part, self.log.recv()).await.expect("the proxy went on");
+            let line = match self.early.pop_front() {
+                Some(line) => line,
+                None => within(part, self.log.recv()).await.expect("the proxy went on"),
+            };
             if line["message"].as_str().unwrap_or_default().contains(part) {
                 return line;
             }

@@ -83,7 +83,7 @@ async fn its_configuration_authenticates_limits_and_reports() {
     let output = within("the key", output).await.expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let key = String::from_utf8(output.stdout).expect("text").trim().to_owned();
-    proxy.logged("key").await;
+    proxy.logged("read again").await;
 
     let answer = curl(&proxy, Some(&key)).await;
     assert_eq!((answer.status, answer.header("x-ratelimit-limit")), (200, Some("60")), "{}", answer.text());
