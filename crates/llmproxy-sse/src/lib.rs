@@ -13,18 +13,18 @@
 //! ```
 //! use http::{Request, Response};
 //! use http_body_util::{BodyExt, Full};
-//! use llmproxy_core::BoxError;
+//! use llmproxy_core::{BoxError, RequestBody};
 //! use llmproxy_sse::{SseConfig, SseLayer};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
-//! let backend = service_fn(|_: Request<()>| async {
+//! let backend = service_fn(|_: Request<RequestBody>| async {
 //!     let body = Full::new(bytes::Bytes::from("data: hello\n\n"));
 //!     Ok::<_, BoxError>(Response::builder().header("content-type", "text/event-stream").body(body)?)
 //! });
 //! let service = ServiceBuilder::new().layer(SseLayer::new(&SseConfig::default())).service(backend);
-//! let response = service.oneshot(Request::new(())).await?;
+//! let response = service.oneshot(Request::new(RequestBody::whole(""))).await?;
 //! assert_eq!(response.headers()["cache-control"], "no-cache");
 //! assert_eq!(response.into_body().collect().await?.to_bytes(), "data: hello\n\n");
 //! # Ok(())

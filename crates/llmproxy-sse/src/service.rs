@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,14 +14,17 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body::Body;
-use llmproxy_core::{Api, BoxError, Exchange, Target, body::Shaped};
+use llmproxy_core::{
+    Api, BoxError, Exchange, RequestBody, Target,
+    body::{Ending, Observe, Observed, Shaped},
+};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
     SseError, metrics,
-    stream::{Deadline, Events, Stream},
+    stream::{Allowance, Events, Stream},
     timer::Timer,
 };
 
@@ -49,10 +52,22 @@ pin_project! {
         inner: F,
         settings: Settings,
         api: Api,
-        first: Option<Deadline>,
+        first: Option<First>,
         timer: Timer,
     }
 }
+
+/// The limit of the wait for the first byte.
+#[derive(Clone, Debug)]
+struct First {
+    after: Duration,
+    upload: Upload,
+}
+
+/// Since when only the backend is waited for: since the last piece of a request's body that passes through, where it does.
+/// A client may take longer to send a recording than a backend may to answer.
+#[derive(Clone, Debug)]
+struct Upload(Arc<Mutex<Instant>>);
 
 // === impl Sse ===
 
@@ -62,9 +77,9 @@ impl<S> Sse<S> {
     }
 }
 
-impl<S, R, B> Service<Request<R>> for Sse<S>
+impl<S, B> Service<Request<RequestBody>> for Sse<S>
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
+    S: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     type Response = Response<Shaped<B, Stream>>;
@@ -75,18 +90,63 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<R>) -> Self::Future {
-        let extensions = request.extensions();
-        let api = extensions
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let (head, mut body) = request.into_parts();
+        let api = head
+            .extensions
             .get::<Arc<Exchange>>()
             .and_then(|exchange| Some(exchange.call()?.endpoint.api()))
             .unwrap_or(Api::OpenAi);
-        let first = extensions
+        let first = head
+            .extensions
             .get::<Target>()
             .map(|target| target.backend.timeout)
             .filter(|timeout| !timeout.is_zero())
-            .map(|after| Deadline { at: Instant::now() + after, after });
-        SseFuture { inner: self.inner.call(request), settings: self.settings, api, first, timer: Timer::default() }
+            .map(|after| First { after, upload: Upload::begin() });
+        if let (RequestBody::Stream(stream), Some(first)) = (&mut body, &first) {
+            let stream = std::mem::take(stream);
+            body = RequestBody::stream(Observed::new(stream, first.upload.clone()));
+        }
+        let inner = self.inner.call(Request::from_parts(head, body));
+        SseFuture { inner, settings: self.settings, api, first, timer: Timer::default() }
+    }
+}
+
+// === impl First ===
+
+impl First {
+    fn at(&self) -> Instant {
+        self.upload.last() + self.after
+    }
+
+    fn left(&self) -> Allowance {
+        Allowance { left: self.at().saturating_duration_since(Instant::now()), after: self.after }
+    }
+}
+
+// === impl Upload ===
+
+impl Upload {
+    fn begin() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn last(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn passed(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl Observe for Upload {
+    fn chunk(&mut self, _: &Bytes) {
+        self.passed();
+    }
+
+    fn end(self, _: Ending<'_>) {
+        self.passed();
     }
 }
 
@@ -105,13 +165,14 @@ where
         if let Poll::Ready(result) = this.inner.poll(cx) {
             let (mut head, body) = result.map_err(Into::into)?.into_parts();
             let timer = std::mem::take(this.timer);
-            let whole = this.first.filter(|_| has_type(&head.headers, "application/json"));
+            let first = this.first.as_ref().map(First::left);
+            let whole = first.filter(|_| has_type(&head.headers, "application/json"));
             let events = prepare(&mut head.headers, head.status, &body, *this.settings, *this.api);
-            let stream = Stream::new(timer, *this.first, this.settings.gap, whole, events);
+            let stream = Stream::new(timer, first, this.settings.gap, whole, events);
             return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, stream))));
         }
         let Some(first) = this.first else { return Poll::Pending };
-        ready!(this.timer.poll(first.at, cx));
+        ready!(this.timer.poll(first.at(), cx));
         let error = SseError::FirstByte { after: first.after };
         metrics::timeout(error.kind());
         Poll::Ready(Err(error.ended()))

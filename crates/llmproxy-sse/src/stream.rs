@@ -21,16 +21,20 @@ use crate::{SseError, metrics, tail::Tail, timer::Timer};
 pub struct Stream {
     timer: Timer,
     wait: Wait,
+    /// Since when the backend is waited for; `None` while whoever reads the answer has not asked for more. Only waiting
+    /// counts against a limit: a client that reads slowly, or an answer that is kept while another backend is asked, is
+    /// no silence of the backend.
+    since: Option<Instant>,
     gap: Option<Duration>,
     /// Bounds the whole of an answer that is no stream.
-    whole: Option<Deadline>,
+    whole: Option<Allowance>,
     events: Option<Events>,
 }
 
-/// A moment, and after how long a wait it comes.
+/// A limit of time, and how much of it is left.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    pub(crate) at: Instant,
+pub(crate) struct Allowance {
+    pub(crate) left: Duration,
     pub(crate) after: Duration,
 }
 
@@ -49,8 +53,8 @@ pub(crate) struct Events {
 
 #[derive(Clone, Copy, Debug)]
 enum Wait {
-    First(Option<Deadline>),
-    Next { since: Instant },
+    First(Option<Allowance>),
+    Next,
 }
 
 /// What a deadline is for.
@@ -90,27 +94,27 @@ impl Events {
 impl Stream {
     pub(crate) fn new(
         timer: Timer,
-        first: Option<Deadline>,
+        first: Option<Allowance>,
         gap: Option<Duration>,
-        whole: Option<Deadline>,
+        whole: Option<Allowance>,
         events: Option<Events>,
     ) -> Self {
-        Self { timer, wait: Wait::First(first), gap, whole, events }
+        Self { timer, wait: Wait::First(first), since: None, gap, whole, events }
     }
 
     fn has_started(&self) -> bool {
-        matches!(self.wait, Wait::Next { .. })
+        matches!(self.wait, Wait::Next)
     }
 
-    /// The nearest deadline, and what it is for.
-    fn next_due(&self) -> Option<(Instant, Due)> {
+    /// The nearest deadline of a wait that began at `since`, and what it is for.
+    fn next_due(&self, since: Instant) -> Option<(Instant, Due)> {
         let silence = match self.wait {
-            Wait::First(deadline) => {
-                deadline.map(|deadline| (deadline.at, Due::Error(SseError::FirstByte { after: deadline.after })))
+            Wait::First(first) => {
+                first.map(|first| (since + first.left, Due::Error(SseError::FirstByte { after: first.after })))
             }
-            Wait::Next { since } => self.gap.map(|after| (since + after, Due::Error(SseError::Gap { after }))),
+            Wait::Next => self.gap.map(|after| (since + after, Due::Error(SseError::Gap { after }))),
         };
-        let whole = self.whole.map(|deadline| (deadline.at, Due::Error(SseError::Whole { after: deadline.after })));
+        let whole = self.whole.map(|whole| (since + whole.left, Due::Error(SseError::Whole { after: whole.after })));
         let heartbeat = self
             .events
             .as_ref()
@@ -127,7 +131,12 @@ impl Shape for Stream {
             return;
         }
         let now = Instant::now();
-        self.wait = Wait::Next { since: now };
+        self.wait = Wait::Next;
+        if let Some(since) = self.since.take()
+            && let Some(whole) = &mut self.whole
+        {
+            whole.left = whole.left.saturating_sub(now - since);
+        }
         if let Some(events) = &mut self.events {
             events.tail.push(&data);
             events.last_out = now;
@@ -148,7 +157,8 @@ impl Shape for Stream {
     }
 
     fn poll_silent(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Poll<Result<(), BoxError>> {
-        let Some((at, due)) = self.next_due() else { return Poll::Pending };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let Some((at, due)) = self.next_due(since) else { return Poll::Pending };
         ready!(self.timer.poll(at, cx));
         Poll::Ready(match due {
             Due::Error(error) => Err(error.ended()),

@@ -7,6 +7,7 @@ mod scripted;
 use std::future::pending;
 
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use llmproxy_core::{BoxError, End, Ended, RequestBody, cause_ref};
 use llmproxy_sse::{SseConfig, SseError, SseLayer};
 use llmproxy_testkit::ScriptedBody;
@@ -169,4 +170,44 @@ async fn with_a_quiet_start_nothing_is_put_in_before_the_first_byte() {
     let body = timed(&[(25, "data: 1\n\n"), (15, "data: 2\n\n")], true);
     let (frames, _) = read(through(&layer, response(EVENTS, body)).await.into_body()).await;
     assert_eq!(texts(&frames), ["data: 1\n\n", ":\n\n", "data: 2\n\n", DIED]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_which_nobody_reads_is_not_the_backends() {
+    for headers in [EVENTS, JSON] {
+        let layer = SseLayer::new(&config(60, None));
+        let body = timed(&[(1, "data: 1\n\n"), (1, "data: 2\n\n"), (1, "data: 3\n\n")], false);
+        let mut body = Box::pin(through(&layer, response(headers, body)).await.into_body());
+        for _ in 0..3 {
+            sleep(seconds(1000)).await;
+            body.frame().await.unwrap().unwrap();
+        }
+        assert!(body.frame().await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pieces_of_a_json_answer_share_one_limit() {
+    let layer = SseLayer::new(&config(0, None));
+    let body = timed(&[(100, "{"), (100, "\"a\":"), (101, "1}")], false);
+    let (frames, error) = read(through(&layer, response(JSON, body)).await.into_body()).await;
+    assert_timeout(&error, SseError::Whole { after: seconds(300) });
+    assert_eq!(frames.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_an_upload_takes_is_the_clients() {
+    for (wait, is_in_time) in [(29, true), (31, false)] {
+        let service =
+            SseLayer::new(&SseConfig::default()).layer(service_fn(move |request: Request<RequestBody>| async move {
+                request.into_body().collect().await?;
+                sleep(seconds(wait)).await;
+                Ok::<_, BoxError>(response(JSON, ScriptedBody::new()))
+            }));
+        let (parts, _) = request(seconds(30)).into_parts();
+        let upload = RequestBody::stream(timed(&[(20, "a"), (20, "b"), (20, "c")], false));
+        let begin = Instant::now();
+        let result = service.oneshot(Request::from_parts(parts, upload)).await;
+        assert_eq!((result.is_ok(), begin.elapsed()), (is_in_time, seconds(60 + wait.min(30))));
+    }
 }
