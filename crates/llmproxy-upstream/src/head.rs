@@ -57,6 +57,11 @@ pub(crate) fn for_backend(headers: &HeaderMap, target: &Target, exchange: &Excha
 
 /// Takes off what the backend meant for its connection with us only.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
+    // An answer that is chunked and has a length as well is chunked (RFC 9112, section 6.3), and the length, which may be
+    // another, must not go on: the client would read that much and no more.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     // Mostly there is nothing to take off but the framing.
     let named: Vec<HeaderName> =
         named_by_connection(headers).into_iter().filter_map(|name| HeaderName::try_from(name).ok()).collect();

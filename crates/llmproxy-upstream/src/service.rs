@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use llmproxy_core::{BoxError, Exchange, RequestBody, Target};
 use tower::Service;
@@ -77,6 +77,10 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
         Err(error) => return Err(failure.take().unwrap_or_else(|| error.boxed())),
     };
     let (mut parts, body) = http::Response::from(response).into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it: Upgrade is for one connection only and was taken off.
+        return Err(UpstreamError::Protocol { backend, source: "it switched protocols unasked".into() }.boxed());
+    }
     head::for_client(&mut parts.headers);
     parts.version = Version::HTTP_11;
     Ok(Response::from_parts(parts, UpstreamBody::new(body, backend)))
