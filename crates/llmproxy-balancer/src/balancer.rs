@@ -8,12 +8,14 @@ use std::{
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
 use llmproxy_core::{Backend, BoxError, HttpClient};
+use metrics::gauge;
 use tokio::sync::Notify;
 
 use crate::{
     check::{Checker, Settings, Task},
     config::{BackendConfig, HealthCheckConfig, RoutingConfig},
     health::Rules,
+    metrics::BACKEND_UP,
     models::Models,
     node::Node,
     pool::{Member, Pool},
@@ -69,6 +71,7 @@ impl Balancer {
     pub fn apply(&self, backends: &[BackendConfig], routing: &RoutingConfig, health: &HealthCheckConfig) -> Arc<Pool> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut old = std::mem::take(&mut *entries);
+        let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
         let mut members = Vec::with_capacity(backends.len());
         for config in backends {
             let backend = match build(config, routing) {
@@ -90,6 +93,13 @@ impl Balancer {
         }
         for gone in old.values() {
             gone.node.retire();
+        }
+        // Names may have moved from one backend to another, so those that nobody has go down before all others are shown.
+        for gone in names.into_iter().filter(|name| members.iter().all(|member| member.backend.name != *name)) {
+            gauge!(BACKEND_UP, "backend" => gone).set(0);
+        }
+        for member in &members {
+            member.node.show();
         }
         Arc::new(Pool::new(members, routing, self.changed.clone()))
     }

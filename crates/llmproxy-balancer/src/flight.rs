@@ -65,6 +65,9 @@ impl Observe for Flight {
     fn head(&mut self, head: &Parts) {
         self.status = Some(head.status);
         if !head.status.is_server_error() {
+            if !head.status.is_success() {
+                self.node().answered();
+            }
             return;
         }
         self.failed = true;
@@ -95,7 +98,12 @@ impl Observe for Flight {
             return;
         }
         match ending {
-            Ending::Complete => self.node().succeeded(),
+            Ending::Complete => {
+                if !self.has_bytes {
+                    self.node().answered();
+                }
+                self.node().succeeded();
+            }
             Ending::Failed(error) => {
                 let failure = self.failure(error);
                 match failure {

@@ -16,6 +16,7 @@ const PENALTY: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Latency {
     mean: Option<(f64, Instant)>,
+    answered: bool,
 }
 
 // === impl Latency ===
@@ -29,6 +30,16 @@ impl Latency {
             mean * (1.0 - share) + sample * share
         });
         self.mean = Some((mean, now));
+    }
+
+    /// A request was answered in a way that says nothing of the time that work takes.
+    pub(crate) fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Whether anything has come of a request there.
+    pub(crate) fn is_tried(&self) -> bool {
+        self.answered || self.mean.is_some()
     }
 
     /// A request failed there.
@@ -45,7 +56,7 @@ impl Latency {
 
     /// Forgets all: the backend has come back, perhaps as another.
     pub(crate) fn reset(&mut self) {
-        self.mean = None;
+        *self = Self::default();
     }
 
     /// What to expect now.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +24,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Node {
     backend: ArcSwap<Backend>,
+    /// Whether no configuration has it any more; requests may still be there.
+    retired: AtomicBool,
     in_flight: AtomicUsize,
     health: Mutex<Health>,
     latency: Mutex<Latency>,
@@ -48,6 +50,7 @@ impl Node {
     pub(crate) fn new(backend: Arc<Backend>, rules: Rules, changed: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             backend: ArcSwap::new(backend),
+            retired: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             health: Mutex::new(Health::new(rules)),
             latency: Mutex::default(),
@@ -61,12 +64,11 @@ impl Node {
     pub(crate) fn configure(&self, backend: Arc<Backend>, rules: Rules) {
         self.backend.store(backend);
         self.health().set_rules(rules);
-        self.show();
     }
 
-    /// No configuration has it any more.
+    /// No configuration has it any more, so its name may be another's.
     pub(crate) fn retire(&self) {
-        gauge!(BACKEND_UP, "backend" => self.backend.load().name.clone()).set(0);
+        self.retired.store(true, Ordering::Release);
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -127,6 +129,16 @@ impl Node {
         self.latencies().estimate(Instant::now())
     }
 
+    /// Whether anything has come of a request there.
+    pub(crate) fn is_tried(&self) -> bool {
+        self.latencies().is_tried()
+    }
+
+    /// An answer that says nothing of the time that work takes.
+    pub(crate) fn answered(&self) {
+        self.latencies().answered();
+    }
+
     pub(crate) fn measured(&self, sample: Duration) {
         self.latencies().measured(sample, Instant::now());
     }
@@ -157,7 +169,7 @@ impl Node {
         self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn name(&self) -> Arc<str> {
+    pub(crate) fn name(&self) -> Arc<str> {
         self.backend.load().name.clone()
     }
 
@@ -184,8 +196,11 @@ impl Node {
         self.changed.notify_waiters();
     }
 
-    fn show(&self) {
-        gauge!(BACKEND_UP, "backend" => self.name()).set(f64::from(u8::from(self.is_up())));
+    /// Shows whether it is up.
+    pub(crate) fn show(&self) {
+        if !self.retired.load(Ordering::Acquire) {
+            gauge!(BACKEND_UP, "backend" => self.name()).set(f64::from(u8::from(self.is_up())));
+        }
     }
 }
 

@@ -232,6 +232,7 @@ impl Pool {
                 weight: member.weight,
                 in_flight: member.node.in_flight(),
                 latency: member.node.latency(),
+                tried: member.node.is_tried(),
             })
             .collect();
         let first = candidates.first()?;

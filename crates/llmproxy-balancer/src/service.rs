@@ -180,7 +180,7 @@ where
     }
 
     /// A backend for the next attempt: at once if there is one that has not failed in this request, else after a wait
-    /// one that has. `None` if no other attempt makes sense.
+    /// one that has, rather not the one that failed last. `None` if no other attempt makes sense.
     async fn next(&mut self, model: Option<&Arc<str>>, tried: &mut Tried) -> Option<Pick> {
         let (pool, policy) = (&*self.pool, &*self.policy);
         let is_other = |index| tried.failed.iter().all(|(failed, _)| *failed != index);
@@ -196,8 +196,10 @@ where
             return None;
         }
         sleep(pool.retry.wait(tried.waits, tried.retry_after)).await;
+        let just_failed = tried.failed.last().map(|(index, _)| *index);
         let pick = pool
             .pick_again(model, policy, true, is_other)
+            .or_else(|| pool.pick_again(model, policy, true, |index| worth_it(index) && Some(index) != just_failed))
             .or_else(|| pool.pick_again(model, policy, true, worth_it))
             .or_else(|| pool.pick_again(model, policy, false, worth_it));
         tried.waits += 1;

@@ -78,6 +78,19 @@ async fn a_backend_that_died_before_the_head_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_backend_that_failed_last_is_not_asked_while_another_is_there() {
+    let many = retry(RetryConfig { max_retries: 9, ..RetryConfig::default() });
+    // By its weight the second would be asked three times in a row.
+    let proxy = Proxy::new(unchecked(&[1, 5], &many), |_| Reply::Answer(answer(429, "busy")));
+    assert_eq!(asked(&proxy.ask().await.0).len(), 1, "not asked for");
+    let many = retry(RetryConfig { max_retries: 9, retry_on: vec![RetryOn::new("429")], ..RetryConfig::default() });
+    let proxy = Proxy::new(unchecked(&[1, 5], &many), |_| Reply::Answer(answer(429, "busy")));
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(response.unwrap().status(), 429);
+    assert_eq!(asked(&exchange), ["b", "a"].repeat(5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_can_not_be_replayed_is_sent_once() {
     let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Reset));
     let (exchange, response) = proxy.ask_with(Some("m"), RequestBody::stream(body([Ok("form")]))).await;

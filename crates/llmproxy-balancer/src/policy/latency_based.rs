@@ -35,9 +35,13 @@ impl LatencyBased {
 
 impl Policy for LatencyBased {
     fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
-        // One request finds out what nobody knows yet; while it is under way the rest do not pile up behind it.
+        // One request finds out what nobody knows yet; while it is under way the rest do not pile up behind it. A backend
+        // that was tried and only blamed the request is taken to be as good as the best: else it would get every request,
+        // for as long as it does nothing that can be measured.
         let unmeasured: Vec<usize> = (0..candidates.len())
-            .filter(|at| candidates[*at].latency.is_none() && candidates[*at].in_flight == 0)
+            .map(|at| (at, &candidates[at]))
+            .filter(|(_, candidate)| candidate.latency.is_none() && !candidate.tried && candidate.in_flight == 0)
+            .map(|(at, _)| at)
             .collect();
         if !unmeasured.is_empty() {
             return unmeasured[fastrand::usize(..unmeasured.len())];
@@ -93,6 +97,15 @@ mod tests {
         field.in_flight[1] = 1;
         let counts = field.count(&LatencyBased::new(), 30);
         assert_eq!(counts[1], 0, "a request is under way there, and the others are idle");
+    }
+
+    #[test]
+    fn what_was_tried_and_could_not_be_measured_gets_its_share_and_no_more() {
+        let mut field = Field::new(&[1, 1]);
+        field.latency = vec![millis(100), None];
+        field.tried = vec![true, true];
+        let counts = field.count(&LatencyBased::new(), 400);
+        assert!(counts.iter().all(|count| (120..280).contains(count)), "{counts:?}");
     }
 
     #[test]

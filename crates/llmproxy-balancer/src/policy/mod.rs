@@ -48,6 +48,8 @@ pub struct Candidate<'a> {
     pub in_flight: usize,
     /// How long a first byte takes there, failures counted as very long; `None` before the first measurement.
     pub latency: Option<Duration>,
+    /// Whether anything has come of a request there, if only an answer that blames the request and is not measured.
+    pub tried: bool,
 }
 
 /// The policy that a configuration names.
@@ -69,6 +71,7 @@ pub(crate) mod tests {
         pub(crate) weights: Vec<u32>,
         pub(crate) in_flight: Vec<usize>,
         pub(crate) latency: Vec<Option<Duration>>,
+        pub(crate) tried: Vec<bool>,
     }
 
     impl Field {
@@ -78,6 +81,7 @@ pub(crate) mod tests {
                 weights: weights.to_vec(),
                 in_flight: vec![0; weights.len()],
                 latency: vec![None; weights.len()],
+                tried: vec![false; weights.len()],
             }
         }
 
@@ -89,6 +93,7 @@ pub(crate) mod tests {
                     weight: self.weights[index],
                     in_flight: self.in_flight[index],
                     latency: self.latency[index],
+                    tried: self.tried[index],
                 })
                 .collect()
         }
