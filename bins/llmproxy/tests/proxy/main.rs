@@ -3,6 +3,7 @@
 mod balance;
 mod cli;
 mod endings;
+mod exchanges;
 mod harness;
 mod refusals;
 mod reload;
