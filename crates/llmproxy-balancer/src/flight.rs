@@ -1,8 +1,8 @@
 //! One attempt, watched from the pick to the last byte: what it says about its backend.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,24 +29,32 @@ pub struct Flight {
     has_bytes: bool,
     /// Whether the failure is on the books; nothing good follows then.
     failed: bool,
-    /// Set when the request's own body broke.
-    request_broke: RequestBroke,
+    /// How the request's own body does, where it passes through.
+    upload: Upload,
 }
 
-/// Whether a request's body, which passes through, broke on the client's side.
+/// A request's body that passes through, as far as it says something about its backend.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RequestBroke(Arc<AtomicBool>);
+pub(crate) struct Upload(Arc<Mutex<Progress>>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Whether it broke on the client's side.
+    broke: bool,
+    /// When its last piece passed: the time until then was the client's.
+    last: Option<Instant>,
+}
 
 // === impl Flight ===
 
 impl Flight {
-    pub(crate) fn new(in_flight: InFlight, request_broke: RequestBroke) -> Self {
-        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, failed: false, request_broke }
+    pub(crate) fn new(in_flight: InFlight, upload: Upload) -> Self {
+        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, failed: false, upload }
     }
 
     /// How the attempt failed by `error`.
     pub(crate) fn failure(&self, error: &BoxError) -> Failure {
-        if self.request_broke.0.load(Ordering::Acquire) { Failure::NotTheBackend } else { Failure::of(error) }
+        if self.upload.lock().broke { Failure::NotTheBackend } else { Failure::of(error) }
     }
 
     /// The backend refused our credentials.
@@ -54,6 +62,11 @@ impl Flight {
         self.failed = true;
         self.node().penalized();
         self.node().misconfigured();
+    }
+
+    /// How long the backend has had all of the request that it was sent.
+    fn waited(&self) -> Duration {
+        self.upload.lock().last.unwrap_or(self.began).elapsed()
     }
 
     fn node(&self) -> &Node {
@@ -89,7 +102,7 @@ impl Observe for Flight {
         self.has_bytes = true;
         // An answer that blames the request comes quickly and says nothing of the work.
         if self.status.is_some_and(|status| status.is_success()) {
-            self.node().measured(self.began.elapsed());
+            self.node().measured(self.waited());
         }
     }
 
@@ -115,19 +128,29 @@ impl Observe for Flight {
             }
             Ending::Dropped => {
                 if !self.has_bytes && self.status.is_none_or(|status| status.is_success()) {
-                    self.node().given_up(self.began.elapsed());
+                    self.node().given_up(self.waited());
                 }
             }
         }
     }
 }
 
-// === impl RequestBroke ===
+// === impl Upload ===
 
-impl Observe for RequestBroke {
+impl Upload {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observe for Upload {
+    fn chunk(&mut self, _: &Bytes) {
+        self.lock().last = Some(Instant::now());
+    }
+
     fn end(self, ending: Ending<'_>) {
         if matches!(ending, Ending::Failed(_)) {
-            self.0.store(true, Ordering::Release);
+            self.lock().broke = true;
         }
     }
 }

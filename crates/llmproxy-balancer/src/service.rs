@@ -22,7 +22,7 @@ use tower::{Service, ServiceExt};
 use crate::{
     config::Commit,
     error::BalanceError,
-    flight::{Flight, RequestBroke},
+    flight::{Flight, Upload},
     metrics::RETRIES,
     peek::Peeked,
     policy::Policy,
@@ -93,9 +93,9 @@ where
         let exchange = Exchange::of(&mut parts.extensions);
         exchange.expect_attempts();
         let model = exchange.call().and_then(|call| call.model.clone());
-        let broke = RequestBroke::default();
+        let upload = Upload::default();
         if let RequestBody::Stream(stream) = body {
-            body = RequestBody::stream(Observed::new(stream, broke.clone()));
+            body = RequestBody::stream(Observed::new(stream, upload.clone()));
         }
         let mut tried = Tried::default();
         let mut kept = None;
@@ -105,7 +105,7 @@ where
             let again = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
             let (index, name) = (pick.index, pick.backend.name.clone());
             let request = Request::from_parts(parts, body);
-            let (failure, last) = match self.attempt(pick, request, &exchange, broke.clone()).await {
+            let (failure, last) = match self.attempt(pick, request, &exchange, upload.clone()).await {
                 Outcome::Answered(answer) => return Ok(answer.serve(&exchange)),
                 Outcome::Failed { failure, last } => (failure, last),
             };
@@ -127,7 +127,7 @@ where
         pick: Pick,
         mut request: Request<RequestBody>,
         exchange: &Exchange,
-        broke: RequestBroke,
+        upload: Upload,
     ) -> Outcome<B> {
         let Pick { backend, in_flight, .. } = pick;
         let target = Arc::new(Target {
@@ -138,7 +138,7 @@ where
         let attempt = exchange.begin_attempt(&target);
         request.extensions_mut().insert((*target).clone());
         // From here on a drop ends the flight.
-        let mut flight = Observer::new(Flight::new(in_flight, broke));
+        let mut flight = Observer::new(Flight::new(in_flight, upload));
         let result = match self.inner.ready().await {
             Ok(inner) => inner.call(request).await,
             Err(error) => Err(error),

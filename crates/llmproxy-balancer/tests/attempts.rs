@@ -112,6 +112,30 @@ async fn a_client_whose_upload_breaks_is_no_failure_of_the_backend() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_time_that_an_upload_takes_makes_no_backend_slow() {
+    let pool = unchecked(&[1], &routing());
+    let backend = tower::service_fn(|request: http::Request<RequestBody>| async move {
+        request.into_body().collect().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Ok::<_, llmproxy_core::BoxError>(answer(200, "text"))
+    });
+    // Twice: the first answer that ends well is also what brings an unknown backend up, and what was before is forgotten.
+    for _ in 0..2 {
+        let upload = http_body_util::StreamBody::new(futures_util::stream::unfold(0, |piece| async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let frame = http_body::Frame::data(bytes::Bytes::from_static(b"piece"));
+            (piece < 3).then_some((Ok::<_, llmproxy_core::BoxError>(frame), piece + 1))
+        }));
+        let service = tower::Layer::layer(&llmproxy_balancer::BalanceLayer::new(pool.clone()), backend);
+        let request = http::Request::post("/v1/audio/transcriptions").body(RequestBody::stream(upload)).unwrap();
+        let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
+        response.into_body().collect().await.unwrap();
+    }
+    let latency = pool.snapshot()[0].latency.unwrap();
+    assert!(latency < Duration::from_secs(63), "{latency:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_timeout_is_not_retried_unless_it_is_asked_for() {
     let proxy = Proxy::new(unchecked(&[1, 1], &routing()), a_fails(|| Reply::Timeout));
     let (exchange, response) = proxy.ask().await;
