@@ -391,3 +391,97 @@ async fn a_renamed_backend_leaves_no_series_that_says_it_is_up() {
     proxy.reload(&yaml("three", "one", &c, &b), "reloaded").await;
     assert_eq!(up(&proxy).await, [1.0, 0.0, 1.0], "moved");
 }
+
+const UPLOAD: &str = "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\ncontent-length: 1000000000\r\n\r\n";
+
+/// A backend that reads the head of each request and no more; gives its URL and its connections.
+async fn head_only() -> (String, tokio::sync::mpsc::Receiver<tokio::net::TcpStream>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let (sender, connections) = tokio::sync::mpsc::channel(100);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let mut byte = [0; 64];
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut byte).await.expect("a head");
+            sender.send(stream).await.expect("the test goes on");
+        }
+    });
+    (url, connections)
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_read_an_upload_costs_no_memory() {
+    let (url, mut connections) = head_only().await;
+    let yaml = format!(
+        "backends: [{{url: '{url}', models: [m]}}]\nhealth_check: {{enabled: false}}\nserver: {{max_body_size: 1GiB, max_buffered_bytes: 1GiB}}\n"
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let before = rss(&proxy);
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        let mut client = Client::connect(proxy.address()).await;
+        client.send_raw(UPLOAD).await.expect("the proxy reads");
+        let task = tokio::spawn(async move { while client.send_raw([b'x'; 100_000]).await.is_ok() {} });
+        open.push((task, connections.recv().await.expect("asked")));
+    }
+    sleep(Duration::from_secs(2)).await;
+    let first = rss(&proxy);
+    sleep(Duration::from_secs(1)).await;
+    let second = rss(&proxy);
+    for (task, _) in open {
+        task.abort();
+    }
+    // A connection reads up to `max_header_bytes` at a time, and a few such pieces are on their way.
+    assert!(second <= first + 1024 && second < before + 8 * 6144, "{before} -> {first} -> {second} KiB");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_its_upload_is_seen_by_the_backend() {
+    let (url, mut connections) = head_only().await;
+    let yaml = format!(
+        "backends: [{{url: '{url}', models: [m]}}]\nhealth_check: {{enabled: false}}\nserver: {{max_body_size: 1GiB, max_buffered_bytes: 1GiB}}\n"
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut client = Client::connect(proxy.address()).await;
+    client.send_raw(UPLOAD).await.expect("the proxy reads");
+    client.send_raw([b'x'; 1000]).await.expect("the proxy reads");
+    let mut stream = connections.recv().await.expect("asked");
+    client.leave();
+    let mut rest = Vec::new();
+    let _ = within("the backend to see it", tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await;
+    assert_eq!(proxy.ended().await["end"], "client_gone");
+    assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_between_two_attempts_is_asked_for_no_more() {
+    let backend = Backend::start(script::json(503, json!({"error": "busy"}))).await;
+    let yaml = config(&[&backend], "retry: {max_retries: 3, initial_wait: 2s, max_wait: 2s}");
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut client = Client::connect(proxy.address()).await;
+    client.send_json("/v1/chat/completions", &[], &ask()).await;
+    backend.when(|counts| counts.requests == 1 && counts.in_progress == 0).await;
+    client.leave();
+    let line = proxy.ended().await;
+    assert_eq!((&line["end"], &line["status_code"]), (&json!("client_gone"), &json!(499)), "{line}");
+    sleep(Duration::from_millis(2500)).await;
+    assert_eq!(backend.counts().requests, 1);
+    assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_compressed_stream_passes_as_it_is_though_usage_was_asked_for() {
+    let backend = Backend::start(|_, mut wire| async move {
+        wire.head(200, &[("content-type", "text/event-stream"), ("content-encoding", "gzip")]).await?;
+        wire.chunk(b"\x1f\x8b\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n").await?;
+        wire.chunk(b"\n\n\xff").await?;
+        wire.finish().await
+    })
+    .await;
+    let proxy = Proxy::start(&config(&[&backend], "")).await;
+    let answer = Client::connect(proxy.address()).await.post_json("/v1/chat/completions", &ask()).await;
+    let sent: &[u8] = b"\x1f\x8b\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n\n\n\xff";
+    assert_eq!((answer.body().as_slice(), answer.end), (sent, BodyEnd::Complete));
+    assert_eq!(answer.header("content-encoding"), Some("gzip"));
+}
