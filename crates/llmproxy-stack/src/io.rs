@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -39,6 +40,9 @@ pub(crate) struct Activity {
     busy: AtomicUsize,
     /// Requests so far.
     calls: AtomicUsize,
+    /// The reader that waits without a limit while an answer is on its way. hyper does not read again at the end of an
+    /// answer when its last read found nothing, so the reader must be woken to begin the wait for the next request.
+    reader: AtomicWaker,
 }
 
 /// Counts a request as long as it lives.
@@ -80,7 +84,9 @@ impl Activity {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.reader.wake();
+        }
     }
 }
 
@@ -136,6 +142,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for PatientIo<T> {
             }
             return Poll::Ready(result);
         }
+        // Registered before the count is looked at, so that no end in between is missed.
+        this.activity.reader.register(cx.waker());
         let deadline = this.read_deadline();
         this.read_timer.poll(deadline, cx)
     }
@@ -280,7 +288,11 @@ mod tests {
         let busy = activity.begin();
         let mut buf = [0; 1];
         tokio::time::timeout(Duration::from_secs(3600), io.read(&mut buf)).await.expect_err("waits on");
+        // A reader that is not polled again by itself, as hyper's is not.
+        let reader = tokio::spawn(async move { seconds_until_given_up(&mut io).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
         drop(busy);
+        assert_eq!(reader.await.expect("no panic"), 121);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ mod cli;
 mod endings;
 mod exchanges;
 mod harness;
+mod limits;
 mod refusals;
 mod reload;
 mod seed;
