@@ -45,6 +45,8 @@ enum Step {
     Json(u16),
     /// The head and half of the body of a JSON answer with a length.
     HalfJson,
+    /// The other half.
+    RestOfJson,
     Finish,
     /// The backend breaks its connection.
     Reset,
@@ -90,6 +92,10 @@ cases! {
     };
     a_stream_goes_on_over_a_reload: Case {
         stream: true, script: &[StreamHead, Event, Reload, Event, UsageEvent, Done, Finish],
+        status: 200, client: Some(BodyEnd::Complete), error_event: false, end: "complete", usage: Usage::Backend,
+    };
+    a_plain_answer_goes_on_over_a_reload: Case {
+        stream: false, script: &[HalfJson, Reload, Step::RestOfJson, Finish],
         status: 200, client: Some(BodyEnd::Complete), error_event: false, end: "complete", usage: Usage::Backend,
     };
     a_plain_answer_is_complete: Case {
@@ -319,6 +325,7 @@ async fn play(
                 wire.raw(&ANSWER[..20]).await.expect("the proxy reads");
                 there(client).expect_piece(&ANSWER[..20]).await;
             }
+            Step::RestOfJson => open(&mut wire).raw(&ANSWER[20..]).await.expect("the proxy reads"),
             Finish => wire.take().expect("still open").finish().await.expect("the proxy reads"),
             Reset | Close => {
                 // Before the head the proxy asks once more, as the configuration says, and is told the same.
