@@ -9,4 +9,5 @@ mod limits;
 mod refusals;
 mod reload;
 mod seed;
+mod settings;
 mod streams;
