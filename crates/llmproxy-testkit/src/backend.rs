@@ -73,6 +73,9 @@ pub struct Counts {
     pub abandoned: usize,
 }
 
+/// How many requests a backend remembers, and bodies a receiver: enough for any test, and a bound for what runs on.
+pub const KEPT: usize = 10_000;
+
 pub(crate) type Script = Arc<dyn Fn(Seen, Wire) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
 
 pub(crate) struct Shared {
@@ -142,7 +145,7 @@ impl Backend {
         format!("http://{}", self.addr)
     }
 
-    /// The requests so far, oldest first.
+    /// The requests so far, oldest first; of more than [`KEPT`] the older ones are forgotten.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.as_ref().map(|seen| lock(seen).clone()).unwrap_or_default()
     }
@@ -226,7 +229,7 @@ async fn serve(stream: TcpStream, open: Open) {
             Ok(None) | Err(_) => return,
         };
         if let Some(all) = &shared.seen {
-            lock(all).push(seen.clone());
+            remember(&mut lock(all), seen.clone());
         }
         shared.count(|counts| {
             counts.requests += 1;
@@ -241,6 +244,14 @@ async fn serve(stream: TcpStream, open: Open) {
             Err(_) => return,
         }
     }
+}
+
+/// Adds to what is remembered; forgets the older half when there is too much.
+pub(crate) fn remember<T>(all: &mut Vec<T>, new: T) {
+    if all.len() >= KEPT {
+        all.drain(..KEPT / 2);
+    }
+    all.push(new);
 }
 
 fn boxed<F, R>(script: F) -> Script

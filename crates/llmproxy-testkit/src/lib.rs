@@ -33,7 +33,7 @@ mod receiver;
 mod seen;
 mod wire;
 
-pub use backend::{Backend, Counts, Refused, Requests};
+pub use backend::{Backend, Counts, KEPT, Refused, Requests};
 pub use body::{BodyHandle, BoxError, ScriptedBody};
 pub use client::{BodyEnd, Client, Head, Response};
 pub use model::{ModelServer, ModelServerBuilder};

@@ -9,7 +9,11 @@ use std::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::{Backend, Seen, Wire, backend::lock, patience::within};
+use crate::{
+    Backend, Seen, Wire,
+    backend::{lock, remember},
+    patience::within,
+};
 
 /// Takes webhooks and keeps their JSON; can be told to behave badly for a while.
 ///
@@ -93,7 +97,7 @@ impl Receiver {
         *lock(&self.inbox.behaviour) = (behaviour, Some(requests));
     }
 
-    /// What it has accepted so far, oldest first.
+    /// What it has accepted so far, oldest first; of more than [`KEPT`](crate::KEPT) the older ones are forgotten.
     pub fn bodies(&self) -> Vec<Value> {
         self.inbox.bodies.borrow().clone()
     }
@@ -119,7 +123,7 @@ async fn receive(inbox: Arc<Inbox>, seen: Seen, mut wire: Wire) -> io::Result<()
                 return wire.respond(400, &[], "not JSON").await;
             }
             // Before the answer: who has it may look for the body at once.
-            inbox.bodies.send_modify(|bodies| bodies.push(body));
+            inbox.bodies.send_modify(|bodies| remember(bodies, body));
             wire.respond(200, &[], "ok").await
         }
         Behaviour::Status(status) => wire.respond(status, &[], "told to fail").await,

@@ -171,3 +171,15 @@ async fn a_receiver_keeps_what_it_accepts() {
     assert_eq!(receiver.wait_for(2).await, [json!({"n": 2}), json!({"n": 3})]);
     assert_eq!(receiver.backend().counts().requests, 5);
 }
+
+#[tokio::test]
+async fn what_runs_on_does_not_remember_without_a_bound() {
+    let backend = Backend::start(script::json(200, json!({}))).await;
+    let mut client = Client::connect(backend.addr()).await;
+    for _ in 0..=llmproxy_testkit::KEPT {
+        client.send("GET", "/", &[], b"").await;
+        client.read_to_end().await;
+    }
+    assert_eq!(backend.counts().requests, llmproxy_testkit::KEPT + 1);
+    assert_eq!(backend.seen().len(), llmproxy_testkit::KEPT / 2 + 1);
+}
