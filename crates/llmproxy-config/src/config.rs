@@ -109,7 +109,7 @@ impl MetricsConfig {
     pub fn validate(&self) -> Vec<(String, String)> {
         let taken = matches!(self.path.as_str(), "/" | "/health" | "/ready") || self.path.starts_with("/v1/");
         let message = match self.path.as_str() {
-            path if !path.starts_with('/') || path.contains(['?', '#', ' ', '{', '}', '*']) => {
+            path if !path.starts_with('/') || path.contains(['?', '#', ' ', '{', '}', '*', ':']) => {
                 "must be a path like /metrics".to_owned()
             }
             path if taken => format!("must not be {path}, which is used otherwise"),

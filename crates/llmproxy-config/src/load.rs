@@ -121,7 +121,8 @@ fn overrides(variables: &Variables) -> impl Iterator<Item = (String, String, &St
     variables.iter().filter_map(|(name, value)| {
         let path = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
         let segments: Vec<&str> = path.split(SEPARATOR).collect();
-        let names_a_key = segments.len() > 1 && segments.iter().all(|segment| !segment.is_empty());
+        // One that is set to nothing, as compose files do for what their own environment lacks, overrides nothing.
+        let names_a_key = segments.len() > 1 && segments.iter().all(|segment| !segment.is_empty()) && !value.is_empty();
         names_a_key.then(|| (name.clone(), segments.join("."), value))
     })
 }

@@ -15,8 +15,9 @@ use crate::{
     tree::string,
 };
 
-/// Past this, a bare number is no number of seconds that anyone means, but the Go program's nanoseconds.
-const MOST_BARE_SECONDS: u64 = 10 * 365 * 24 * 3600;
+/// Ten years. Past this, a bare number is no number of seconds that anyone means, but the Go program's nanoseconds; and
+/// a time that far ahead can't be told by the clock, so that a deadline made of it would panic.
+const MOST_SECONDS: u64 = 10 * 365 * 24 * 3600;
 
 /// A value as a key wants it, and what there is to say about it.
 #[derive(Debug, PartialEq)]
@@ -139,12 +140,15 @@ fn time(value: &Value) -> Result<Coerced, String> {
         && parse_number(text).is_none()
     {
         return match duration::parse(text) {
+            Ok(long) if long.as_secs() > MOST_SECONDS => {
+                Err(format!("`{text}` is too long; the most is {}h, ten years", MOST_SECONDS / 3600))
+            }
             Ok(_) => Ok(Coerced { value: string(text.trim()), warning: None }),
             Err(_) => Err(wrong()),
         };
     }
     let seconds = number(value).ok().filter(|seconds| *seconds >= 0.0).ok_or_else(wrong)?;
-    if seconds > MOST_BARE_SECONDS as f64 {
+    if seconds > MOST_SECONDS as f64 {
         return Err(format!("{seconds} has no unit; write it like 30s or 500ms"));
     }
     let value = string(format!("{seconds}s"));
@@ -266,6 +270,13 @@ mod tests {
         refuse(Kind::Duration, 30_000_000_000u64, "no unit");
         refuse(Kind::Duration, "soon", "500ms");
         refuse(Kind::Duration, -5i64, "duration");
+    }
+
+    #[test]
+    fn a_duration_that_no_clock_can_tell_is_refused() {
+        check(Kind::Duration, "87600h", "87600h");
+        refuse(Kind::Duration, "87601h", "too long");
+        refuse(Kind::Duration, "4000000000000000h", "ten years");
     }
 
     #[test]

@@ -149,9 +149,19 @@ impl Walk {
     fn scalar(&mut self, key: &Key, value: Value, at: Place<'_>) -> Option<Value> {
         if let Value::String(_, text) = &value {
             self.keep_secret(key.kind, text);
-            // What a variable left empty is left out, but for a secret: an empty one must not pass for none at all.
-            if text.is_empty() && !matches!(key.kind, Kind::Secret) {
-                return None;
+            // What a variable left empty is left out where nothing is opened by it. A switch, a number or a word would
+            // fall back to its default, which may be no key asked for and no limit; an empty list of addresses would
+            // let all in; an empty secret must not pass for none at all.
+            if text.is_empty() {
+                match key.kind {
+                    Kind::Text | Kind::Url | Kind::Networks | Kind::Scalar | Kind::Any => return None,
+                    Kind::Secret => {}
+                    _ if key.state != State::Supported => return None,
+                    _ => {
+                        self.mistake(at.path, "is empty; give it a value, or remove the key for the default".into());
+                        return None;
+                    }
+                }
             }
         }
         // A word of the Go program that is not offered here matters only where it would act.
@@ -362,6 +372,28 @@ mod tests {
         let (dict, walk) = walk("auth:\nserver: {listen: null}\n");
         assert!(walk.mistakes.is_empty() && !dict.contains_key("auth"));
         assert_eq!(tree::get(&dict, &["server", "listen"]), None);
+    }
+
+    #[test]
+    fn what_a_variable_left_empty_never_switches_off_or_lifts() {
+        let check = |text: &str, path: &str| {
+            let found = mistakes(text);
+            assert!(found.len() == 1 && found[0].starts_with(&format!("{path}: is empty")), "{text}: {found:?}");
+        };
+        check("auth: {enabled: ''}", "auth.enabled");
+        check(
+            "rate_limit: {enabled: true, per_key: {requests_per_minute: ''}}",
+            "rate_limit.per_key.requests_per_minute",
+        );
+        check("auth: {mode: ''}", "auth.mode");
+        check(
+            "auth: {pipeline: [{static: {keys: [{key: a, allowed_ips: ''}]}}]}",
+            "auth.pipeline[0].static.keys[0].allowed_ips",
+        );
+        let (dict, walk) = walk(
+            "server: {trusted_proxies: '', listen: ''}\nstorage: {databases: [{port: ''}]}\nauth: {pipeline: [{name: ''}]}",
+        );
+        assert!(walk.mistakes.is_empty() && tree::get(&dict, &["server", "listen"]).is_none(), "{:?}", walk.mistakes);
     }
 
     #[test]

@@ -160,6 +160,21 @@ fn variables_override_the_file_and_are_named_in_mistakes() {
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_overrides_nothing() {
+    let variables = Some([("LLMPROXY_AUTH__ENABLED".into(), String::new())].into());
+    let text = "backends: [{url: 'http://a'}]\nauth: {enabled: true}\n";
+    assert!(load_str(text, &LoadOptions { variables, ..LoadOptions::default() }).unwrap().config.auth.enabled);
+}
+
+#[test]
+fn a_path_that_the_router_reads_otherwise_is_a_mistake() {
+    for path in ["/:x", "/{x}", "/*x"] {
+        let text = format!("backends: [{{url: 'http://a'}}]\nmetrics: {{path: '{path}'}}\n");
+        assert_eq!(load_str(&text, &options()).unwrap_err().mistakes()[0].path, "metrics.path", "{path}");
+    }
+}
+
+#[test]
 fn a_secret_made_of_digits_keeps_its_zeros() {
     let text = "backends: [{url: 'http://a', headers: {X-Api-Key: '${KEY}'}}]";
     let variables = Some([("KEY".into(), "007".into())].into());

@@ -112,7 +112,7 @@ pub(super) const KEYS: &[Key] = &[
     key("script.max_memory", Scalar, "", "how much it may take").no_effect(),
     key("logfile", LogFile, "", "a file that is written to, wherever a key is one"),
     key("logfile.path", Text, "", "its path; missing folders are made"),
-    key("logfile.rotate", Any, "", "whether it is rotated; leave that to logrotate").no_effect(),
+    key("logfile.rotate", Any, "", "whether it is rotated; leave that to logrotate, with copytruncate").no_effect(),
     key("logfile.max_size", Scalar, "", "its largest size").no_effect(),
     key("logfile.max_size_mb", Scalar, "", "the same in MiB, in older documentation").no_effect(),
     key("logfile.max_age", Scalar, "", "how long old ones are kept").no_effect(),
