@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use llmproxy_core::BoxError;
 
-use crate::standing::{Window, go_duration, retry_after, short};
+use crate::standing::{Standing, Window, go_duration, retry_after, short};
 
 /// A refusal. Nothing stays taken from any limit by a refused request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +42,17 @@ pub enum RateLimitError {
         /// time is known, one second.
         retry_after: Duration,
     },
+}
+
+/// The error of a request that had passed the limits: what came of it further in, and how its caller stands now. An
+/// answer that is made of it says so too.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct LimitedError {
+    /// How the caller stands.
+    pub standing: Standing,
+    /// What went wrong.
+    pub source: BoxError,
 }
 
 /// Whose limit it is.

@@ -55,7 +55,7 @@ mod standing;
 mod tokens;
 
 pub use config::{DEFAULT_BURST_SECONDS, DEFAULT_COMPLETION_TOKENS, LimitsConfig, RateLimitConfig};
-pub use error::{LimitKind, RateLimitError, Scope};
+pub use error::{LimitKind, LimitedError, RateLimitError, Scope};
 pub use layer::RateLimitLayer;
 pub use limiter::RateLimiter;
 pub use permit::Permit;

@@ -16,7 +16,7 @@ use llmproxy_core::{
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use crate::{Permit, RateLimitError, RateLimiter, Standing, metrics};
+use crate::{LimitedError, Permit, RateLimitError, RateLimiter, Standing, metrics};
 
 /// Limits the requests to `S`. Made by [`RateLimitLayer`](crate::RateLimitLayer).
 #[derive(Clone, Debug)]
@@ -120,7 +120,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProjection::Called { future, standing } => {
-                let mut response = ready!(future.poll(cx))?;
+                let mut response =
+                    ready!(future.poll(cx)).map_err(|source| LimitedError { standing: *standing, source })?;
                 for (name, value) in standing.headers() {
                     response.headers_mut().insert(name, value);
                 }

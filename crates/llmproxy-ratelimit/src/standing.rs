@@ -45,11 +45,12 @@ const TOKENS: [HeaderName; 3] = [
 // === impl Standing ===
 
 impl Standing {
-    /// The headers that tell a client: `X-RateLimit-Limit` and `-Remaining` of requests, and OpenAI's of requests and of
-    /// tokens. None of a kind that has no limit.
+    /// The headers that tell a client: `X-RateLimit-Limit` and `-Remaining` of requests, or of tokens where only those
+    /// are limited, and OpenAI's of requests and of tokens. None of a kind that has no limit.
     pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        let requests = self.requests.into_iter().flat_map(|window| short(window).into_iter().chain(window.requests()));
-        requests.chain(self.tokens.into_iter().flat_map(Window::tokens))
+        let shortest = self.requests.or(self.tokens).into_iter().flat_map(short);
+        let requests = self.requests.into_iter().flat_map(Window::requests);
+        shortest.chain(requests).chain(self.tokens.into_iter().flat_map(Window::tokens))
     }
 }
 
@@ -142,6 +143,13 @@ mod tests {
         let names = |standing: Standing| standing.headers().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
         assert_eq!(names(Standing { requests: Some(window), tokens: None }).len(), 5);
         let tokens = names(Standing { requests: None, tokens: Some(window) });
-        assert_eq!(tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]);
+        let expected = [
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-limit-tokens",
+            "x-ratelimit-remaining-tokens",
+            "x-ratelimit-reset-tokens",
+        ];
+        assert_eq!(tokens, expected);
     }
 }

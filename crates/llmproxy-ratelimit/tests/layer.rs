@@ -14,7 +14,9 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, channel::Channel};
 use llmproxy_core::{Backend, BoxError, Call, Caller, End, Endpoint, Exchange, Target, TokenUsage, UsageRecord};
-use llmproxy_ratelimit::{LimitsConfig, RateLimit, RateLimitConfig, RateLimitError, RateLimitLayer, RateLimiter};
+use llmproxy_ratelimit::{
+    LimitedError, LimitsConfig, RateLimit, RateLimitConfig, RateLimitError, RateLimitLayer, RateLimiter,
+};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 const BUDGET: u64 = 1000;
@@ -164,6 +166,8 @@ async fn an_error_of_the_service_frees_the_permit() {
     let inner = service_fn(|_| ready(Err::<Response<Empty<Bytes>>, BoxError>("broken".into())));
     let error = RateLimitLayer::new(limiter.clone()).layer(inner).oneshot(request().0).await.unwrap_err();
     assert_eq!(error.to_string(), "broken");
+    let standing = error.downcast_ref::<LimitedError>().expect("it says how the caller stands").standing;
+    assert!(standing.headers().any(|(name, _)| name == "x-ratelimit-remaining"));
     assert_eq!(limiter.in_flight(), 0);
 }
 

@@ -18,7 +18,7 @@ use llmproxy_auth::AuthError;
 use llmproxy_balancer::BalanceError;
 use llmproxy_core::{Api, ApiError, BoxError, Endpoint, cause_ref};
 use llmproxy_metering::InspectError;
-use llmproxy_ratelimit::RateLimitError;
+use llmproxy_ratelimit::{LimitedError, RateLimitError};
 use llmproxy_sse::SseError;
 use llmproxy_upstream::UpstreamError;
 use llmproxy_usage::UsageError;
@@ -173,7 +173,14 @@ where
         Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
             // The one box at the edge.
             Ok(response) => response.map(Body::new),
-            Err(error) => answer(&*error).into_response(*this.api),
+            Err(error) => {
+                let mut answer = answer(&*error);
+                // A request that had passed the limits says what is left of them, whatever came of it.
+                if let Some(limited) = cause_ref::<LimitedError>(&*error) {
+                    answer.headers.extend(limited.standing.headers());
+                }
+                answer.into_response(*this.api)
+            }
         }))
     }
 }

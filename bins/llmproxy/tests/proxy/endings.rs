@@ -248,7 +248,8 @@ async fn check(case: Case) {
         // token was kept by the first.
         let second = second_at(proxy.address()).await;
         assert_eq!(second.status, 503, "{}", second.text());
-        assert_eq!(second.header("x-ratelimit-remaining-tokens"), None);
+        // It had passed the limits, so it says what is left of them.
+        assert!(second.header("x-ratelimit-remaining-tokens").is_some());
         proxy.ended().await;
         assert_eq!(receiver.bodies().len(), 1);
         assert_eq!(proxy.metrics().await.sum("llmproxy_exchanges_total", &[]), 1.0);
