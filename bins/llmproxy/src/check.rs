@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use llmproxy_config::{LoadOptions, Loaded, load};
 
-use crate::{EX_USAGE, cli::ConfigArgs};
+use crate::{EX_USAGE, cli::ConfigArgs, say};
 
 /// `llmproxy check`.
 pub(crate) fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
@@ -12,12 +12,12 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
-    println!(
+    say(format_args!(
         "{}: ok, {} backend(s), {} warning(s)",
         args.config.display(),
         loaded.config.backends.len(),
         loaded.warnings.len()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

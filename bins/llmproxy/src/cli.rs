@@ -4,6 +4,9 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+/// The configuration file that is meant where none is named.
+pub(crate) const DEFAULT_CONFIG: &str = "config.yaml";
+
 /// A reverse proxy for LLM inference servers.
 #[derive(Debug, Parser)]
 #[command(
@@ -24,7 +27,7 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigArgs {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE", default_value = "config.yaml")]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub(crate) config: PathBuf,
     /// Treat unknown keys as errors
     #[arg(long)]
@@ -68,7 +71,7 @@ pub(crate) struct KeysArgs {
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) db: Option<PathBuf>,
     /// The configuration file that names the store
-    #[arg(short, long, value_name = "FILE", default_value = "config.yaml", global = true)]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG, global = true)]
     pub(crate) config: PathBuf,
     #[command(subcommand)]
     pub(crate) command: KeysCommand,

@@ -8,7 +8,7 @@ use llmproxy_stack::{Options, Runtime, Server};
 use llmproxy_testkit::{BodyEnd, Client, ModelServer, Receiver};
 use serde_json::{Value, json};
 
-use crate::{exporter, serve::Signals};
+use crate::{exporter, say, serve::Signals};
 
 const KEY: &str = "sk-demo";
 const MODEL: &str = "demo";
@@ -25,7 +25,10 @@ pub(crate) async fn run(listen: &str, once: bool) -> Result<ExitCode, String> {
 
     let mut options = Options { render_metrics: Some(exporter::install()?), ..Options::default() };
     if !once {
-        options.sinks.push(Arc::new(sink_fn(|record| println!("{}", line(record)))));
+        options.sinks.push(Arc::new(sink_fn(|record| {
+            // Nobody may be reading any more; the demo goes on.
+            let _ = say(line(record));
+        })));
     }
     let render = options.render_metrics.clone().ok_or("no metrics")?;
     let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
@@ -80,7 +83,8 @@ logging: {{access: {{enabled: false}}}}
 }
 
 fn introduce(address: SocketAddr, receiver: &str) {
-    println!(
+    // A terminal that is gone is no reason to stop.
+    let _ = say(format_args!(
         r#"llmproxy demo: the proxy listens on http://{address}, in front of a demo backend.
 Keys, limits, metering and a webhook (to {receiver}) are on. Paste this into another shell:
 
@@ -91,7 +95,7 @@ Keys, limits, metering and a webhook (to {receiver}) are on. Paste this into ano
 Also: http://{address}/metrics, /v1/models (with the key), /ready. Ctrl-C ends it.
 Each request is shown here as it ends:
 "#
-    );
+    ));
 }
 
 /// One request, as a person reads it.
@@ -128,31 +132,31 @@ async fn exchange_once(
     if head.status != 200 {
         return Err(format!("the proxy answered {}", head.status));
     }
-    println!("streamed answer, as it arrives:");
+    say("streamed answer, as it arrives:")?;
     let (mut tokens, mut usage_events) = (0_u64, 0);
     while let Some(piece) = client.piece().await {
         for event in events(&piece) {
             usage_events += usize::from(event["usage"].is_object());
             if let Some(text) = event["choices"][0]["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
                 tokens += 1;
-                print!("{text}");
                 // Shown as it comes; a terminal that is gone is no reason to stop.
-                let _ = std::io::stdout().flush();
+                let mut shown = std::io::stdout();
+                let _ = write!(shown, "{text}").and_then(|()| shown.flush());
             }
         }
     }
-    println!("\n");
+    say("\n")?;
     let records = receiver.wait_for(1).await;
-    println!(
+    say(format_args!(
         "the usage record that the webhook received:\n{}\n",
         serde_json::to_string_pretty(&records[0]).unwrap_or_default()
-    );
+    ))?;
     let metrics = render();
-    println!("the metrics:");
+    say("the metrics:")?;
     for series in metrics.lines().filter(|line| line.starts_with("llmproxy_")) {
-        println!("  {series}");
+        say(format_args!("  {series}"))?;
     }
-    println!();
+    say("")?;
 
     let record = &records[0];
     let counted = |series: &str| {
@@ -174,7 +178,7 @@ async fn exchange_once(
         ),
     ];
     for (what, agreed) in checks {
-        println!("{} {what}", if agreed { "ok  " } else { "FAIL" });
+        say(format_args!("{} {what}", if agreed { "ok  " } else { "FAIL" }))?;
     }
     if checks.iter().all(|(_, agreed)| *agreed) {
         Ok(())

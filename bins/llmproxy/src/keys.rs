@@ -1,13 +1,20 @@
 //! Keys of the builtin store.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use jiff::Timestamp;
 use llmproxy_auth::{KeyEntry, KeyStatus, KeyStore, NewKey};
 use llmproxy_config::{Config, LoadOptions, load};
 use serde_json::{Value, json};
 
-use crate::cli::{KeysArgs, KeysCommand};
+use crate::{
+    cli::{DEFAULT_CONFIG, KeysArgs, KeysCommand},
+    say,
+};
 
 /// `llmproxy keys`.
 pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
@@ -27,34 +34,39 @@ async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, Str
                         .map_err(|_| format!("--expires-at `{text}` is not a time; write it like 2027-01-01T00:00:00Z"))
                 })
                 .transpose()?;
+            if name.trim().is_empty() {
+                return Err("--name is empty; a key is found and revoked by its name, so give it one".into());
+            }
             let key = NewKey { name: Some(name), user_id, allowed_models: models, expires_at, ..NewKey::default() };
             let created = store.create(key).await.map_err(|error| error.to_string())?;
             // The key alone on standard output, so that a script can take it.
-            println!("{}", created.key);
+            writeln!(std::io::stdout(), "{}", created.key).map_err(|error| {
+                format!("the key was made, but can't be shown: {error}; revoke {} and make another", created.entry)
+            })?;
             eprintln!(
                 "Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`."
             );
         }
-        KeysCommand::List { json } => list(store, json),
+        KeysCommand::List { json } => list(store, json)?,
         KeysCommand::Revoke { key } => {
             let revoked = store.revoke(&key).await.map_err(|error| error.to_string())?;
-            println!("revoked {revoked}");
+            say(format_args!("revoked {revoked}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(store: &KeyStore, as_json: bool) {
+fn list(store: &KeyStore, as_json: bool) -> Result<(), String> {
     let keys = store.list();
     if as_json {
         for key in keys {
-            println!("{}", describe(&key));
+            say(describe(&key))?;
         }
-        return;
+        return Ok(());
     }
-    println!("{:<24} {:<18} {:<16} {:<12} {:<16} EXPIRES", "NAME", "FINGERPRINT", "KEY", "STATUS", "USER");
+    say(format_args!("{:<24} {:<18} {:<16} {:<12} {:<16} EXPIRES", "NAME", "FINGERPRINT", "KEY", "STATUS", "USER"))?;
     for key in keys {
-        println!(
+        say(format_args!(
             "{:<24} {:<18} {:<16} {:<12} {:<16} {}",
             key.name.as_deref().unwrap_or("-"),
             key.fingerprint(),
@@ -62,8 +74,9 @@ fn list(store: &KeyStore, as_json: bool) {
             status(&key),
             key.user_id.as_deref().unwrap_or("-"),
             key.expires_at.map_or_else(|| "never".to_owned(), |time| time.to_string()),
-        );
+        ))?;
     }
+    Ok(())
 }
 
 /// One JSON object a line, without anything secret.
@@ -90,12 +103,13 @@ fn status(key: &KeyEntry) -> &'static str {
     }
 }
 
-/// `--db`, else what the configuration says; without a file, the default.
+/// `--db`, else what the configuration says; the default where none was named and there is none. One that was named and
+/// is missing is a slip: its keys would be made in a store that no proxy reads.
 fn store_path(args: &KeysArgs) -> Result<PathBuf, String> {
     if let Some(db) = &args.db {
         return Ok(db.clone());
     }
-    if !args.config.exists() {
+    if args.config == Path::new(DEFAULT_CONFIG) && !args.config.exists() {
         return Ok(Config::default().admin.db_path);
     }
     match load(&args.config, &LoadOptions::default()) {

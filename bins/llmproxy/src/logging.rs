@@ -1,6 +1,11 @@
 //! The proxy's own log, as `log.*` says.
 
-use std::{fs::OpenOptions, io, sync::Mutex};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::Path,
+    sync::Mutex,
+};
 
 use llmproxy_config::{LogConfig, LogFormat, LogOutput};
 use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -15,10 +20,7 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
         LogOutput::Stdout => BoxMakeWriter::new(io::stdout),
         LogOutput::Stderr => BoxMakeWriter::new(io::stderr),
         LogOutput::File(path) => {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
+            let file = open(path)
                 .map_err(|error| format!("the log {} (log.output) can't be opened: {error}", path.display()))?;
             BoxMakeWriter::new(Mutex::new(file))
         }
@@ -33,6 +35,14 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
         LogFormat::Text => base.with(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer)).try_init(),
     }
     .map_err(|error| format!("the log can't be set up: {error}"))
+}
+
+/// Opens the file for writing at its end, making the folders that are missing.
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn parts(level: &str) -> String {

@@ -8,7 +8,10 @@ mod keys;
 mod logging;
 mod serve;
 
-use std::process::ExitCode;
+use std::{
+    io::{ErrorKind, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
@@ -36,6 +39,14 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(message) => failed(&message),
+    }
+}
+
+/// Writes a line to standard output. A reader that has read enough, such as `head`, is no failure.
+fn say(line: impl std::fmt::Display) -> Result<(), String> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("can't write to standard output: {error}")),
+        _ => Ok(()),
     }
 }
 

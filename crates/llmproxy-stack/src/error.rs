@@ -20,7 +20,7 @@ pub enum StartError {
     #[error(transparent)]
     Auth(#[from] AuthConfigError),
     /// The access log's file.
-    #[error("the access log {output:?} (logging.access) can't be opened: {source}")]
+    #[error("the access log {output} (logging.access) can't be opened: {source}")]
     AccessLog {
         /// Where it should go.
         output: AccessOutput,

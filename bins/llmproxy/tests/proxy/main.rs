@@ -6,6 +6,7 @@ mod endings;
 mod exchanges;
 mod harness;
 mod limits;
+mod operator;
 mod refusals;
 mod reload;
 mod seed;
