@@ -27,6 +27,9 @@ use tower::{Layer, Service};
 
 use crate::paths::PathError;
 
+#[cfg(test)]
+mod tests;
+
 /// Left in the extensions of an answer that refuses: what the access log says of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal(pub(crate) Arc<str>);
@@ -81,8 +84,14 @@ pub(crate) fn answer(error: &(dyn std::error::Error + 'static)) -> Answer {
         answer.headers.extend(error.headers());
         return answer;
     }
+    // Before what the balancer makes of it: the path is the client's, not a backend's.
+    if let Some(error @ UpstreamError::Path { .. }) = cause_ref::<UpstreamError>(error) {
+        return Answer::new(StatusCode::BAD_REQUEST, "bad_path", error);
+    }
     if let Some(error) = cause_ref::<BalanceError>(error) {
-        return Answer::new(error.status(), error.code(), error).with_retry_after(error.retry_after());
+        let mut answer = Answer::new(error.status(), error.code(), error).with_retry_after(error.retry_after());
+        answer.error.param = error.param();
+        return answer;
     }
     if let Some(error) = cause_ref::<SseError>(error) {
         return Answer::new(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", error);
