@@ -17,6 +17,9 @@ const FIRST_MEMBER: &str = r#""include_usage":true,"#;
 const ONLY_MEMBER: &str = r#""include_usage":true"#;
 const ONLY_VALUE: &str = "true";
 
+/// The longest name of a model, in bytes. It is kept in records and lines of logs, which outlive the body that it came in.
+const MAX_MODEL: usize = 512;
+
 /// The keys that decide what becomes of a request.
 const DECIDING: [&str; 3] = ["model", "stream", "stream_options"];
 
@@ -70,7 +73,7 @@ pub(crate) fn streams_by_default(endpoint: Endpoint) -> bool {
 /// # Errors
 ///
 /// If the endpoint takes only JSON and this is none, or no object, or a key that decides is of a wrong type or not
-/// clear. For other endpoints only if a key that decides is there twice.
+/// clear. For other endpoints only if a key that decides is there twice or the model's name is too long.
 pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), InspectError> {
     let strict = takes_json(endpoint);
     let mut call = Call::new(endpoint);
@@ -95,6 +98,9 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
     let mut edits = Edits::default();
     if let Some(raw) = members.model.filter(|raw| raw.get() != "null") {
         match serde_json::from_str::<String>(raw.get()) {
+            Ok(model) if model.len() > MAX_MODEL => {
+                return Err(InspectError::WrongType { param: "model", expected: "a name of at most 512 bytes" });
+            }
             Ok(model) => {
                 call.model = Some(Arc::from(model));
                 edits.model = range_of(raw, body);

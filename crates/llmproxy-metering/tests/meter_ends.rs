@@ -10,7 +10,7 @@ use http_body::Body;
 use llmproxy_core::{
     Backend, BoxError, End, Ended, Exchange, StopFlag, Target, TokenUsage, UsageRecord, UsageSource, body::Shaped,
 };
-use llmproxy_metering::{Meter, MeterLayer, Metering};
+use llmproxy_metering::{InspectError, Meter, MeterLayer, Metering};
 use support::{Records, Script, Step, call, data, events, exchange, json, metered, next, read, request};
 use tower::{Layer, Service, service_fn};
 
@@ -195,6 +195,9 @@ async fn an_error_before_the_head_is_an_end() {
     };
     check(|| "refused".into(), End::BackendFailed, 502, None).await;
     check(|| Ended::new(End::Timeout, "no head").into(), End::Timeout, 504, Some(11)).await;
+    // An upload that grew too large while it passed: the client is told so, and the record tells the same.
+    let too_large = || Ended::new(End::ClientGone, InspectError::TooLarge { limit: 1 }).into();
+    check(too_large, End::ClientGone, 413, Some(11)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -229,3 +229,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_that_no_model_has_is_refused() {
+    let body = |length: usize| format!(r#"{{"model":"{}"}}"#, "m".repeat(length));
+    for path in [CHAT, "/v1/anything"] {
+        assert_eq!(found(path, &body(512)).0.model.map(|model| model.len()), Some(512));
+        assert_eq!(refused(path, &body(513)).param(), Some("model"));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::Method;
+use http::{Method, StatusCode};
 use llmproxy_core::{Backend, Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
 
 use super::shape::Head;
@@ -18,6 +18,8 @@ pub(super) struct Outcome<'a> {
     pub(super) bytes: u64,
     pub(super) end: End,
     pub(super) error: Option<Arc<str>>,
+    /// The status of a request whose body was refused while it passed.
+    pub(super) refused: Option<StatusCode>,
 }
 
 /// nginx's number for a client that closed its request.
@@ -69,8 +71,8 @@ impl Outcome<'_> {
 
     /// The status that the client was given, or would have been.
     fn status(&self) -> u16 {
-        match (self.head, self.end) {
-            (Some(head), _) => head.status.as_u16(),
+        match (self.head.map(|head| head.status).or(self.refused), self.end) {
+            (Some(status), _) => status.as_u16(),
             (None, End::ClientGone) => CLIENT_CLOSED_REQUEST,
             (None, End::Timeout) => 504,
             (None, End::Shutdown) => 503,

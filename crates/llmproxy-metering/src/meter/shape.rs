@@ -17,6 +17,7 @@ use llmproxy_sse::{Event, Scanner};
 
 use super::record::Outcome;
 use crate::{
+    InspectError,
     answer::{Tally, TopLevel, Withhold},
     metrics::WITHHELD,
 };
@@ -218,6 +219,10 @@ impl Shape for Metering {
                 status.is_server_error().then(|| format!("the backend answered {status}").into())
             }),
         };
+        let refused = match ending {
+            Ending::Failed(error) => cause_ref::<InspectError>(&**error).map(InspectError::status),
+            _ => None,
+        };
         let outcome = Outcome {
             exchange: &self.exchange,
             method: &self.method,
@@ -227,6 +232,7 @@ impl Shape for Metering {
             bytes: self.bytes,
             end,
             error,
+            refused,
         };
         let record = Arc::new(outcome.record());
         for sink in sinks {
