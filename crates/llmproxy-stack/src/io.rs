@@ -22,6 +22,9 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+/// What a client reads whose head was not complete in time (RFC 9110, 15.5.9).
+const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
 /// How long a client may keep a connection waiting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -133,7 +136,7 @@ impl<T> PatientIo<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for PatientIo<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buf) {
@@ -145,7 +148,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for PatientIo<T> {
         // Registered before the count is looked at, so that no end in between is missed.
         this.activity.reader.register(cx.waker());
         let deadline = this.read_deadline();
-        this.read_timer.poll(deadline, cx)
+        let waited = this.read_timer.poll(deadline, cx);
+        if waited.is_ready() && this.head.is_some() {
+            // Nothing of ours can be on its way to a client whose head is not complete, so this is all that it reads. A
+            // client that does not take it gets the close alone.
+            let _ = Pin::new(&mut this.inner).poll_write(cx, HEAD_TIMEOUT);
+        }
+        waited
     }
 }
 
