@@ -13,7 +13,7 @@ use llmproxy_core::{Api, BoxError, Exchange};
 use serde::Serialize;
 use tower::Service;
 
-use crate::respond::Answer;
+use crate::{paths::decode, respond::Answer};
 
 /// Answers from what the balancer has learned; no backend is asked.
 #[derive(Clone)]
@@ -53,7 +53,8 @@ impl Models {
         let path = request.uri().path().trim_end_matches('/');
         let json = match path.strip_prefix("/v1/models/") {
             None => serde_json::to_string(&List { object: "list", data: models.iter().map(Model::of).collect() }),
-            Some(id) => match models.iter().find(|model| model.id == id) {
+            // Client libraries encode the slashes of an id, people do not.
+            Some(id) => match models.iter().find(|model| Some(&model.id) == decode(id).as_ref()) {
                 Some(model) => serde_json::to_string(&Model::of(model)),
                 None => {
                     let message = format!("there is no model `{id}` here, or this key may not use it");

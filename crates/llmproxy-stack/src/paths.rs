@@ -23,7 +23,10 @@ pub(crate) enum PathError {
     #[error("no such path: {0}; to forward it, add it to routing.allow_paths")]
     Unknown(String),
     /// A path that servers read in different ways.
-    #[error("the path has dot segments or a broken percent-encoding")]
+    #[error(
+        "the path can be read in more than one way; leave out dot segments, backslashes, additional slashes and needless \
+         percent-encoding"
+    )]
     Ambiguous,
 }
 
@@ -55,7 +58,14 @@ impl Paths {
     pub(crate) fn check(&self, path: &str) -> Result<(), PathError> {
         // Compared as the backend will read it: an encoded letter must not hide a path that does not pass.
         let decoded = decode(path).ok_or(PathError::Ambiguous)?;
-        if decoded.split(['/', '\\']).any(|segment| segment == "." || segment == "..") {
+        // A backslash is a slash to some, so that no client library sends it as it is.
+        if decoded.contains('\\') || decoded.split('/').any(|segment| segment == "." || segment == "..") {
+            return Err(PathError::Ambiguous);
+        }
+        // Many servers decode a path, merge its slashes or pass over the last one before they look it up. Here it is looked
+        // up as it was sent: an operation under another spelling would be neither read, limited by model, nor counted.
+        let plain = merge_slashes(&decoded);
+        if plain != path && Endpoint::of(&plain).is_known() {
             return Err(PathError::Ambiguous);
         }
         if self.allow.iter().any(|allowed| covers(allowed, &decoded)) {
@@ -70,12 +80,18 @@ impl Paths {
     }
 }
 
+/// `path` without slashes at its end or beside others.
+fn merge_slashes(path: &str) -> String {
+    path.split('/').filter(|segment| !segment.is_empty()).fold(String::new(), |merged, segment| merged + "/" + segment)
+}
+
 /// Whether `path` is `prefix` or lies below it.
 fn covers(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn decode(path: &str) -> Option<String> {
+/// `path` with its percent-encoding undone; `None` where that is broken or no text.
+pub(crate) fn decode(path: &str) -> Option<String> {
     if !path.contains('%') {
         return Some(path.to_owned());
     }
@@ -172,10 +188,39 @@ mod tests {
 
     #[test]
     fn a_path_that_can_be_read_in_two_ways_is_refused() {
-        for path in
-            ["/v1/../metrics", "/v1/./x", "/v1/%2e%2e/x", "/v1/..%2fx", "/v1/%", "/v1/%zz", "/v1/%ff", "/v1/..\\x"]
-        {
+        for path in [
+            "/v1/../metrics",
+            "/v1/./x",
+            "/v1/%2e%2e/x",
+            "/v1/..%2fx",
+            "/v1/%",
+            "/v1/%zz",
+            "/v1/%ff",
+            "/v1/..\\x",
+            "/v1/a\\b",
+            "/v1/a\\b",
+        ] {
             assert_eq!(Paths::default().check(path), Err(PathError::Ambiguous), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_operation_has_one_spelling() {
+        for path in [
+            "/v1/%63hat/completions",
+            "/v1/chat%2Fcompletions",
+            "/v1/chat/completions/",
+            "/v1//chat/completions",
+            "//v1/completions",
+            "/v1/%6dodels",
+            "/v1/models/",
+            "/api/chat/",
+            "/%67enerate",
+        ] {
+            assert_eq!(Paths::new(&["/v1".to_owned()]).check(path), Err(PathError::Ambiguous), "{path}");
+        }
+        for path in ["/v1/files/a%2Fb", "/v1/files/", "/v1/files//b", "/v1/x%20y"] {
+            assert!(passes(path), "{path}");
         }
     }
 }
