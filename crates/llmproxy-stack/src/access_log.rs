@@ -5,13 +5,17 @@ use std::{
     io::{self, BufWriter, Write},
     net::IpAddr,
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
-    thread::{self, JoinHandle},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
     time::Duration,
 };
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use llmproxy_config::{AccessFormat, AccessOutput};
 
@@ -24,8 +28,9 @@ const QUEUE: usize = 8192;
 #[derive(Debug)]
 pub(crate) struct AccessLog {
     format: AccessFormat,
-    lines: Option<SyncSender<String>>,
-    writer: Option<JoinHandle<()>>,
+    lines: SyncSender<String>,
+    /// Open until the last line is written.
+    written: watch::Receiver<()>,
 }
 
 /// One finished request, refused ones included.
@@ -64,31 +69,39 @@ impl AccessLog {
             AccessOutput::File(path) => Box::new(append(path)?),
         };
         let (lines, queue) = sync_channel(QUEUE);
-        let writer = thread::Builder::new().name("access-log".into()).spawn(move || write_all(&queue, sink))?;
-        Ok(Self { format, lines: Some(lines), writer: Some(writer) })
+        let (end, written) = watch::channel(());
+        // The thread ends when the queue is closed and empty. Nobody joins it: the last handle may go in the middle of a
+        // request's end, and whoever reads the lines may have stopped reading.
+        thread::Builder::new().name("access-log".into()).spawn(move || {
+            let _end = end;
+            write_all(&queue, sink);
+        })?;
+        Ok(Self { format, lines, written })
     }
 
     /// Queues a line; drops and counts it when the queue is full.
     pub(crate) fn write(&self, line: &Line<'_>) {
-        let text = match self.format {
+        let mut text = match self.format {
             AccessFormat::Json => serde_json::to_string(line).unwrap_or_default(),
             AccessFormat::Combined => line.combined(),
         };
-        if let Some(lines) = &self.lines
-            && lines.try_send(text).is_err()
-        {
+        // Part of the line, so that a line is written in one piece: the program's own log may go to the same place.
+        text.push('\n');
+        if self.lines.try_send(text).is_err() {
             metrics::counter!(ACCESS_LOG_DROPPED).increment(1);
         }
     }
-}
 
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        // The thread ends when the queue is closed and empty; waiting for it writes what is left.
-        self.lines = None;
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+    /// Gives the log up and waits until what was queued is written, for `deadline` at most; false if that was too short.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits: the lines are written without it.
+    pub(crate) async fn close(self: Arc<Self>, deadline: Duration) -> bool {
+        let mut written = self.written.clone();
+        drop(self);
+        // Nothing is ever sent: what is waited for is that the thread is gone.
+        tokio::time::timeout(deadline, written.changed()).await.is_ok()
     }
 }
 
@@ -104,7 +117,7 @@ fn write_all(queue: &Receiver<String>, sink: Box<dyn Write + Send>) {
     while let Ok(line) = queue.recv() {
         let mut next = Some(line);
         while let Some(line) = next {
-            if let Err(error) = writeln!(sink, "{line}") {
+            if let Err(error) = sink.write_all(line.as_bytes()) {
                 report(&error);
             }
             next = queue.try_recv().ok();
@@ -130,14 +143,15 @@ impl Line<'_> {
         let user = self.user_id.unwrap_or("-");
         let zoned = self.timestamp.to_zoned_datetime(TimeZone::system());
         let mut line = format!(
-            "{ip} - {user} [{}] \"{} {}\" {} {}ms \"{}\" model={} stream={}",
+            "{ip} - {} [{}] \"{} {}\" {} {}ms \"{}\" model={} stream={}",
+            Word(user),
             zoned.strftime("%d/%b/%Y:%H:%M:%S %z"),
             self.method,
             Plain(self.path),
             self.status_code,
             self.latency_ms,
             self.backend_url.unwrap_or("-"),
-            Plain(self.model.unwrap_or("-")),
+            Word(self.model.unwrap_or("-")),
             self.is_stream,
         );
         if let Some(error) = self.error {
@@ -163,6 +177,18 @@ impl std::fmt::Display for Plain<'_> {
     }
 }
 
+/// The same where there are no quotes around it: a space would end it.
+struct Word<'a>(&'a str);
+
+impl std::fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, word) in self.0.split(char::is_whitespace).enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { "_" }, Plain(word))?;
+        }
+        Ok(())
+    }
+}
+
 fn rfc3339<S: serde::Serializer>(timestamp: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(timestamp)
 }
@@ -183,7 +209,7 @@ mod tests {
             backend_url: Some("http://vllm:8000"),
             api_key: "abcd***wxyz",
             user_id: Some("alice"),
-            model: Some("evil\"\nmodel"),
+            model: Some("evil\"\u{1}model stream=false"),
             is_stream: true,
             end: Some("complete"),
             error: None,
@@ -196,7 +222,7 @@ mod tests {
         assert!(text.starts_with("10.0.0.1 - alice ["), "{text}");
         assert!(
             text.contains(
-                "\"POST /v1/chat/completions\" 200 12ms \"http://vllm:8000\" model=evil\\\"\\nmodel stream=true"
+                "\"POST /v1/chat/completions\" 200 12ms \"http://vllm:8000\" model=evil\\\"\\u{1}model_stream=false stream=true"
             ),
             "{text}"
         );
@@ -204,19 +230,49 @@ mod tests {
 
     #[test]
     fn nothing_from_outside_makes_a_second_line() {
-        assert!(!line().combined().contains('\n'));
-        assert!(!serde_json::to_string(&line()).expect("serializes").contains('\n'));
+        let line = Line { model: Some("a\nb"), user_id: Some("a\r\nb"), path: "/a\nb", error: Some("a\nb"), ..line() };
+        assert!(!line.combined().contains(['\n', '\r']), "{}", line.combined());
+        assert!(!serde_json::to_string(&line).expect("serializes").contains('\n'));
+    }
+
+    /// Keeps what each call wrote.
+    #[derive(Clone, Default)]
+    struct Writes(Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
+
+    impl Write for Writes {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").push(data.to_vec());
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]
-    fn what_was_queued_is_written_before_the_log_is_gone() {
+    fn no_write_ends_inside_a_line_as_others_may_write_to_the_same_place() {
+        let writes = Writes::default();
+        let (lines, queue) = sync_channel(QUEUE);
+        for length in 0..1000 {
+            lines.send("x".repeat(length) + "\n").expect("there is room");
+        }
+        drop(lines);
+        write_all(&queue, Box::new(writes.clone()));
+        let writes = writes.0.lock().expect("no panic");
+        assert!(writes.len() < 100, "lines are not written one by one");
+        assert!(writes.iter().all(|write| write.ends_with(b"\n")));
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_is_written_before_the_log_is_closed() {
         let folder = std::env::temp_dir().join(format!("llmproxy-access-{}", uuid::Uuid::now_v7()));
         let path = folder.join("access.log");
         let log = AccessLog::open(AccessFormat::Json, &AccessOutput::File(path.clone())).expect("opens");
         for _ in 0..100 {
             log.write(&line());
         }
-        drop(log);
+        assert!(Arc::new(log).close(Duration::from_secs(10)).await);
         let text = std::fs::read_to_string(&path).expect("is there");
         assert_eq!(text.lines().count(), 100);
         std::fs::remove_dir_all(folder).expect("is ours");

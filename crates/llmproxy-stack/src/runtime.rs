@@ -38,6 +38,8 @@ use crate::{
 
 /// Answers of small requests of our own (health, lists of models, webhooks) are read up to this size.
 const MAX_SMALL_ANSWER: usize = 4 << 20;
+/// How long the last lines of the access log may take; whoever should read them may have stopped reading.
+const ACCESS_LOG_GRACE: Duration = Duration::from_secs(2);
 /// How often limits forget idle keys.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -215,9 +217,10 @@ impl Runtime {
         let left = self.reporters.flush(deadline).await;
         let mut current = self.current.lock().await;
         self.access.settings.store(Arc::default());
-        if let Some((_, log)) = current.access.take() {
-            // The last handle writes what is queued and waits for it.
-            let _ = tokio::task::spawn_blocking(move || drop(log)).await;
+        if let Some((_, log)) = current.access.take()
+            && !log.close(ACCESS_LOG_GRACE).await
+        {
+            tracing::error!("the access log is not written to its end: whatever it goes to takes nothing more");
         }
         if let Some((_, keys)) = current.keys.take() {
             keys.close().await;
