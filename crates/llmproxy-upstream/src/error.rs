@@ -122,9 +122,9 @@ impl UpstreamError {
             Self::Closed { .. } | Self::Protocol { .. } | Self::Broken { .. } => {
                 Box::new(Ended::new(End::BackendFailed, self))
             }
-            Self::NoTarget | Self::Path { .. } | Self::Client { .. } | Self::Connect { .. } | Self::TooLarge { .. } => {
-                self.into()
-            }
+            // The client's doing: a backend that was never asked must not be blamed, nor another one tried.
+            Self::Path { .. } => Box::new(Ended::new(End::ClientGone, self)),
+            Self::NoTarget | Self::Client { .. } | Self::Connect { .. } | Self::TooLarge { .. } => self.into(),
         }
     }
 }
@@ -184,4 +184,16 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_can_t_be_sent_is_not_the_backend_s_fault() {
+        let error = UpstreamError::Path { backend: "http://a".into() }.boxed();
+        assert_eq!(Ended::of(&*error), End::ClientGone);
+        assert!(cause_ref::<UpstreamError>(&*error).is_some());
+    }
 }

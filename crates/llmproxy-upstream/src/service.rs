@@ -64,7 +64,8 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     let target = parts.extensions.remove::<Target>().ok_or(UpstreamError::NoTarget)?;
     let backend = url::origin(&target.backend.url);
     let path_and_query = parts.uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
-    let uri = target.backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: backend.clone() })?;
+    let uri =
+        target.backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: backend.clone() }.boxed())?;
     let pool = clients.pool(&target.backend, &backend).map_err(UpstreamError::boxed)?;
 
     let mut request = reqwest::Request::new(parts.method, url::render(&uri, &backend).map_err(UpstreamError::boxed)?);
