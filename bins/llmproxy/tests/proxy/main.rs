@@ -11,4 +11,5 @@ mod refusals;
 mod reload;
 mod seed;
 mod settings;
+mod spellings;
 mod streams;
