@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{Attempt, Call, Caller, End, Target, UsageSink};
+use crate::{Attempt, Backend, Call, Caller, End, Target, UsageSink};
 
 /// One request on its way through the layers: an `Arc` in the request's extensions.
 ///
@@ -195,6 +195,14 @@ impl Exchange {
         self.served.get()
     }
 
+    /// The backend whose answer the client gets; where there is none, the one that was asked last.
+    pub fn backend(&self) -> Option<Arc<Backend>> {
+        if let Some(target) = self.served() {
+            return Some(target.backend.clone());
+        }
+        self.attempts.get().and_then(|attempts| lock(attempts).last().map(|attempt| attempt.backend.clone()))
+    }
+
     /// Written by the meter when the first byte of the answer's body passes.
     pub fn set_first_byte(&self) {
         set(&self.first_byte, Instant::now());
@@ -270,7 +278,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Backend;
 
     #[test]
     fn without_a_balancer_every_exchange_counts_as_asked() {
@@ -281,12 +288,13 @@ mod tests {
     fn with_a_balancer_only_an_attempt_counts() {
         let exchange = Exchange::new();
         exchange.expect_attempts();
-        assert!(exchange.is_unasked());
+        assert!(exchange.is_unasked() && exchange.backend().is_none());
         let backend = Arc::new(Backend::new("http://a").expect("a good URL"));
         let attempt = exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
         assert!(!exchange.is_unasked());
         exchange.finish_attempt(attempt, Ok(http::StatusCode::OK));
         assert_eq!(exchange.attempts()[0].status, Some(http::StatusCode::OK));
+        assert_eq!(exchange.backend().map(|backend| backend.name.to_string()), Some("http://a".into()));
     }
 
     #[test]

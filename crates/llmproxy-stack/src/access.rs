@@ -186,10 +186,8 @@ impl Observe for AccessObserver {
         let call = exchange.call();
         let endpoint = Endpoint::of(self.uri.path());
         let stream = call.is_some_and(|call| call.stream);
-        let attempts = exchange.attempts();
-        let backend =
-            exchange.served().map(|target| &target.backend).or(attempts.last().map(|attempt| &attempt.backend));
-        let backend_name = backend.map_or("", |backend| &backend.name).to_owned();
+        let backend = exchange.backend();
+        let backend_name = backend.as_ref().map_or("", |backend| &backend.name).to_owned();
         let stream_label = if stream { "true" } else { "false" };
         metrics::counter!(
             REQUESTS,

@@ -276,7 +276,7 @@ impl Runtime {
             // What is not part of the API is nobody's business, known or not.
             .layer(PathsLayer(Arc::new(Paths::new(&config.routing_paths.allow_paths))))
             // From the head alone: a stranger's body is never read.
-            .layer(AuthLayer::clone(&auth))
+            .layer(auth)
             // Reads a JSON body once; all further in know what is asked for.
             .layer(InspectLayer::new(&config.inspect, self.budget.clone()))
             // Reserves the record's place before anything is spent.

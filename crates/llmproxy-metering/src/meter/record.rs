@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use llmproxy_core::{Backend, Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
+use llmproxy_core::{Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
 
 use super::shape::Head;
 use crate::{answer::Tally, estimate::BYTES_PER_TOKEN};
@@ -32,9 +32,7 @@ impl Outcome<'_> {
         let exchange = self.exchange;
         let call = exchange.call();
         let caller = exchange.caller();
-        let attempts = exchange.attempts();
-        let served = exchange.served().map(|target| &target.backend);
-        let backend: Option<&Backend> = served.or(attempts.last().map(|attempt| &attempt.backend)).map(|arc| &**arc);
+        let backend = exchange.backend();
         let (usage, usage_source) = self.usage().unzip();
         UsageRecord {
             request_id: exchange.id(),
@@ -51,9 +49,9 @@ impl Outcome<'_> {
             model: call.and_then(|call| call.model.clone()),
             served_model: self.tally.model.clone(),
             stream: call.map_or_else(|| self.head.is_some_and(|head| head.stream), |call| call.stream),
-            backend: backend.map(|backend| backend.name.clone()),
+            backend: backend.as_ref().map(|backend| backend.name.clone()),
             backend_url: backend.map(|backend| backend.url.to_string().trim_end_matches('/').into()),
-            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+            attempts: u32::try_from(exchange.attempts().len()).unwrap_or(u32::MAX),
             status: self.status(),
             end: self.end,
             usage,
