@@ -48,7 +48,10 @@ pub(crate) struct Entry {
 /// Whether a backend serves a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Serves {
-    Yes,
+    /// It lists the model.
+    ByName,
+    /// It takes every name, this one too.
+    AnyName,
     No,
     Unknown,
 }
@@ -102,9 +105,8 @@ impl Models {
     pub(crate) fn serves(&self, model: &str) -> Serves {
         match self {
             Self::Unknown => Serves::Unknown,
-            Self::Any(_) => Serves::Yes,
-            Self::Listed(entries) if entries.contains_key(model) => Serves::Yes,
-            Self::Listed(entries) if entries.contains_key(&format!("{model}{DEFAULT_TAG}")) => Serves::Yes,
+            Self::Listed(entries) | Self::Any(entries) if lists(entries, model) => Serves::ByName,
+            Self::Any(_) => Serves::AnyName,
             Self::Listed(_) => Serves::No,
         }
     }
@@ -125,6 +127,10 @@ impl Models {
     }
 }
 
+fn lists(entries: &BTreeMap<String, Entry>, model: &str) -> bool {
+    entries.contains_key(model) || entries.contains_key(&format!("{model}{DEFAULT_TAG}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +142,7 @@ mod tests {
     #[test]
     fn a_list_is_read() {
         let models = read(200, r#"{"object":"list","data":[{"id":"qwen","created":17,"owned_by":"vllm"}]}"#).unwrap();
-        assert_eq!(models.serves("qwen"), Serves::Yes);
+        assert_eq!(models.serves("qwen"), Serves::ByName);
         assert_eq!(models.serves("llama"), Serves::No);
         let (_, entry) = models.entries().next().unwrap();
         assert_eq!(*entry, Entry { created: Some(17), owned_by: Some("vllm".into()) });
@@ -145,22 +151,23 @@ mod tests {
     #[test]
     fn a_name_without_a_tag_is_the_latest() {
         let models = read(200, r#"{"data":[{"id":"llama3:latest"},{"id":"qwen:7b"}]}"#).unwrap();
-        assert_eq!(models.serves("llama3"), Serves::Yes);
-        assert_eq!(models.serves("llama3:latest"), Serves::Yes);
+        assert_eq!(models.serves("llama3"), Serves::ByName);
+        assert_eq!(models.serves("llama3:latest"), Serves::ByName);
         assert_eq!(models.serves("qwen"), Serves::No);
     }
 
     #[test]
     fn llama_server_answers_to_every_name_and_shows_its_own() {
         let models = read(200, r#"{"models":[],"data":[{"id":"tiny.gguf","owned_by":"llamacpp"}]}"#).unwrap();
-        assert_eq!(models.serves("anything"), Serves::Yes);
+        assert_eq!(models.serves("anything"), Serves::AnyName);
+        assert_eq!(models.serves("tiny.gguf"), Serves::ByName);
         assert_eq!(models.names(), ["tiny.gguf"].into());
     }
 
     #[test]
     fn a_backend_without_a_readable_list_accepts_every_name() {
         for (status, body) in [(404, ""), (401, ""), (200, "hello"), (200, r#"{"data":{}}"#)] {
-            assert_eq!(read(status, body).unwrap().serves("x"), Serves::Yes, "{status} {body}");
+            assert_eq!(read(status, body).unwrap().serves("x"), Serves::AnyName, "{status} {body}");
         }
     }
 

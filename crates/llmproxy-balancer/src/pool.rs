@@ -81,8 +81,8 @@ pub(crate) struct Pick {
 enum Able {
     /// These, if any is available.
     These(Vec<usize>),
-    /// Not known yet: these have not told.
-    Unlearned(Vec<usize>),
+    /// Not known yet: `unlearned` have not told, and `any` would take the name, as they take every one.
+    Unlearned { unlearned: Vec<usize>, any: Vec<usize> },
     /// None.
     None,
 }
@@ -153,7 +153,7 @@ impl Pool {
             if info.backends.is_empty() {
                 // Not in any list; there may still be backends that accept every name.
                 let able =
-                    self.members.iter().filter(|member| member.weight > 0 && member.serves(model) == Serves::Yes);
+                    self.members.iter().filter(|member| member.weight > 0 && member.serves(model) == Serves::AnyName);
                 info.backends = able.map(|member| member.backend.name.clone()).collect();
             }
             if !info.backends.is_empty() {
@@ -180,25 +180,21 @@ impl Pool {
             let mut changed = pin!(self.changed.notified());
             // From here on nothing is missed that changes while we look.
             changed.as_mut().enable();
-            let unlearned = match self.able(model) {
-                Able::These(able) => {
-                    return self
-                        .pick(policy, |at, member| able.contains(&at) && member.node.is_available())
-                        .ok_or_else(|| BalanceError::NoBackend {
-                            model: model.cloned(),
-                            retry_after: self.retry_after(&able),
-                        });
-                }
+            let (unlearned, any) = match self.able(model) {
+                Able::These(able) => return self.pick_available(&able, model, policy),
                 Able::None => {
                     return Err(match model {
                         Some(model) => BalanceError::UnknownModel { model: model.clone() },
                         None => BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER },
                     });
                 }
-                Able::Unlearned(unlearned) => unlearned,
+                Able::Unlearned { unlearned, any } => (unlearned, any),
             };
             let soon = unlearned.iter().any(|at| self.members[*at].node.is_available());
             if !soon || timeout_at(deadline, changed).await.is_err() {
+                if !any.is_empty() {
+                    return self.pick_available(&any, model, policy);
+                }
                 return Err(BalanceError::Unlearned {
                     model: model.cloned().unwrap_or_default(),
                     retry_after: self.retry_after(&unlearned),
@@ -215,8 +211,21 @@ impl Pool {
         available: bool,
         wanted: impl Fn(usize) -> bool,
     ) -> Option<Pick> {
-        let Able::These(able) = self.able(model) else { return None };
+        let able = match self.able(model) {
+            Able::These(able) | Able::Unlearned { any: able, .. } => able,
+            Able::None => return None,
+        };
         self.pick(policy, |at, member| able.contains(&at) && wanted(at) && (!available || member.node.is_available()))
+    }
+
+    fn pick_available(
+        &self,
+        able: &[usize],
+        model: Option<&Arc<str>>,
+        policy: &dyn Policy,
+    ) -> Result<Pick, BalanceError> {
+        self.pick(policy, |at, member| able.contains(&at) && member.node.is_available())
+            .ok_or_else(|| BalanceError::NoBackend { model: model.cloned(), retry_after: self.retry_after(able) })
     }
 
     fn pick(&self, policy: &dyn Policy, wanted: impl Fn(usize, &Member) -> bool) -> Option<Pick> {
@@ -248,21 +257,24 @@ impl Pool {
             return if all.is_empty() { Able::None } else { Able::These(all) };
         };
         let model = self.mapping.get(&**model).unwrap_or(model);
-        let (mut able, mut unlearned) = (Vec::new(), Vec::new());
+        let (mut by_name, mut any, mut unlearned) = (Vec::new(), Vec::new(), Vec::new());
         for (index, member) in working() {
             match member.serves(model) {
-                Serves::Yes => able.push(index),
+                Serves::ByName => by_name.push(index),
+                Serves::AnyName => any.push(index),
                 Serves::Unknown => unlearned.push(index),
                 Serves::No => {}
             }
         }
-        match (able.is_empty(), unlearned.len()) {
-            (false, _) => Able::These(able),
-            (true, 0) if self.members.iter().all(|member| member.weight == 0) => Able::These(able),
-            (true, 0) => Able::None,
+        // A backend that takes every name answers with the one model that it has: right only where nobody has this one.
+        match (by_name.is_empty(), any.is_empty(), unlearned.len()) {
+            (false, _, _) => Able::These(by_name),
+            (true, false, 0) => Able::These(any),
+            (true, true, 0) if self.members.iter().all(|member| member.weight == 0) => Able::These(by_name),
+            (true, true, 0) => Able::None,
             // Whatever the only one that may have it says is the truth.
-            (true, 1) => Able::These(unlearned),
-            (true, _) => Able::Unlearned(unlearned),
+            (true, true, 1) => Able::These(unlearned),
+            (true, _, _) => Able::Unlearned { unlearned, any },
         }
     }
 

@@ -215,6 +215,26 @@ async fn an_unknown_model_may_be_on_a_backend_that_has_not_told_yet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_takes_every_name_gets_its_own_and_those_that_nobody_has() {
+    let checks = Checks::default();
+    checks.takes_any_name("a", "chat");
+    checks.takes_any_name("b", "embed");
+    let balancer = Balancer::new(checks.client());
+    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health()));
+    let ask = async |model| asked(&proxy.ask_with(Some(model), RequestBody::whole("{}")).await.0);
+    for (model, host) in [("chat", "a"), ("embed", "b"), ("chat", "a"), ("chat", "a"), ("embed", "b")] {
+        assert_eq!(ask(model).await, [host], "from the first request on");
+    }
+    // The third has not told yet and does not answer; then one that takes every name may have it.
+    assert!(["a", "b"].contains(&&*ask("gpt-4").await[0]));
+    checks.serves("c", &["gpt-4"]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for _ in 0..3 {
+        assert_eq!(ask("gpt-4").await, ["c"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backend_that_is_out_still_has_its_models() {
     let checks = Checks::default();
     checks.serves("a", &["qwen"]);

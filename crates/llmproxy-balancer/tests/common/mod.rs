@@ -62,6 +62,12 @@ impl Checks {
         self.set(host, 200, 200, &serde_json::json!({ "data": data }).to_string());
     }
 
+    /// Well, with this one model under whatever name it is asked for, as llama-server is.
+    pub(crate) fn takes_any_name(&self, host: &str, model: &str) {
+        let data = serde_json::json!([{ "id": model, "owned_by": "llamacpp" }]);
+        self.set(host, 200, 200, &serde_json::json!({ "data": data }).to_string());
+    }
+
     pub(crate) fn refuse(&self, host: &str) {
         self.0.lock().expect("no test panics in here").remove(host);
     }
