@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 mod cargo;
 mod check;
+mod interop;
 mod step;
 mod test;
 mod tidy;
@@ -24,6 +25,11 @@ cargo xtask <command>
                 (licenses, sources, bans) and tidy. Runs all of them, then sums up.
   tidy          Only the rules of the workspace itself: which crate may know which, what each
                 must never depend on, file headers and sizes, names at the top.
+  interop [--vllm]
+                Real clients (OpenAI's SDKs for Python and Node, OpenClaw) through the proxy to a real
+                server (llama-server, or vLLM on the CPU), and what each of them says that it came to.
+                Installs them into target/interop: needs python3, npm, a C++ compiler and a quarter of
+                an hour the first time; with --vllm also 6 GB.
   help          This text.
 
 A change is ready when both pass:
@@ -40,11 +46,14 @@ fn main() -> ExitCode {
     let passed = match (command.as_deref(), &rest[..]) {
         (Some("test"), args) => test::run(args),
         (Some("check"), []) => check::run(),
+        (Some("interop"), []) => interop::run(interop::Engine::Llama),
+        (Some("interop"), [option]) if option == "--vllm" => interop::run(interop::Engine::Vllm),
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),
         (None | Some("help" | "--help" | "-h"), _) => {
             print!("{HELP}");
             true
         }
+        (Some("interop"), _) => return misused("`interop` takes --vllm and nothing else"),
         (Some(command @ ("check" | "tidy")), _) => return misused(&format!("`{command}` takes no arguments")),
         (Some(command), _) => return misused(&format!("there is no command `{command}`")),
     };

@@ -12,7 +12,8 @@ use super::{
 const PICTURE: &[(&str, &[&str])] = &[
     ("llmproxy-core", &[]),
     ("llmproxy-testkit", &[]),
-    ("xtask", &[]),
+    // Its scripted clients and receivers also stand between real clients and real servers.
+    ("xtask", &["llmproxy-testkit"]),
     // The parts never meet; the meter reads streams with the scanner.
     ("llmproxy-admin", &["llmproxy-core"]),
     ("llmproxy-auth", &["llmproxy-core"]),
