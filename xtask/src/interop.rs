@@ -15,6 +15,7 @@ mod table;
 
 use std::path::PathBuf;
 
+pub(crate) use self::scratch::python_sdk;
 use self::{rig::Rig, scratch::Scratch, server::Server, table::Row};
 use crate::cargo::{cargo, root, run as run_command};
 

