@@ -2,7 +2,7 @@
 //!
 //! [`Runtime`] owns what outlives a configuration and builds stacks over it; [`Server`] accepts connections and hands
 //! their requests to [`Runtime::service`]. To put the proxy into a service of your own, take the service and leave the
-//! server.
+//! server, or hand your own router, with the service in it, to the server. To use single layers, take [`RespondLayer`] along.
 //!
 //! This crate decides nothing about keys, limits, tokens or backends: it puts the parts that do into one order and is
 //! the only one that writes statuses of our own.
@@ -22,5 +22,6 @@ mod server;
 
 pub use access::Peer;
 pub use error::StartError;
+pub use respond::{Respond, RespondFuture, RespondLayer};
 pub use runtime::{Options, RenderMetrics, Runtime};
 pub use server::Server;

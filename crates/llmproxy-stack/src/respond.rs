@@ -42,16 +42,36 @@ pub(crate) struct Answer {
 }
 
 /// Makes [`Respond`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RespondLayer;
+///
+/// For those who put single layers into a service of their own: the layers' error is a box, a router wants a service that
+/// does not fail, and this stands between the two.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use llmproxy_auth::AuthLayer;
+/// use llmproxy_stack::RespondLayer;
+/// use tower::ServiceBuilder;
+///
+/// let layers = ServiceBuilder::new().layer(RespondLayer::new()).layer(AuthLayer::disabled());
+/// let app: Router = Router::new().route("/", get(async || "hello")).layer(layers);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RespondLayer(());
 
-/// Turns errors into answers.
+/// Turns the errors of all parts into answers: status, `Retry-After` and the like, and a body in the shape of the API
+/// whose path was asked for; OpenAI's on a path that it does not know. An error that is no part's is a logged 500. An
+/// answer that the inner service made itself passes as it is, whatever its status.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the inner one, and nothing else.
 #[derive(Clone, Debug)]
-pub(crate) struct Respond<S>(S);
+pub struct Respond<S>(S);
 
 pin_project! {
     /// The answer, or what is made of the error.
-    pub(crate) struct RespondFuture<F> {
+    #[derive(Debug)]
+    pub struct RespondFuture<F> {
         #[pin]
         inner: F,
         api: Api,
@@ -139,6 +159,13 @@ impl Answer {
 }
 
 // === impl RespondLayer ===
+
+impl RespondLayer {
+    /// It stands outside of all layers whose errors it turns into answers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
 
 impl<S> Layer<S> for RespondLayer {
     type Service = Respond<S>;

@@ -27,7 +27,7 @@ where
     S::Future: Send,
 {
     // Only the errors of auth can come here; the list itself is answered as it is.
-    let models = ServiceBuilder::new().layer(RespondLayer).layer(auth).service(models);
+    let models = ServiceBuilder::new().layer(RespondLayer::new()).layer(auth).service(models);
     let ready = shared.clone();
     let mut router = Router::new()
         // Alive is whoever answers: all backends may be down, or a restart would be all that a probe achieves.

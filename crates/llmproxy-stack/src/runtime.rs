@@ -13,14 +13,14 @@ use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
-use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Pool};
+use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
 use llmproxy_core::{BoxError, Exchange, StopFlag, UsageSink};
 use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
-use llmproxy_usage::{Reporters, UsageLayer};
+use llmproxy_usage::{Report, Reporters, UsageLayer};
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceBuilder};
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
@@ -53,6 +53,12 @@ pub struct Options {
     pub render_metrics: Option<RenderMetrics>,
     /// Each gets the record of every exchange.
     pub sinks: Vec<Arc<dyn UsageSink>>,
+    /// Chooses among backends in the place of `routing.load_balance`; the same one through all reloads.
+    pub policy: Option<Arc<dyn Policy>>,
+    /// Each is given the record of every exchange besides the configuration's reporters, whatever `usage.enabled` says.
+    /// Without room in the queue of each of them no backend is asked; `usage.queue_size` and `usage.admit_timeout` are
+    /// theirs too.
+    pub reporters: Vec<Arc<dyn Report>>,
 }
 
 /// Everything that a reload must not touch: connections to backends, their health and what is in flight there, buckets
@@ -74,6 +80,7 @@ pub struct Runtime {
     shared: Arc<Shared>,
     clients: Arc<Clients>,
     balancer: Arc<Balancer>,
+    policy: Option<Arc<dyn Policy>>,
     limiter: Arc<RateLimiter>,
     budget: BodyBudget,
     reporters: Arc<Reporters>,
@@ -134,9 +141,10 @@ impl Runtime {
             shared,
             clients,
             balancer: Balancer::new(client.clone()),
+            policy: options.policy,
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
-            reporters: Reporters::new(client),
+            reporters: Reporters::with_own(client, options.reporters),
             access: AccessLayer { settings: Arc::default(), stop: stop.clone(), sinks: sinks.into() },
             stop,
             live,
@@ -270,9 +278,14 @@ impl Runtime {
     + Send
     + Sync
     + use<> {
+        let balance = BalanceLayer::new(pool);
+        let balance = match &self.policy {
+            Some(policy) => balance.with_policy(policy.clone()),
+            None => balance,
+        };
         ServiceBuilder::new()
             // Errors become answers here, and only here.
-            .layer(RespondLayer)
+            .layer(RespondLayer::new())
             // What is not part of the API is nobody's business, known or not.
             .layer(PathsLayer(Arc::new(Paths::new(&config.routing_paths.allow_paths))))
             // From the head alone: a stranger's body is never read.
@@ -286,7 +299,7 @@ impl Runtime {
             // One record for each request, whatever the retries further in.
             .layer(MeterLayer::new())
             // Picks a backend for each attempt; in flight until the last byte.
-            .layer(BalanceLayer::new(pool))
+            .layer(balance)
             // Time limits of one attempt, and a visible end when its backend dies.
             .layer(SseLayer::new(&config.sse).with_quiet_start(config.routing.commit == Commit::FirstByte))
             // One exchange with one backend.

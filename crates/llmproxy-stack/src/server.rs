@@ -83,14 +83,17 @@ impl Server {
     /// Serves until `shutdown` is ready; then accepts no more, closes idle connections and waits for open streams, at
     /// most the configuration's `shutdown_timeout`. What is still open then is cut.
     ///
+    /// `service` is [`Runtime::service`](crate::Runtime::service), or a router of one's own that has it in it. Each
+    /// request has a [`Peer`] in its extensions.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future cuts every connection.
     pub async fn run<S, R>(self, service: S, shutdown: impl Future<Output = ()>)
     where
-        S: Service<Request<Body>, Response = Response<R>, Error = BoxError> + Clone + Send + 'static,
+        S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>> + Clone + Send + 'static,
         S::Future: Send,
-        R: http_body::Body<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
+        R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
         builder
@@ -144,9 +147,9 @@ fn serve_connection<S, R>(
     service: S,
 ) -> impl Future<Output = ()> + Send + use<S, R>
 where
-    S: Service<Request<Body>, Response = Response<R>, Error = BoxError> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>> + Clone + Send + 'static,
     S::Future: Send,
-    R: http_body::Body<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
+    R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let activity = Arc::<Activity>::default();
     let io = TokioIo::new(PatientIo::new(stream, patience, activity.clone()));
@@ -174,8 +177,8 @@ async fn answer<S, R>(
     busy: crate::io::Busy,
 ) -> Result<Response<Observed<R, Hold<crate::io::Busy>>>, BoxError>
 where
-    S: Service<Request<Body>, Response = Response<R>, Error = BoxError>,
-    R: http_body::Body<Data = bytes::Bytes, Error = BoxError>,
+    S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>>,
+    R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>>,
 {
     observe(service.oneshot(request), Hold(busy)).await
 }

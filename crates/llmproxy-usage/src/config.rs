@@ -11,10 +11,10 @@ use serde::Deserialize;
 use crate::webhook::Webhook;
 
 const DEFAULT_QUEUE_SIZE: usize = 10_000;
-const MAX_QUEUE_SIZE: usize = 10_000_000;
+pub(crate) const MAX_QUEUE_SIZE: usize = 10_000_000;
 const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
-const DEFAULT_RETRY: u32 = 3;
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const DEFAULT_RETRY: u32 = 3;
 const WEBHOOK: &str = "webhook";
 
 /// Reports of what each request came to.

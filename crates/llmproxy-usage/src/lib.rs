@@ -7,7 +7,8 @@
 //! soon as the exchange is gone.
 //!
 //! [`Reporters`] own the queues and send what is in them, never in a request's way. They outlive the layers: a reload
-//! applies its configuration to them, and a reporter that is no longer configured still sends what it was given.
+//! applies its configuration to them, and a reporter that is no longer configured still sends what it was given. Where
+//! records go besides webhooks is an implementation of [`Report`].
 //!
 //! Who makes the records is not known here: without a meter further in, no sink is ever called and nothing is reported.
 //!
@@ -31,6 +32,7 @@ mod delivery;
 mod error;
 mod json;
 mod layer;
+mod report;
 mod reporter;
 mod reporters;
 mod service;
@@ -41,5 +43,6 @@ pub use config::{ReporterConfig, UsageConfig, WebhookConfig};
 pub use error::UsageError;
 pub use json::to_json;
 pub use layer::UsageLayer;
+pub use report::{Entry, Report, Verdict};
 pub use reporters::Reporters;
 pub use service::Usage;

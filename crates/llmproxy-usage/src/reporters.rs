@@ -8,7 +8,12 @@ use std::{
 use llmproxy_core::HttpClient;
 use tokio::sync::watch;
 
-use crate::{ReporterConfig, UsageConfig, reporter::Reporter, webhook::Webhook};
+use crate::{
+    Report, ReporterConfig, UsageConfig,
+    config::MAX_QUEUE_SIZE,
+    reporter::{Identity, Origin, Reporter},
+    webhook::{Webhook, WebhookReport},
+};
 
 /// All reporters. Long-lived: made once, told of each new configuration, and flushed at the end.
 ///
@@ -17,6 +22,7 @@ use crate::{ReporterConfig, UsageConfig, reporter::Reporter, webhook::Webhook};
 #[derive(Debug)]
 pub struct Reporters {
     client: HttpClient,
+    own: Vec<Arc<dyn Report>>,
     active: RwLock<Arc<Active>>,
     /// Records that wait or are being sent, over all reporters, those of old configurations included.
     pending: Arc<watch::Sender<usize>>,
@@ -34,7 +40,14 @@ pub(crate) struct Active {
 impl Reporters {
     /// No reporters yet; they will send through `client`.
     pub fn new(client: HttpClient) -> Arc<Self> {
-        Arc::new(Self { client, active: RwLock::default(), pending: Arc::default() })
+        Self::with_own(client, Vec::new())
+    }
+
+    /// The same, and besides those of the configuration there are `own`, from the first [`apply`](Self::apply) on. They
+    /// are in use whatever the configuration says, `enabled: false` included; the size of their queues and the wait
+    /// for a place are the configuration's.
+    pub fn with_own(client: HttpClient, own: Vec<Arc<dyn Report>>) -> Arc<Self> {
+        Arc::new(Self { client, own, active: RwLock::default(), pending: Arc::default() })
     }
 
     /// Becomes what `config` says. A reporter that [`UsageConfig::validate`] has a complaint about is left out, with a
@@ -45,7 +58,12 @@ impl Reporters {
     /// Outside of a tokio runtime.
     pub fn apply(&self, config: &UsageConfig) {
         let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        let mut reporters: Vec<Arc<Reporter>> = Vec::new();
+        // Nobody has checked the size where reports are off, and there may be reporters all the same.
+        let queue_size = config.queue_size.clamp(1, MAX_QUEUE_SIZE);
+        let mut wanted: Vec<(Arc<str>, Origin, Arc<dyn Report>)> = Vec::new();
+        for (index, report) in self.own.iter().enumerate() {
+            wanted.push((report.name().into(), Origin::Own(index), report.clone()));
+        }
         for reporter in config.active() {
             let webhook = match Webhook::compile(&reporter.webhook) {
                 Ok(webhook) => webhook,
@@ -54,23 +72,22 @@ impl Reporters {
                     continue;
                 }
             };
-            let name = name(reporter, &webhook);
-            let same = active.reporters.iter().find(|known| {
-                // A queue can't change its size, so that another size makes another reporter.
-                known.name == name && known.webhook().url == webhook.url && known.queue_size == config.queue_size
-            });
-            reporters.push(match same {
+            let (name, origin) = (name(reporter, &webhook), Origin::Webhook(webhook.url.clone()));
+            let report = WebhookReport { name: name.clone(), webhook, client: self.client.clone() };
+            wanted.push((name, origin, Arc::new(report)));
+        }
+        let known = &active.reporters;
+        let reporters = wanted.into_iter().map(|(name, origin, report)| {
+            let identity = Identity { name, origin, queue_size };
+            match known.iter().find(|known| known.identity == identity) {
                 Some(same) => {
-                    same.set_webhook(webhook);
+                    same.set_report(report);
                     same.clone()
                 }
-                None => {
-                    let (client, pending) = (self.client.clone(), self.pending.clone());
-                    Reporter::start(name, webhook, config.queue_size.max(1), client, pending)
-                }
-            });
-        }
-        *active = Arc::new(Active { reporters, admit_timeout: config.admit_timeout });
+                None => Reporter::start(identity, report, self.pending.clone()),
+            }
+        });
+        *active = Arc::new(Active { reporters: reporters.collect(), admit_timeout: config.admit_timeout });
     }
 
     /// Records that are not delivered yet and not given up.

@@ -53,7 +53,7 @@ impl Slots {
                 Ok(Err(_)) => return Err(UsageError::Stopped),
                 Err(_) => {
                     tracing::warn!(
-                        reporter = &*reporter.name,
+                        reporter = &**reporter.name(),
                         "a request is refused: the queue of usage records is full"
                     );
                     return Err(UsageError::Full);
@@ -77,7 +77,7 @@ impl UsageSink for Slots {
 
 impl Slot {
     fn new(reporter: &Arc<Reporter>, permit: OwnedPermit<Item>, body: Option<&Bytes>) -> Self {
-        let body = body.filter(|_| reporter.webhook().include_request_body).cloned();
+        let body = body.filter(|_| reporter.report().wants_request_body()).cloned();
         Self { reporter: reporter.clone(), permit, body }
     }
 }

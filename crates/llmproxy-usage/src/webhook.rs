@@ -1,14 +1,18 @@
 //! A webhook as it runs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
+use jiff::{Timestamp, fmt::rfc2822};
+use llmproxy_core::{BoxError, HttpClient};
+use serde_json::Value;
 
-use crate::WebhookConfig;
+use crate::{Entry, Report, Verdict, WebhookConfig, to_json};
 
 /// How a record is sent.
 #[derive(Debug)]
@@ -19,6 +23,14 @@ pub(crate) struct Webhook {
     pub(crate) include_request_body: bool,
     method: Method,
     headers: HeaderMap,
+}
+
+/// A webhook and what it is asked through.
+#[derive(Debug)]
+pub(crate) struct WebhookReport {
+    pub(crate) name: Arc<str>,
+    pub(crate) webhook: Webhook,
+    pub(crate) client: HttpClient,
 }
 
 // === impl Webhook ===
@@ -73,5 +85,115 @@ impl Webhook {
         *request.uri_mut() = self.url.clone();
         *request.headers_mut() = self.headers.clone();
         request
+    }
+}
+
+// === impl WebhookReport ===
+
+impl Report for WebhookReport {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
+        Box::pin(async move { judge(self.client.send(self.webhook.request(body(&entry))).await) })
+    }
+
+    fn timeout(&self) -> Duration {
+        self.webhook.timeout
+    }
+
+    fn retries(&self) -> u32 {
+        self.webhook.retry
+    }
+
+    fn wants_request_body(&self) -> bool {
+        self.webhook.include_request_body
+    }
+}
+
+fn body(entry: &Entry) -> Bytes {
+    let mut json = to_json(&entry.record);
+    let body = entry.request_body.as_deref().and_then(|body| serde_json::from_slice::<Value>(body).ok());
+    if let (Value::Object(fields), Some(body)) = (&mut json, body) {
+        fields.insert("request_body".to_owned(), body);
+    }
+    json.to_string().into()
+}
+
+fn judge(answer: Result<Response<Bytes>, BoxError>) -> Verdict {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return Verdict::again(error),
+    };
+    let status = answer.status();
+    let why = || format!("the receiver answered {status}");
+    match status {
+        _ if status.is_success() => Verdict::Delivered,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+            Verdict::Again { why: why(), after: retry_after(answer.headers()) }
+        }
+        _ if status.is_server_error() => Verdict::Again { why: why(), after: retry_after(answer.headers()) },
+        _ => Verdict::Refused { why: why() },
+    }
+}
+
+/// Seconds or a date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let until = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+            Duration::try_from(until.duration_since(Timestamp::now())).ok()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, retry_after: Option<&str>) -> Result<Response<Bytes>, BoxError> {
+        let mut response = Response::builder().status(status);
+        if let Some(value) = retry_after {
+            response = response.header("retry-after", value);
+        }
+        Ok(response.body(Bytes::new()).unwrap())
+    }
+
+    #[test]
+    fn only_what_may_pass_is_sent_again() {
+        let check = |status: u16, expected: &str| {
+            let verdict = match judge(answer(status, None)) {
+                Verdict::Delivered => "taken",
+                Verdict::Again { .. } => "again",
+                Verdict::Refused { .. } => "refused",
+            };
+            assert_eq!(verdict, expected, "{status}");
+        };
+        for status in [200, 201, 204] {
+            check(status, "taken");
+        }
+        for status in [408, 429, 500, 502, 503, 504] {
+            check(status, "again");
+        }
+        for status in [301, 302, 400, 401, 403, 404, 410, 413, 422] {
+            check(status, "refused");
+        }
+        assert_eq!(judge(Err("refused".into())), Verdict::again("refused"));
+    }
+
+    #[test]
+    fn a_receiver_may_ask_for_patience() {
+        let check = |value: &str, expected: Option<u64>| {
+            let Verdict::Again { after: wait, .. } = judge(answer(429, Some(value))) else { panic!() };
+            assert_eq!(wait, expected.map(Duration::from_secs), "{value}");
+        };
+        check("7", Some(7));
+        check("100000", Some(100_000));
+        check("soon", None);
+        check("-1", None);
+        check("Sun, 06 Nov 1994 08:49:37 GMT", None);
     }
 }

@@ -1,0 +1,114 @@
+//! Where records go: a webhook, or whatever else someone writes.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use llmproxy_core::UsageRecord;
+
+/// Delivers records to one place, one record at a time.
+///
+/// This is all that a reporter has to know. Its bounded queue, the place in it that is reserved before a backend is
+/// asked, further tries and the flush at the end are this crate's, the same as for a webhook: give it to
+/// [`Reporters::with_own`](crate::Reporters::with_own).
+///
+/// A record may come more than once: a try that ran out of time may have been delivered all the same. What tells
+/// the copies is the record's `request_id`. Up to eight are on their way at a time, so that one which waits for its next
+/// try does not hold up the others; their order is not kept.
+///
+/// ```
+/// use futures_util::future::BoxFuture;
+/// use llmproxy_usage::{Entry, Report, Verdict};
+/// use tokio::sync::mpsc;
+///
+/// /// Hands records to another part of the program.
+/// #[derive(Debug)]
+/// struct Channel(mpsc::Sender<u64>);
+///
+/// impl Report for Channel {
+///     fn name(&self) -> &str {
+///         "channel"
+///     }
+///
+///     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
+///         Box::pin(async move {
+///             let tokens = entry.record.usage.unwrap_or_default().total();
+///             match self.0.send(tokens).await {
+///                 Ok(()) => Verdict::Delivered,
+///                 Err(error) => Verdict::refused(error),
+///             }
+///         })
+///     }
+/// }
+/// ```
+pub trait Report: fmt::Debug + Send + Sync + 'static {
+    /// What logs and metrics call it: short, always the same, and no other reporter's.
+    fn name(&self) -> &str;
+
+    /// Tries once to deliver. A panic is a failed try.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped when [`timeout`](Self::timeout) is over, which counts as [`Verdict::Again`], and when the
+    /// process ends before it is ready.
+    fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict>;
+
+    /// How long one try may take; 3s.
+    fn timeout(&self) -> Duration {
+        crate::config::DEFAULT_TIMEOUT
+    }
+
+    /// How many tries may follow the first before a record is given up; 3. The waits between them double, from half a
+    /// second to half a minute.
+    fn retries(&self) -> u32 {
+        crate::config::DEFAULT_RETRY
+    }
+
+    /// Whether it wants the request's body, prompts included; false. If so, each place in its queue holds one.
+    fn wants_request_body(&self) -> bool {
+        false
+    }
+}
+
+/// What is to be delivered.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The record; the same one on each try.
+    pub record: Arc<UsageRecord>,
+    /// The request's body as the client sent it, where the reporter wants it and the body was read.
+    pub request_body: Option<Bytes>,
+}
+
+/// What came of one try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The record is where it should be, and stays there.
+    Delivered,
+    /// What is wrong may pass.
+    Again {
+        /// What is wrong, for the log.
+        why: String,
+        /// The shortest wait before the next try, where the other side asks for one; five minutes at most are granted.
+        after: Option<Duration>,
+    },
+    /// It will be refused however often it is tried: it is given up at once.
+    Refused {
+        /// Why, for the log.
+        why: String,
+    },
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// A failure that may pass.
+    pub fn again(why: impl fmt::Display) -> Self {
+        Self::Again { why: why.to_string(), after: None }
+    }
+
+    /// A failure that will not pass.
+    pub fn refused(why: impl fmt::Display) -> Self {
+        Self::Refused { why: why.to_string() }
+    }
+}
