@@ -6,10 +6,11 @@ logarithms of how often that happens in TEXT. Such a model babbles in the manner
 tokens are counted by the same code that counts those of a large one.
 
 Written are FOLDER/tiny.gguf, and FOLDER/slow.gguf, which says the same and takes longer for each token. With
---safetensors it is FOLDER/tiny-hf: config.json, model.safetensors and tokenizer.json.
+--safetensors it is FOLDER/tiny-hf, as vLLM loads it: config.json, model.safetensors, tokenizer.json and what belongs to them.
 """
 
 import collections
+import json
 import pathlib
 import re
 import sys
@@ -60,12 +61,13 @@ def words(text):
 
 
 def learn(text):
-    """Pieces in the order in which they were merged, by byte pair encoding."""
+    """Pieces and what was merged into them, in that order, by byte pair encoding."""
     counts = collections.Counter(words(text))
     spelled = {word: list(word) for word in counts}
     pieces = sorted({letter for word in counts for letter in word})
     # Every letter that a JSON answer or a prompt may need, so that few of them fall back to bytes.
     pieces += [letter for letter in map(chr, range(33, 127)) if letter not in pieces]
+    merges = []
     while BYTES + 256 + len(pieces) < VOCABULARY:
         pairs = collections.Counter()
         for word, letters in spelled.items():
@@ -76,12 +78,13 @@ def learn(text):
             pieces += [f"<unused{n}>" for n in range(VOCABULARY - BYTES - 256 - len(pieces))]
             break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
         merged = "".join(best)
         if merged not in pieces:
             pieces.append(merged)
         for word, letters in spelled.items():
             spelled[word] = merge(letters, best)
-    return pieces, spelled
+    return pieces, merges, spelled
 
 
 def merge(letters, pair):
@@ -123,6 +126,10 @@ def bigrams(text, pieces, spelled):
     return np.log(counts / counts.sum(axis=1, keepdims=True))
 
 
+def all_tokens(pieces):
+    return ["<unk>", "<s>", "</s>"] + MARKS + [f"<0x{byte:02X}>" for byte in range(256)] + pieces
+
+
 def gguf(path, pieces, follows, layers, feed_forward):
     import gguf
 
@@ -140,7 +147,7 @@ def gguf(path, pieces, follows, layers, feed_forward):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("llama")
-    tokens = ["<unk>", "<s>", "</s>"] + MARKS + [f"<0x{byte:02X}>" for byte in range(256)] + pieces
+    tokens = all_tokens(pieces)
     kind = gguf.TokenType
     writer.add_token_list([token.encode() for token in tokens])
     writer.add_token_scores([0.0] * (BYTES + 256) + [-float(n) for n in range(len(pieces))])
@@ -178,13 +185,117 @@ def tensors(follows, layers, feed_forward, kind):
         yield block + "ffn_down.weight", zeros(VOCABULARY, feed_forward)
 
 
+def safetensors(folder, pieces, merges, follows):
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    feed_forward = 64
+    names = {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "output": "lm_head",
+        "blk.0": "model.layers.0",
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+
+    def renamed(name):
+        name = name.removesuffix(".weight")
+        block, _, rest = name.rpartition(".")
+        return ".".join(filter(None, [names.get(block), names[rest]])) + ".weight"
+
+    weights = {renamed(name): tensor for name, tensor in tensors(follows, 1, feed_forward, np.float32)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": VOCABULARY,
+        "intermediate_size": feed_forward,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": HEAD,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "torch_dtype": "float32",
+    }
+    tokens = all_tokens(pieces)
+    special = lambda id: {"id": id, "content": tokens[id], "special": id < PAUSE, "normalized": False} | dict.fromkeys(
+        ["single_word", "lstrip", "rstrip"], False
+    )
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [special(id) for id in range(BYTES)],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {token: id for id, token in enumerate(tokens)},
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": CHAT_TEMPLATE,
+        "model_max_length": CONTEXT,
+    }
+    for name, content in [
+        ("config", config),
+        ("generation_config", {"bos_token_id": BOS, "eos_token_id": EOS}),
+        ("tokenizer", tokenizer),
+        ("tokenizer_config", tokenizer_config),
+    ]:
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
 def main():
     text, folder = pathlib.Path(sys.argv[1]).read_text(), pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    pieces, spelled = learn(text)
+    pieces, merges, spelled = learn(text)
     follows = bigrams(text, pieces, spelled)
-    gguf(folder / "tiny.gguf", pieces, follows, layers=1, feed_forward=64)
-    gguf(folder / "slow.gguf", pieces, follows, layers=8, feed_forward=2048)
+    if sys.argv[3:] == ["--safetensors"]:
+        safetensors(folder / "tiny-hf", pieces, merges, follows)
+    else:
+        gguf(folder / "tiny.gguf", pieces, follows, layers=1, feed_forward=64)
+        gguf(folder / "slow.gguf", pieces, follows, layers=8, feed_forward=2048)
 
 
 main()

@@ -1,4 +1,4 @@
-//! Running cargo from a program that cargo runs.
+//! Running cargo from a program that cargo runs, and other programs in the same manner.
 
 use std::{
     env,
@@ -27,10 +27,10 @@ pub(crate) fn cargo<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Command
     command
 }
 
-/// Runs `command`, its output going where ours goes.
+/// Runs `command` without input, its output going where ours goes.
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     eprintln!("    {}", shown(command));
-    match command.status() {
+    match command.stdin(Stdio::null()).status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("`{}` ended with {status}", shown(command))),
         Err(error) => Err(format!("`{}` could not be started: {error}", shown(command))),
@@ -49,7 +49,9 @@ pub(crate) fn read(command: &mut Command) -> Result<String, String> {
 
 /// The command as one would type it.
 fn shown(command: &Command) -> String {
-    let mut words = vec!["cargo".to_owned()];
+    let program = Path::new(command.get_program());
+    // Cargo is known by its whole path; a path tells nothing of the others either.
+    let mut words = vec![program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
 }

