@@ -116,7 +116,8 @@ def bigrams(text, pieces, spelled):
             everywhere[PAUSE] += 0.02
     # What was never seen in the text, as most of a chat's markup, is followed by anything at all. Where a call must end,
     # its mark is far more likely than the same letters one by one, after which nothing would say that the end comes.
-    everywhere[[id for piece, id in ids.items() if piece.startswith("<")]] = 0
+    # Nor may it go on with blanks for ever, where a grammar lets it choose between these and the end.
+    everywhere[[id for piece, id in ids.items() if piece.startswith("<") or piece == SPACE]] = 0
     counts += 0.002 * everywhere / everywhere.sum()
     counts[:, CALLED] = 2e-6
     counts[[PAUSE, CALL, CALLED]] = 1e-9

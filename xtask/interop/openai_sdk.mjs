@@ -16,10 +16,12 @@ const WEATHER = {
   function: {
     name: "get_weather",
     description: "The weather in a city",
+    strict: true,
     parameters: {
       type: "object",
       properties: { city: { type: "string", enum: ["Oslo", "Paris"] } },
       required: ["city"],
+      additionalProperties: false,
     },
   },
 };

@@ -24,10 +24,12 @@ WEATHER = {
     "function": {
         "name": "get_weather",
         "description": "The weather in a city",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "enum": ["Oslo", "Paris"]}},
             "required": ["city"],
+            "additionalProperties": False,
         },
     },
 }
