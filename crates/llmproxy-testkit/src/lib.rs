@@ -29,8 +29,8 @@
 //!
 //! # What it must never know
 //!
-//! Any other crate of llmproxy, or a library that speaks HTTP: it speaks HTTP/1.1 (RFC 9112) by its own few lines, so that a mistake
-//! of the proxy can't hide behind the same mistake in its tests.
+//! Any other crate of llmproxy, or a library that speaks HTTP: it speaks HTTP/1.1 (RFC 9112) by its own few lines, so that
+//! a mistake of the proxy can't hide behind the same mistake in its tests.
 
 pub mod script;
 
