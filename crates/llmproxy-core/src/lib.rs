@@ -32,7 +32,7 @@
 //! | `llmproxy-usage` | a [`UsageSink`] | |
 //! | `llmproxy-ratelimit` | a [`UsageSink`] | [`Caller`], [`Call`], the client's address |
 //! | meter, in `llmproxy-metering` | times and [`End`]; the [`UsageRecord`] for every sink | all of it |
-//! | `llmproxy-balancer` | [`Target`], [`Attempt`]s | [`Call`] |
+//! | `llmproxy-balancer` | [`Target`], [`Attempt`]s | [`Call`], [`Edits`] |
 //! | `llmproxy-sse` | | [`Call`], [`Target`] |
 //! | `llmproxy-upstream` | | [`Target`], the id, the client's address |
 //!
