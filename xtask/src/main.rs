@@ -23,7 +23,7 @@ cargo xtask <command>
   check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
                 (licenses, sources, bans) and tidy. Runs all of them, then sums up.
   tidy          Only the rules of the workspace itself: which crate may know which, what each
-                must never depend on, file headers and sizes, names at the top.
+                must never depend on, file headers and sizes, crates' front pages, names at the top.
   help          This text.
 
 A change is ready when both pass:
