@@ -85,6 +85,7 @@ impl InspectError {
     const CLIENT_CLOSED_REQUEST: u16 = 499;
 
     /// The status of the answer: 400, 408, 413, 415 (RFC 9110, section 15.5), 503, and 499 where nobody is left to read it.
+    #[expect(clippy::missing_panics_doc, reason = "499 is a status to the http crate")]
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadJson { .. }

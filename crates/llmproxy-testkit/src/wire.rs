@@ -228,6 +228,10 @@ impl Wire {
     }
 
     /// Breaks the connection here and now: a RST.
+    ///
+    /// # Panics
+    ///
+    /// If the system can't.
     pub fn reset(mut self) {
         if let Some(conn) = self.conn.take() {
             // Without it the drop is a FIN: a test that asks for a reset must not pass by that.
