@@ -2,6 +2,14 @@
 //!
 //! The commands that people and the CI run are the same ones, so that what passes here passes there. It is a program
 //! and not a set of scripts, so that it needs nothing that the Rust toolchain does not bring.
+//!
+//! # Where it stands
+//!
+//! Beside the workspace: it looks at all of it, as text and through `cargo metadata`, and is linked with none of it.
+//!
+//! # What it must never know
+//!
+//! What the proxy does. A rule here is about how the code is laid out; what the code does is for its tests.
 
 use std::process::ExitCode;
 

@@ -54,7 +54,7 @@ pub(super) fn cancel_safety(source: &Source) -> Vec<Finding> {
 fn in_crate(path: &Path) -> Option<&Path> {
     let mut parts = path.components();
     let is = |part: Option<Component<'_>>, name: &str| part.is_some_and(|part| part.as_os_str() == name);
-    (is(parts.next(), "crates") && parts.next().is_some() && is(parts.next(), "src")).then(|| parts.as_path())
+    (is(parts.next(), "crates") && parts.next().is_some() && is(parts.next(), "src")).then_some(parts.as_path())
 }
 
 #[cfg(test)]
