@@ -1,7 +1,17 @@
 //! `cargo xtask`: what is done with the workspace besides building it.
 //!
 //! The commands that people and the CI run are the same ones, so that what passes here passes there. It is a program
-//! and not a set of scripts, so that it needs nothing that the Rust toolchain does not bring.
+//! and not a set of scripts, so that what it needs besides the Rust toolchain is what it installs itself.
+//!
+//! # Where it stands
+//!
+//! Beside the workspace: it looks at all of it, as text and through `cargo metadata`, and is linked with none of it but the
+//! testkit, whose clients and receivers stand between real clients and real servers.
+//!
+//! # What it must never know
+//!
+//! How the proxy works. A rule here is about how the code is laid out, and `interop` sees what anybody sees from outside;
+//! what the code does is for its tests.
 
 use std::process::ExitCode;
 
@@ -19,26 +29,27 @@ const EXIT_USAGE: u8 = 64;
 const HELP: &str = "\
 cargo xtask <command>
 
-  test [args]   Runs all tests of the workspace. The arguments go to `cargo test`:
+  test [args]   Runs all tests of the workspace, and those with OpenAI's SDK for Python, which it installs
+                into target/interop. The arguments go to `cargo test`:
                     cargo xtask test -p llmproxy-core
                     cargo xtask test -- permit_is_held
   check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
                 (licenses, sources, bans) and tidy. Runs all of them, then sums up.
   tidy          Only the rules of the workspace itself: which crate may know which, what each
-                must never depend on, file headers and sizes, names at the top.
+                must never depend on, file headers and sizes, crates' front pages, names at the top.
   interop [--vllm]
                 Real clients (OpenAI's SDKs for Python and Node, OpenClaw) through the proxy to a real
                 server (llama-server, or vLLM on the CPU), and what each of them says that it came to.
                 Installs them into target/interop: needs python3, npm, a C++ compiler and a quarter of
                 an hour the first time; with --vllm also 6 GB.
   dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
-                licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that it builds
-                with on Linux, and some minutes.
+                licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that
+                it builds with on Linux, and some minutes.
   help          This text.
 
 A change is ready when both pass:
     cargo xtask test && cargo xtask check
-The CI runs the same two, by .ci/run.
+The CI runs the same two and `dist`, by .ci/run.
 
 `check` wants cargo-deny and installs it into cargo's own bin directory where it is missing.
 ";

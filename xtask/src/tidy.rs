@@ -4,6 +4,7 @@
 //! is a function from a small model of the workspace to findings. All of them run as a test of this crate, too.
 
 mod crates;
+mod docs;
 mod model;
 mod rust;
 mod sources;
@@ -52,6 +53,8 @@ fn findings(workspace: &Workspace) -> Vec<Finding> {
         findings.extend(sources::header(source));
         findings.extend(sources::too_long(source));
         findings.extend(sources::forbidden_words(source));
+        findings.extend(docs::front_page(source));
+        findings.extend(docs::cancel_safety(source));
     }
     findings
 }
@@ -130,7 +133,10 @@ mod tests {
         let workspace = Workspace {
             top: vec!["notes.txt".into()],
             crates: vec![krate("llmproxy-core", &["llmproxy-auth", "figment"]), krate("llmproxy-auth", &[])],
-            sources: vec![source("fn main() { todo!() }".into()), source("//! Long.\n".repeat(800))],
+            sources: vec![
+                source("fn main() { todo!() }\npub async fn x() {}".into()),
+                source("//! Long.\n".repeat(800)),
+            ],
         };
         let findings: Vec<String> = findings(&workspace).into_iter().map(|finding| finding.what).collect();
         let has = |what: &str| assert!(findings.iter().any(|finding| finding.contains(what)), "{what}: {findings:#?}");
@@ -142,7 +148,12 @@ mod tests {
         has("does not begin with `//!`");
         has("`todo!`");
         has("has 800 lines");
-        assert_eq!(findings.len(), 8, "{findings:#?}");
+        // Both files are a crate's front page, and neither has anything of it.
+        has("no heading `# Where it stands`");
+        has("no heading `# What it must never know`");
+        has("shows no example");
+        has("a public async function without `# Cancel safety`");
+        assert_eq!(findings.len(), 15, "{findings:#?}");
         assert_eq!(notes(&workspace), [], "what must be changed is no note");
     }
 }

@@ -1,4 +1,15 @@
 //! The command line of llmproxy: starts the proxy, checks its configuration, makes keys, shows what it does.
+//!
+//! # Where it stands
+//!
+//! Outermost: nothing knows it. It reads the command line, has `llmproxy-config` read the file, installs the logging and the
+//! exporter of metrics, and hands over to `llmproxy-stack`; signals reach the runtime from here. Its `keys` asks
+//! `llmproxy-auth`'s store, its `demo` the servers of `llmproxy-testkit`.
+//!
+//! # What it must never know
+//!
+//! How a request is served. Whoever puts the proxy into a program of their own must be able to do without it, so that what
+//! is no matter of a terminal, a process or a signal belongs further in.
 
 mod check;
 mod cli;

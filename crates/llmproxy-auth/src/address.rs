@@ -27,6 +27,12 @@ pub struct AddressRules {
 /// # Errors
 ///
 /// A sentence saying what is allowed.
+///
+/// ```
+/// assert_eq!(llmproxy_auth::parse_net("::ffff:10.1.2.3")?.to_string(), "10.1.2.3/32");
+/// assert!(llmproxy_auth::parse_net("localhost").is_err());
+/// # Ok::<(), String>(())
+/// ```
 pub fn parse_net(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {

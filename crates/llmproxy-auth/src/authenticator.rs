@@ -13,7 +13,8 @@ use crate::{
     skip::SkipPaths,
 };
 
-/// Decides who is calling and whether they may.
+/// Decides who is calling and whether they may, from a request's head. A key stands in `Authorization`, behind `Bearer`
+/// (RFC 6750, section 2.1) or alone, or in any other header that the configuration names.
 ///
 /// ```
 /// use llmproxy_auth::{AuthConfig, Authenticator, SourceConfig, StaticKeyConfig};

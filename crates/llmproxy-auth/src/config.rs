@@ -48,6 +48,13 @@ pub enum Mode {
 }
 
 /// One entry of `auth.pipeline`.
+///
+/// ```
+/// use llmproxy_auth::{AuthConfig, SourceConfig};
+///
+/// let config = AuthConfig { enabled: true, pipeline: vec![SourceConfig::builtin()], ..AuthConfig::default() };
+/// assert!(config.needs_store());
+/// ```
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct SourceConfig {
@@ -84,6 +91,15 @@ pub struct StaticConfig {
 /// One key in the configuration.
 ///
 /// `created_at` and `updated_at` may stand beside these and mean nothing: they are notes of whoever keeps the file.
+///
+/// ```
+/// use llmproxy_auth::{KeyHash, StaticKeyConfig};
+///
+/// // The file need not hold the key itself.
+/// let key = format!("sha256:{}", KeyHash::of(b"sk-secret"));
+/// let alice = StaticKeyConfig { key, name: "alice".into(), ..StaticKeyConfig::default() };
+/// assert!(!format!("{alice:?}").contains("sha256"), "not even the hash is logged");
+/// ```
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct StaticKeyConfig {

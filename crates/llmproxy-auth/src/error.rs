@@ -61,7 +61,7 @@ pub enum AuthConfigError {
     NoStore,
 }
 
-/// What can go wrong with a [`KeyStore`](crate::KeyStore).
+/// What can go wrong with a [`KeyStore`](crate::KeyStore). No text of it holds a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The file or its folder.
@@ -112,12 +112,12 @@ impl AuthError {
         self.refusal
     }
 
-    /// The answer's status.
+    /// The answer's status: the configuration's for that status of a key, or else [`Refusal::status`].
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// What a program tells errors apart by.
+    /// What a program tells errors apart by: see [`Refusal::code`].
     pub fn code(&self) -> &'static str {
         self.refusal.code()
     }
@@ -139,7 +139,7 @@ impl Refusal {
         Self::Address,
     ];
 
-    /// What a program tells errors apart by.
+    /// What a program tells errors apart by; also the label `code` of the metric. Several reasons may share one.
     pub fn code(self) -> &'static str {
         match self {
             Self::Missing | Self::SourceFailed => "ERROR",
@@ -151,7 +151,8 @@ impl Refusal {
         }
     }
 
-    /// The answer's status, unless the configuration says otherwise.
+    /// The answer's status, unless the configuration says otherwise: 401 where who is calling is not known, 403 where
+    /// it is (RFC 9110, sections 15.5.2 and 15.5.4), 429 for a quota, 500 for a source that failed.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Missing | Self::Unknown => StatusCode::UNAUTHORIZED,

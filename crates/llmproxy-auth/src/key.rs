@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::AddressRules;
 
-/// The SHA-256 of a key: all that is kept of it, and what it is looked up by.
+/// The SHA-256 (FIPS 180-4) of a key: all that is kept of it, and what it is looked up by. Keys are random and long, so a
+/// plain hash does; it is not meant for passwords.
 ///
 /// ```
 /// let hash = llmproxy_auth::KeyHash::of(b"sk-secret");
@@ -19,6 +20,13 @@ use crate::AddressRules;
 pub struct KeyHash([u8; 32]);
 
 /// Whether a key may be used.
+///
+/// ```
+/// use llmproxy_auth::KeyStatus;
+///
+/// assert_eq!(KeyStatus::from_name("Disabled"), Some(KeyStatus::Disabled));
+/// assert_eq!(KeyStatus::from_number(3), Some(KeyStatus::Expired));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyStatus {
     /// It may.
@@ -88,7 +96,7 @@ impl KeyHash {
         Self(Sha256::digest(key).into())
     }
 
-    /// Reads 64 hex digits, in either case.
+    /// Reads 64 hex digits, in either case; `None` where it is something else.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
         if digits.len() != 64 {
@@ -102,7 +110,7 @@ impl KeyHash {
         Some(Self(hash))
     }
 
-    /// The hash as a database has it.
+    /// The hash as a database has it: 32 bytes; `None` where there are more or fewer.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -145,7 +153,7 @@ impl KeyStatus {
         }
     }
 
-    /// Reads a name, in any case; nothing at all is active.
+    /// Reads a name, in any case; nothing at all is active. `None` where it names no status.
     pub fn from_name(name: &str) -> Option<Self> {
         match name.trim().to_ascii_lowercase().as_str() {
             "" | "active" | "enabled" | "0" => Some(Self::Active),
@@ -156,7 +164,7 @@ impl KeyStatus {
         }
     }
 
-    /// Reads a number.
+    /// Reads a number, 0 to 3 in the order above; `None` for any other.
     pub fn from_number(number: i64) -> Option<Self> {
         match number {
             0 => Some(Self::Active),

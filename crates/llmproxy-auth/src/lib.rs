@@ -15,9 +15,6 @@
 //! A request that is dropped while its key is looked up has done nothing: there is nothing to give back. A request that
 //! is dropped later is the business of the layers further in, this one keeps no state for it.
 //!
-//! The layer reads where a request came from out of the exchange. Used alone, where nobody writes that, a key with a
-//! list of addresses is refused: here an absent fact must not open a door.
-//!
 //! ```
 //! use std::sync::Arc;
 //!
@@ -41,6 +38,27 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! First of all layers that may refuse. Outside of it is only what every request needs, known or not: in `llmproxy-stack`
+//! the access log, which writes the client's address into the [`Exchange`](llmproxy_core::Exchange), and what makes errors
+//! into answers. Inside is `llmproxy-metering`'s inspect layer, which reads bodies: a stranger's is never read. It reads the
+//! address and writes the [`Caller`](llmproxy_core::Caller), for `llmproxy-ratelimit`, `/v1/models`, the access log and
+//! the record.
+//!
+//! # What it must never know
+//!
+//! A body: it decides by the head, the path and the address. What a model or a limit is: it writes down which models a
+//! caller may use and lets others act on it. Nothing that leaves it can be turned back into a key. A source of keys that
+//! fails refuses; it never lets pass. SQL is here and in no other crate.
+//!
+//! # Used alone
+//!
+//! The layer reads where a request came from out of the exchange. Where nobody writes that, a key with a list of addresses
+//! is refused. It is the one exception from the rule that less is enforced where a fact is absent: here that would open
+//! a door. Which models a key may use is enforced by `llmproxy-ratelimit` only; without it, read
+//! [`Caller::may_use`](llmproxy_core::Caller::may_use).
 
 pub mod metrics;
 

@@ -1,4 +1,4 @@
-//! What is counted.
+//! What is counted, through the `metrics` facade; without a recorder nothing is.
 
 use metrics::{Unit, describe_counter, describe_gauge};
 
@@ -11,7 +11,7 @@ pub const KEYS: &str = "llmproxy_auth_keys";
 /// Failed attempts to read the builtin store again after someone else wrote it.
 pub const REFRESH_FAILURES: &str = "llmproxy_auth_refresh_failures_total";
 
-/// Registers the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_counter!(REFUSALS, Unit::Count, "Requests refused by authentication, by the answer's code.");
     describe_gauge!(KEYS, Unit::Count, "Keys in the builtin store, whatever their status.");

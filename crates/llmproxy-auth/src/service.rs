@@ -16,8 +16,13 @@ use crate::{Authenticator, metrics::REFUSALS};
 const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
 const NAME: HeaderName = HeaderName::from_static("x-api-key-name");
 
-/// Lets a request pass when its key is good, and says in the exchange whose it is. A refusal is an error, an
-/// [`AuthError`](crate::AuthError); the request's body is dropped unread.
+/// Lets a request pass when its key is good, and says in the exchange whose it is. Made by
+/// [`AuthLayer`](crate::AuthLayer); the [crate] has an example.
+///
+/// # Errors
+///
+/// An [`AuthError`](crate::AuthError) where the request is refused; its body is dropped unread. Else whatever the inner
+/// service says.
 ///
 /// # Cancel safety
 ///

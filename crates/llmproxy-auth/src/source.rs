@@ -44,6 +44,19 @@ pub trait KeySource: Send + Sync {
 }
 
 /// The keys of one entry of the configuration.
+///
+/// ```
+/// use llmproxy_auth::{KeyEntry, KeyHash, KeySource, StaticKeys};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+/// let hash = KeyHash::of(b"sk-secret");
+/// let keys = StaticKeys::new("file", [KeyEntry::new(hash)]);
+/// assert!(keys.lookup(hash).await?.is_some());
+/// assert!(keys.lookup(KeyHash::of(b"sk-guessed")).await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct StaticKeys {
     name: Arc<str>,
@@ -53,7 +66,7 @@ pub struct StaticKeys {
 // === impl StaticKeys ===
 
 impl StaticKeys {
-    /// A source that knows exactly these keys.
+    /// A source that knows exactly these keys; of two with the same hash the last.
     pub fn new(name: impl Into<Arc<str>>, keys: impl IntoIterator<Item = KeyEntry>) -> Self {
         let keys = keys.into_iter().map(|entry| (*entry.hash(), Arc::new(entry))).collect();
         Self { name: name.into(), keys }

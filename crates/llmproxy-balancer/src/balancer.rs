@@ -26,14 +26,23 @@ use crate::{
 ///
 /// The checks run as long as the balancer lives and the newest configuration has the backend.
 ///
-/// ```no_run
-/// # fn example(client: llmproxy_core::HttpClient) {
-/// use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer};
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use llmproxy_balancer::{BackendConfig, Balancer};
+/// use llmproxy_core::{BoxError, HttpClient};
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// // A client by which every server answers every check with 200.
+/// let client = HttpClient::new(tower::service_fn(async |_: Request<Bytes>| {
+///     Ok::<_, BoxError>(Response::new(Bytes::from(r#"{"data": [{"id": "qwen2.5"}]}"#)))
+/// }));
 /// let balancer = Balancer::new(client);
-/// let backends = [BackendConfig::new("http://vllm-1:8000"), BackendConfig::new("http://vllm-2:8000")];
-/// let pool = balancer.apply(&backends, &Default::default(), &Default::default());
-/// let layer = BalanceLayer::new(pool);
+/// let pool = balancer.apply(&[BackendConfig::new("http://vllm:8000")], &Default::default(), &Default::default());
+/// balancer.check_now().await;
+/// assert!(pool.is_any_up());
+/// assert_eq!(pool.models()[0].id, "qwen2.5");
 /// # }
 /// ```
 #[derive(Debug)]

@@ -43,6 +43,17 @@ pub struct BackendConfig {
 }
 
 /// The `routing` block, as far as it is about backends.
+///
+/// ```
+/// use llmproxy_balancer::{LoadBalance, RetryConfig, RetryOn, RoutingConfig, validate_routing};
+///
+/// let routing = RoutingConfig {
+///     load_balance: LoadBalance::LeastConnections,
+///     retry: RetryConfig { retry_on: vec![RetryOn::new("connect"), RetryOn::new("5xx")], ..RetryConfig::default() },
+///     ..RoutingConfig::default()
+/// };
+/// assert!(validate_routing(&routing).is_empty());
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct RoutingConfig {
@@ -140,23 +151,23 @@ pub struct HealthCheckConfig {
     pub healthy_threshold: u32,
 }
 
-/// Equal shares.
+/// 1: equal shares.
 pub const DEFAULT_WEIGHT: u32 = 1;
-/// Long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
+/// 2 s: long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
 pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Three more attempts.
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
-/// One second.
+/// 1 s.
 pub const DEFAULT_INITIAL_WAIT: Duration = Duration::from_secs(1);
-/// Ten seconds.
+/// 10 s.
 pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(10);
 /// Each wait is twice the one before.
 pub const DEFAULT_MULTIPLIER: f64 = 2.0;
 /// What says that the backend, not the request, is at fault, and that it probably has not begun to work.
 pub const DEFAULT_RETRY_ON: [&str; 5] = ["connect", "reset", "502", "503", "504"];
-/// Half a minute.
+/// 30 s.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
-/// Five seconds.
+/// 5 s.
 pub const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plain GET.
 pub const DEFAULT_METHOD: &str = "GET";

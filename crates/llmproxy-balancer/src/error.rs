@@ -9,6 +9,15 @@ use crate::retry::Failure;
 
 /// Why a request has no answer of a backend. Messages are fit for clients: they name backends, not addresses or causes;
 /// those are in the source.
+///
+/// ```
+/// use std::time::Duration;
+/// use llmproxy_balancer::BalanceError;
+///
+/// let error = BalanceError::NoBackend { model: None, retry_after: Duration::from_secs(5) };
+/// assert_eq!((error.status().as_u16(), error.code()), (503, "no_backend"));
+/// assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum BalanceError {
     /// Every backend that could do it is out.
@@ -54,7 +63,7 @@ pub enum BalanceError {
 // === impl BalanceError ===
 
 impl BalanceError {
-    /// The answer's status.
+    /// The answer's status: 404 (RFC 9110, section 15.5.5) for a model that nobody has, else 502, 503 or 504 (15.6).
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NoBackend { .. } | Self::Unlearned { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -81,7 +90,7 @@ impl BalanceError {
         matches!(self, Self::UnknownModel { .. } | Self::Unlearned { .. }).then_some("model")
     }
 
-    /// When trying again may help.
+    /// How long until trying again may help; `None` where it does not.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoBackend { retry_after, .. } | Self::Unlearned { retry_after, .. } => Some(*retry_after),

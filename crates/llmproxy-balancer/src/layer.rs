@@ -8,20 +8,28 @@ use crate::{Balance, Policy, Pool};
 
 /// Sends each request to one of a pool's backends; see [`Balance`].
 ///
-/// ```no_run
-/// # fn example(pool: std::sync::Arc<llmproxy_balancer::Pool>) {
+/// ```
+/// use bytes::Bytes;
 /// use http::{Request, Response};
-/// use llmproxy_balancer::BalanceLayer;
-/// use llmproxy_core::{BoxError, RequestBody, Target};
-/// use tower::{ServiceBuilder, service_fn};
+/// use http_body_util::{BodyExt, Full};
+/// use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer};
+/// use llmproxy_core::{BoxError, HttpClient, RequestBody, Target};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let client = HttpClient::new(service_fn(async |_: Request<Bytes>| Ok::<_, BoxError>(Response::new(Bytes::new()))));
+/// let pool = Balancer::new(client).apply(&[BackendConfig::new("http://a:8000")], &Default::default(), &Default::default());
 /// let service = ServiceBuilder::new().layer(BalanceLayer::new(pool)).service(service_fn(
 ///     async |request: Request<RequestBody>| {
 ///         let target = request.extensions().get::<Target>().expect("the balancer has picked one");
 ///         let text = format!("would ask {}", target.backend.name);
-///         Ok::<_, BoxError>(Response::new(http_body_util::Full::new(bytes::Bytes::from(text))))
+///         Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(text))))
 ///     },
 /// ));
+/// let answer = service.oneshot(Request::new(RequestBody::whole("{}"))).await?;
+/// assert_eq!(answer.into_body().collect().await?.to_bytes(), "would ask http://a:8000");
+/// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug)]

@@ -10,19 +10,64 @@
 //!   gets the last answer that a backend gave, or a [`BalanceError`].
 //! - Backends are checked; one that refuses a connection is out until it proves itself.
 //!
-//! This crate must never know: a caller, a limit, a token, an HTTP client library. An inner service's error is told
-//! apart by what its source chain says: see [`Failure`].
+//! ```
+//! use std::io;
 //!
-//! ```no_run
-//! # fn example(client: llmproxy_core::HttpClient) {
-//! use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer, LoadBalance, RoutingConfig};
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer, HealthCheckConfig, RoutingConfig};
+//! use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody, Target};
+//! use tower::{Layer, ServiceExt, service_fn};
 //!
-//! let balancer = Balancer::new(client);
-//! let routing = RoutingConfig { load_balance: LoadBalance::LeastConnections, ..RoutingConfig::default() };
-//! let backends = [BackendConfig { weight: 3, ..BackendConfig::new("http://big:8000") }, BackendConfig::new("http://small:8000")];
-//! let layer = BalanceLayer::new(balancer.apply(&backends, &routing, &Default::default()));
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let client = HttpClient::new(service_fn(async |_: Request<Bytes>| Err::<Response<Bytes>, BoxError>("down".into())));
+//! let balancer = Balancer::new(client); // The client is for health checks and lists of models.
+//! let served = |url| BackendConfig { models: vec!["qwen2.5".into()], ..BackendConfig::new(url) };
+//! let backends = [served("http://a:8000"), served("http://b:8000")];
+//! let unchecked = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+//! let pool = balancer.apply(&backends, &RoutingConfig::default(), &unchecked);
+//!
+//! // In the place of `llmproxy-upstream`: nothing listens at `a`.
+//! let service = BalanceLayer::new(pool).layer(service_fn(async |request: Request<RequestBody>| {
+//!     let target = request.extensions().get::<Target>().expect("the balancer has picked a backend");
+//!     if &*target.backend.name == "http://a:8000" {
+//!         return Err(BoxError::from(io::Error::from(io::ErrorKind::ConnectionRefused)));
+//!     }
+//!     Ok(Response::new(Full::new(Bytes::from("hello"))))
+//! }));
+//!
+//! let mut request = Request::new(RequestBody::whole("{}"));
+//! let exchange = Exchange::of(request.extensions_mut());
+//! assert!(service.oneshot(request).await?.status().is_success());
+//! assert_eq!(exchange.attempts().len(), 2);
+//! assert_eq!(exchange.backend().unwrap().url, "http://b:8000");
+//! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! Between what is done once for a request and what is done once for an attempt. Outside of it is `llmproxy-metering`'s
+//! meter, so that there is one record whatever the retries; inside are `llmproxy-sse`, so that each attempt has its own
+//! limits of time, and `llmproxy-upstream`. It reads the model in the [`Call`](llmproxy_core::Call) and the
+//! [`Edits`](llmproxy_core::Edits) of the body, and writes the [`Target`](llmproxy_core::Target) of each attempt into its
+//! extensions, and the [`Attempt`](llmproxy_core::Attempt)s and the one that was served into the
+//! [`Exchange`](llmproxy_core::Exchange), for the meter, `llmproxy-ratelimit` and the access log.
+//!
+//! # What it must never know
+//!
+//! A caller, a limit, a token, an HTTP client library. It decides what a backend is to be sent and never how. An inner
+//! service's error is told apart by what its source chain says, never by a type of the upstream's: see [`Failure`]. It
+//! never retries after an answer's head has gone on, and never counts a 4xx or a client that left against a backend.
+//!
+//! # Used alone
+//!
+//! - Without a [`Call`](llmproxy_core::Call) every backend is taken to be able, and aliases are not replaced.
+//! - Without [`Edits`](llmproxy_core::Edits) in the body no usage event is asked for.
+//! - A body that was not read whole ([`RequestBody::Stream`](llmproxy_core::RequestBody::Stream)) is never sent again.
+//! - Without `llmproxy-sse` further in, an attempt has no limit of time, so that none fails by it.
 
 pub mod metrics;
 

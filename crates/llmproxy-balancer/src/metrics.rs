@@ -1,4 +1,4 @@
-//! The metrics of this crate.
+//! The metrics of this crate, counted through the `metrics` facade; without a recorder nothing is.
 
 use metrics::{Unit, describe_counter, describe_gauge};
 
@@ -11,7 +11,7 @@ pub const RETRIES: &str = "llmproxy_retries_total";
 /// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
 pub const HEALTH_CHANGES: &str = "llmproxy_backend_health_changes_total";
 
-/// Registers the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_gauge!(BACKEND_UP, "Whether the backend is up (1) or out (0)");
     describe_gauge!(IN_FLIGHT, Unit::Count, "Requests at the backend whose answers have not ended");

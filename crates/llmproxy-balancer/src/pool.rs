@@ -28,7 +28,8 @@ const LEARN_WAIT: Duration = Duration::from_secs(2);
 /// The shortest time after which a client is asked to come back.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The backends of one configuration. Immutable; the state behind it is the [`Balancer`](crate::Balancer)'s.
+/// The backends of one configuration. Immutable; the state behind it is the [`Balancer`](crate::Balancer)'s, which makes
+/// it and has an example.
 #[derive(Debug)]
 pub struct Pool {
     members: Vec<Member>,

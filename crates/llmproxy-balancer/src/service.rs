@@ -38,7 +38,11 @@ pub type BalanceBody<B> = Observed<Peeked<B>, Flight>;
 /// configuration wants it and the body can be sent again.
 ///
 /// Reads the model from the exchange's call; without that fact (no inspect layer) every backend is taken to be able, and
-/// aliases are not replaced.
+/// aliases are not replaced. Made by [`BalanceLayer`](crate::BalanceLayer), where there is an example.
+///
+/// # Errors
+///
+/// A [`BalanceError`] where no backend can be asked or none has answered; what the last of them failed by is its source.
 ///
 /// # Cancel safety
 ///

@@ -13,6 +13,16 @@ use serde::Deserialize;
 use crate::{LogConfig, LoggingConfig, ServerConfig};
 
 /// What a file says, checked.
+///
+/// ```
+/// use llmproxy_config::{LoadOptions, load_str};
+///
+/// let text = "backends: [{url: 'http://localhost:11434'}]\nrouting: {load_balance: least_connections}\n";
+/// let config = load_str(text, &LoadOptions::default())?.config;
+/// assert_eq!(config.backends[0].url, "http://localhost:11434");
+/// assert!(!config.auth.enabled);
+/// # Ok::<(), llmproxy_config::LoadError>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// `server:`

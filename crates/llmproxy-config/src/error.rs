@@ -20,7 +20,18 @@ pub struct Warning {
     pub message: String,
 }
 
-/// Why a configuration can't be used.
+/// Why a configuration can't be used. Its text is one line for each mistake, and quotes no secret.
+///
+/// ```
+/// use llmproxy_config::{LoadOptions, load_str};
+///
+/// let options = LoadOptions { strict: true, env: false, ..LoadOptions::default() };
+/// let error = load_str("backends: [{url: 'ftp://a'}]\nserver: {lisen: ':80'}\n", &options).unwrap_err();
+/// for mistake in error.mistakes() {
+///     println!("{}: {}", mistake.path, mistake.message);
+/// }
+/// assert_eq!(error.mistakes().len(), 2);
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file can't be read.

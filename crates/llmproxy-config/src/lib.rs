@@ -13,8 +13,6 @@
 //!
 //! [`Live`] is the other half: the service that hands each request to the newest stack that a valid file made.
 //!
-//! This crate must never know: how a part does its work, a request's content, when a reload is asked for.
-//!
 //! ```
 //! use llmproxy_config::{LoadOptions, load_str};
 //!
@@ -23,6 +21,26 @@
 //! assert!(loaded.warnings.is_empty());
 //! # Ok::<(), llmproxy_config::LoadError>(())
 //! ```
+//!
+//! # Where it stands
+//!
+//! Between the parts and what puts them together. It knows the config types of `llmproxy-auth`, `llmproxy-ratelimit`,
+//! `llmproxy-metering`, `llmproxy-balancer`, `llmproxy-sse` and `llmproxy-usage`, each of which owns its block, and is known
+//! by `llmproxy-stack` and the command line. It is done when the proxy starts: nothing reads a configuration while
+//! requests are served.
+//!
+//! In the stack, [`Live`] stands between what outlives a configuration, the access log, and what is built anew for each:
+//! the routes and all layers behind them. It reads and writes no fact.
+//!
+//! # What it must never know
+//!
+//! How a part does its work, a request's content, when a reload is asked for. It finds what no part can find alone:
+//! unknown keys, what belongs together, every mistake at once.
+//!
+//! # Used alone
+//!
+//! The parts' config types are plain serde, and each has its own `validate`: who builds a few layers without a file needs
+//! nothing of this crate. [`Live`] takes any service.
 
 mod compose;
 mod config;

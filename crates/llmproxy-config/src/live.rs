@@ -14,14 +14,24 @@ use tower::{Service, util::Oneshot};
 /// only hold on to it. A request that was handed over stays with its service, as does its answer's body. A service that
 /// was replaced goes away with the last of them.
 ///
+/// # Errors
+///
+/// The inner service's, as they are.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the inner one, or gives its place up where the inner service was not ready yet.
+///
 /// ```
 /// use std::convert::Infallible;
 ///
 /// use llmproxy_config::Live;
 /// use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 ///
-/// # async fn example() -> Result<(), Infallible> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Infallible> {
 /// let (live, handle) = Live::new(BoxCloneSyncService::new(service_fn(|_: ()| async { Ok::<_, Infallible>("old") })));
+/// assert_eq!(live.clone().oneshot(()).await?, "old");
 /// handle.swap(BoxCloneSyncService::new(service_fn(|_: ()| async { Ok("new") })));
 /// assert_eq!(live.oneshot(()).await?, "new");
 /// # Ok(())
@@ -31,7 +41,7 @@ pub struct Live<S> {
     newest: Arc<ArcSwap<S>>,
 }
 
-/// Replaces what a [`Live`] hands requests to.
+/// Replaces what a [`Live`] hands requests to; see there for an example. Clones are the same handle.
 pub struct LiveHandle<S> {
     newest: Arc<ArcSwap<S>>,
 }

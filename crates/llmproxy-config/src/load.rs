@@ -19,6 +19,16 @@ const SEPARATOR: &str = "__";
 const MASK: &str = "***";
 
 /// How a file is read.
+///
+/// ```
+/// use llmproxy_config::{LoadOptions, load_str};
+///
+/// let variables = [("PORT".to_owned(), "9000".to_owned())].into_iter().collect();
+/// let options = LoadOptions { variables: Some(variables), ..LoadOptions::default() };
+/// let text = "server: {listen: ':${PORT}'}\nbackends: [{url: 'http://localhost:11434'}]\n";
+/// assert_eq!(load_str(text, &options)?.config.server.listen, ":9000");
+/// # Ok::<(), llmproxy_config::LoadError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Whether a key that nothing knows is a mistake rather than a warning.
@@ -38,11 +48,18 @@ pub struct Loaded {
     pub warnings: Vec<Warning>,
 }
 
-/// Reads the file at `path`.
+/// Reads the file at `path`. It blocks while it reads: the file, and those that `${file:...}` names.
 ///
 /// # Errors
 ///
 /// If it can't be read, is no YAML, or says something that can't be done; then all of that at once.
+///
+/// ```
+/// use llmproxy_config::{LoadError, load};
+///
+/// let error = load("no-such-file.yaml", &Default::default()).unwrap_err();
+/// assert!(matches!(error, LoadError::Read { .. }));
+/// ```
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let path = path.as_ref();
     let text = fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.into(), source })?;

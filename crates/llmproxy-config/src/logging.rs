@@ -5,6 +5,13 @@ use std::{fmt, path::PathBuf};
 use serde::Deserialize;
 
 /// The program's own log: starts, reloads, backends that come and go.
+///
+/// ```
+/// use llmproxy_config::{LogConfig, LogOutput};
+///
+/// let config = LogConfig { output: "/var/log/llmproxy.log".into(), ..LogConfig::default() };
+/// assert_eq!(config.target(), LogOutput::File("/var/log/llmproxy.log".into()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct LogConfig {
@@ -66,6 +73,13 @@ pub struct LogFile {
 }
 
 /// What is logged of requests.
+///
+/// ```
+/// use llmproxy_config::{AccessFormat, AccessOutput, LoggingConfig};
+///
+/// let log = LoggingConfig::default().access_log().expect("it is on unless switched off");
+/// assert_eq!((log.format, log.output), (AccessFormat::Json, AccessOutput::Stdout));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct LoggingConfig {
@@ -150,7 +164,7 @@ impl Default for LogConfig {
 // === impl LogLevel ===
 
 impl LogLevel {
-    /// The level's name.
+    /// The level's name, as the configuration has it and as a filter of `tracing` reads it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Trace => "trace",

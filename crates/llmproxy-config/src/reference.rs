@@ -33,6 +33,11 @@ pub enum KeyState {
 }
 
 /// Every key that a file may have, in the order of the reference.
+///
+/// ```
+/// let key = llmproxy_config::reference().find(|key| key.path == "server.max_body_size").unwrap();
+/// assert_eq!((key.default, key.unit), (Some("10MiB"), Some("bytes")));
+/// ```
 pub fn reference() -> impl Iterator<Item = KeyDoc> {
     table::keys().map(|key| KeyDoc {
         path: key.path,

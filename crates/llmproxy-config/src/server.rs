@@ -42,6 +42,13 @@ pub struct ServerConfig {
 }
 
 /// Where to listen, taken apart.
+///
+/// ```
+/// use llmproxy_config::{ListenAddress, ServerConfig};
+///
+/// let server = ServerConfig { listen: "127.0.0.1:9000".into(), ..ServerConfig::default() };
+/// assert_eq!(server.listen_address(), Ok(ListenAddress::Host("127.0.0.1".into(), 9000)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     /// On this port of all interfaces.
@@ -55,21 +62,21 @@ pub enum ListenAddress {
 impl ServerConfig {
     /// All interfaces, port 8000.
     pub const DEFAULT_LISTEN: &str = ":8000";
-    /// Thirty seconds.
+    /// 30 s.
     pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(30);
-    /// One minute.
+    /// 60 s.
     pub const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-    /// Two minutes.
+    /// 120 s.
     pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-    /// 1 MiB.
+    /// 1 MiB, in bytes.
     pub const DEFAULT_MAX_HEADER_BYTES: u64 = 1024 * 1024;
-    /// The smallest buffer that the HTTP library reads a head into.
+    /// 8 KiB, in bytes: the smallest buffer that the HTTP library reads a head into.
     pub const MIN_HEADER_BYTES: u64 = 8192;
-    /// 10 MiB.
+    /// 10 MiB, in bytes.
     pub const DEFAULT_MAX_BODY_SIZE: u64 = 10 * 1024 * 1024;
-    /// 256 MiB.
+    /// 256 MiB, in bytes.
     pub const DEFAULT_MAX_BUFFERED_BYTES: u64 = 256 * 1024 * 1024;
-    /// Thirty seconds.
+    /// 30 s.
     pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// Where to listen.

@@ -9,12 +9,19 @@ use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use crate::BoxError;
 
 /// Asks for small things: a health check, a list of models, a webhook. The answer is read whole, bounded by whoever
-/// made the client.
+/// made the client. The one that speaks HTTP is `Clients::http_client` of `llmproxy-upstream`; in a test any service is
+/// one:
 ///
 /// ```
-/// # async fn example(client: llmproxy_core::HttpClient) -> Result<(), llmproxy_core::BoxError> {
-/// let request = http::Request::get("http://127.0.0.1:8000/health").body(bytes::Bytes::new())?;
-/// let response = client.send(request).await?;
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use llmproxy_core::{BoxError, HttpClient};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// let healthy = tower::service_fn(async |_: Request<Bytes>| Ok::<_, BoxError>(Response::new(Bytes::new())));
+/// let client = HttpClient::new(healthy);
+/// let response = client.send(Request::get("http://127.0.0.1:8000/health").body(Bytes::new())?).await?;
 /// assert!(response.status().is_success());
 /// # Ok(())
 /// # }
@@ -43,7 +50,8 @@ impl HttpClient {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection.
+    /// Dropping the future closes the connection, where the service behind the client does as `llmproxy-upstream`'s. The
+    /// other side may have done what it was asked for all the same.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, BoxError> {
         self.0.clone().oneshot(request).await
     }

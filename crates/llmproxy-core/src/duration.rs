@@ -1,6 +1,20 @@
 //! Durations as the configuration writes them: `1s`, `500ms`, `1h`, `1m30s`, as Go does.
 //!
 //! Every part's config uses it: `#[serde(with = "llmproxy_core::duration")]`, or `duration::option` for an optional one.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Config {
+//!     #[serde(with = "llmproxy_core::duration")]
+//!     timeout: Duration,
+//! }
+//!
+//! let config: Config = serde_json::from_str(r#"{"timeout": "1m30s"}"#)?;
+//! assert_eq!(config.timeout, Duration::from_secs(90));
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 use std::time::Duration;
 
@@ -48,7 +62,12 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// Writes a duration so that [`parse`] reads it back.
+/// Writes a duration so that [`parse`] reads it back, in the largest unit that it is a whole number of.
+///
+/// ```
+/// use std::time::Duration;
+/// assert_eq!(llmproxy_core::duration::format(Duration::from_secs(90)), "90s");
+/// ```
 pub fn format(duration: Duration) -> String {
     match duration {
         d if d.is_zero() => "0s".into(),
@@ -60,26 +79,42 @@ pub fn format(duration: Duration) -> String {
     }
 }
 
-/// For serde's `with`.
+/// For serde's `with`: reads a string, as [`parse`] does.
+///
+/// # Errors
+///
+/// If there is no string, or it is no duration.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// For serde's `with`.
+/// For serde's `with`: writes a string, as [`format`](self::format()) does.
+///
+/// # Errors
+///
+/// If the serializer fails.
 pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format(*duration))
 }
 
-/// The same for `Option<Duration>`.
+/// The same for `Option<Duration>`; needs `#[serde(default)]` for a key that is left out.
 pub mod option {
     use super::{Deserialize, Deserializer, Duration, Error, Serializer, parse};
 
-    /// For serde's `with`.
+    /// For serde's `with`: null is `None`.
+    ///
+    /// # Errors
+    ///
+    /// If there is neither null nor a string, or the string is no duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         Option::<String>::deserialize(deserializer)?.map(|text| parse(&text).map_err(D::Error::custom)).transpose()
     }
 
-    /// For serde's `with`.
+    /// For serde's `with`: `None` is null.
+    ///
+    /// # Errors
+    ///
+    /// If the serializer fails.
     pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         match duration {
             Some(duration) => super::serialize(duration, serializer),

@@ -93,7 +93,8 @@ const fn at(template: &'static str, api: Api, work: Work) -> Endpoint {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// The endpoint that `path` names. The path is compared as it was sent.
+    /// The endpoint that `path` names, without its query. The path is compared as it was sent: `/v1/%63hat/completions`
+    /// is none that is known.
     pub fn of(path: &str) -> Self {
         match TABLE.iter().find(|endpoint| endpoint.template == path) {
             Some(endpoint) => *endpoint,

@@ -4,13 +4,22 @@ use std::error::Error;
 
 use crate::End;
 
-/// The error type of every service and body of llmproxy, so that the order of layers never changes a type.
+/// The error type of every service and body of llmproxy, so that the order of layers never changes a type. What is in it
+/// is found by [`cause_ref`].
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error of which is known how the exchange ended by it.
 ///
 /// A layer that ends an exchange (a timeout, a backend that died) puts this into its error's source chain; the meter,
 /// which knows nothing of that layer, reads it with [`Ended::of`].
+///
+/// ```
+/// use llmproxy_core::{BoxError, End, Ended};
+///
+/// let error: BoxError = Box::new(Ended::new(End::Timeout, "no byte for 60s"));
+/// assert_eq!(Ended::of(&*error), End::Timeout);
+/// assert_eq!(error.to_string(), "no byte for 60s");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct Ended {
@@ -18,7 +27,7 @@ pub struct Ended {
     source: BoxError,
 }
 
-/// Finds an error of type `E` in `error` or in what caused it.
+/// Finds an error of type `E` in `error` or in what caused it; the outermost, where there are several.
 ///
 /// ```
 /// use llmproxy_core::{BoxError, End, Ended, cause_ref};

@@ -20,6 +20,26 @@ use crate::{Attempt, Backend, Call, Caller, End, Target, UsageSink};
 ///
 /// Every cell has one writer and is written once, so that no reader ever sees a fact change. A layer that is used alone
 /// finds some cells empty and enforces less; its documentation says what.
+///
+/// Readers never wait. In a debug build a second write of a cell panics, in a release build the first one stands: two
+/// writers are two layers of one kind in a stack.
+///
+/// ```
+/// use llmproxy_core::{Call, Caller, Endpoint, Exchange};
+///
+/// // Whoever comes first makes it; everybody further in finds the same one.
+/// let mut request = http::Request::new(());
+/// let exchange = Exchange::of(request.extensions_mut());
+/// assert!(exchange.caller().is_none(), "nobody has asked yet");
+///
+/// exchange.set_caller(Caller::named("alice"));
+/// let call = Call { model: Some("qwen2.5".into()), ..Call::new(Endpoint::of("/v1/chat/completions")) };
+/// exchange.set_call(call);
+///
+/// let found = Exchange::of(request.extensions_mut());
+/// assert_eq!(found.id(), exchange.id());
+/// assert_eq!(found.call().and_then(|call| call.model.as_deref()), Some("qwen2.5"));
+/// ```
 pub struct Exchange {
     id: Uuid,
     started: Instant,
@@ -38,7 +58,17 @@ pub struct Exchange {
     sinks: Mutex<Vec<Arc<dyn UsageSink>>>,
 }
 
-/// Set when the proxy stops and its grace period is over: bodies dropped after that were not left by their clients.
+/// Set when the proxy stops and its grace period is over: bodies dropped after that were not left by their clients. A
+/// handle: all clones are one flag.
+///
+/// ```
+/// use llmproxy_core::{Exchange, StopFlag};
+///
+/// let stop = StopFlag::default();
+/// let exchange = Exchange::with_stop_flag(stop.clone());
+/// stop.set();
+/// assert!(exchange.is_stopped());
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -85,12 +115,12 @@ impl Exchange {
         exchange
     }
 
-    /// Our id: unique, a UUIDv7, and what backends get as `x-request-id`.
+    /// Our id: unique, a UUIDv7 (RFC 9562, section 5.7: it sorts by the time), and what backends get as `x-request-id`.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// When the request's head had been read.
+    /// When the request's head had been read, on tokio's clock.
     pub fn started(&self) -> Instant {
         self.started
     }
@@ -126,6 +156,10 @@ impl Exchange {
     }
 
     /// Written by auth.
+    ///
+    /// # Panics
+    ///
+    /// In a debug build, if it was written before; so do all that write a cell.
     pub fn set_caller(&self, caller: Caller) {
         set(&self.caller, caller);
     }
@@ -169,7 +203,7 @@ impl Exchange {
         }
     }
 
-    /// The attempts so far, oldest first.
+    /// The attempts so far, oldest first; none where no balancer has the request.
     pub fn attempts(&self) -> Vec<Attempt> {
         self.attempts.get().map(|attempts| lock(attempts).clone()).unwrap_or_default()
     }
@@ -233,7 +267,7 @@ impl Exchange {
         self.end.get().copied()
     }
 
-    /// Leaves someone who wants the record.
+    /// Leaves someone who wants the record. Before the meter's end: whoever comes later hears nothing.
     pub fn add_sink(&self, sink: Arc<dyn UsageSink>) {
         lock(&self.sinks).push(sink);
     }

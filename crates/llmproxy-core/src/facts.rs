@@ -22,6 +22,13 @@ pub struct Caller {
 }
 
 /// What is asked for. Written by inspect.
+///
+/// ```
+/// use llmproxy_core::{Call, Endpoint};
+///
+/// let call = Call { stream: true, ..Call::new(Endpoint::of("/v1/chat/completions")) };
+/// assert!(call.model.is_none() && call.stream);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The operation.
@@ -34,13 +41,24 @@ pub struct Call {
     pub asked_usage: bool,
     /// Bytes of the request's body, where it was read.
     pub body_bytes: u64,
-    /// Tokens of the prompt, estimated from its size.
+    /// Tokens of the prompt, estimated from its size; nothing here has read a token.
     pub prompt_estimate: u64,
     /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
     pub max_output: Option<u64>,
 }
 
 /// A server that does the work. Built from the configuration; what stays the same over all requests.
+///
+/// ```
+/// use std::time::Duration;
+/// use llmproxy_core::Backend;
+///
+/// let mut backend = Backend::new("http://vllm:8000/v1")?;
+/// backend.name = "big".into();
+/// backend.timeout = Duration::from_secs(60);
+/// assert_eq!(backend.join("/v1/models")?, "http://vllm:8000/v1/models");
+/// # Ok::<(), llmproxy_core::BoxError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Backend {
     /// The name for logs, records and metrics; the URL where none was given.
@@ -58,6 +76,16 @@ pub struct Backend {
 }
 
 /// Where one attempt goes and in what form. Left in the request's extensions by the balancer, for each attempt anew.
+///
+/// ```
+/// use std::sync::Arc;
+/// use llmproxy_core::{Backend, Target};
+///
+/// let backend = Arc::new(Backend::new("http://vllm:8000")?);
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(Target { backend, model: Some("qwen2.5-32b".into()), inject_usage: true });
+/// # Ok::<(), llmproxy_core::BoxError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The server.
@@ -205,11 +233,11 @@ impl Backend {
         })
     }
 
-    /// Five minutes: a long prompt on a busy server takes its time before the first token.
+    /// 300 s: a long prompt on a busy server takes its time before the first token.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-    /// Five seconds.
+    /// 5 s.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-    /// As many as a busy backend has streams at a time.
+    /// 256 connections: as many as a busy backend has streams at a time.
     pub const DEFAULT_MAX_IDLE_CONNS: usize = 256;
 
     /// Whether the proxy itself supplies the credentials, so that a 401 of the backend is not the client's fault.
@@ -217,7 +245,7 @@ impl Backend {
         self.headers.contains_key(http::header::AUTHORIZATION) || self.headers.contains_key("x-api-key")
     }
 
-    /// The URL of `path_and_query` on this backend.
+    /// The URL of `path_and_query` on this backend: below the path prefix of its own, where it has one.
     ///
     /// # Errors
     ///

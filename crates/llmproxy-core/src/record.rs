@@ -35,6 +35,13 @@ pub enum UsageSource {
 }
 
 /// Tokens of one exchange.
+///
+/// ```
+/// use llmproxy_core::TokenUsage;
+///
+/// let usage = TokenUsage { prompt: 12, completion: 30, cached: Some(8), ..TokenUsage::default() };
+/// assert_eq!(usage.total(), 42, "what is cached is among the prompt's");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenUsage {
     /// Tokens of what was asked.
@@ -48,6 +55,18 @@ pub struct TokenUsage {
 }
 
 /// What one exchange came to: the unit of accounting. Made once by the meter, given to every sink.
+///
+/// ```
+/// use std::sync::Arc;
+/// use llmproxy_core::{End, Exchange, UsageRecord, sink_fn};
+///
+/// let exchange = Exchange::new();
+/// exchange.add_sink(Arc::new(sink_fn(|record: &Arc<UsageRecord>| {
+///     let tokens = record.usage.map_or(0, |usage| usage.total());
+///     let whole = record.end == End::Complete;
+///     println!("{:?} used {tokens} tokens in {:?}, complete: {whole}", record.key_name, record.latency);
+/// })));
+/// ```
 #[derive(Clone, Debug)]
 pub struct UsageRecord {
     /// Our id of the exchange, a UUIDv7; the same on every delivery.
@@ -82,7 +101,7 @@ pub struct UsageRecord {
     pub backend: Option<Arc<str>>,
     /// Its URL.
     pub backend_url: Option<Arc<str>>,
-    /// How many backends were asked.
+    /// How many times a backend was asked: 1 and one more for each retry.
     pub attempts: u32,
     /// The status that the client was given; 499 where it left before one was known.
     pub status: u16,
@@ -105,7 +124,7 @@ pub struct UsageRecord {
 // === impl TokenUsage ===
 
 impl TokenUsage {
-    /// Prompt and completion together.
+    /// Prompt and completion together, in tokens.
     pub fn total(&self) -> u64 {
         self.prompt.saturating_add(self.completion)
     }

@@ -11,10 +11,19 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::BoxError;
 
-/// A body of any origin.
+/// A body of any origin. Boxed once per request, never per chunk.
 pub type BoxBody = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
 
 /// A request's body: read whole and replayable, or passing through.
+///
+/// ```
+/// use llmproxy_core::RequestBody;
+///
+/// let body = RequestBody::whole(r#"{"model":"a"}"#);
+/// assert!(body.replay().is_some(), "can be sent to another backend");
+/// let upload = RequestBody::stream(http_body_util::Full::<bytes::Bytes>::from("RIFF"));
+/// assert!(upload.replay().is_none(), "what has passed is gone");
+/// ```
 pub enum RequestBody {
     /// Read whole. Can be sent any number of times, each time with other edits.
     Replay(Bytes, Edits),
@@ -22,7 +31,7 @@ pub enum RequestBody {
     Stream(BoxBody),
 }
 
-/// Where in a JSON body the two things stand that a proxy may change.
+/// Where in a JSON body the two things stand that a proxy may change, in bytes from its start. See [`Edits::apply`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edits {
     /// The bytes of the model's name, quotes included.
@@ -116,6 +125,10 @@ impl Edits {
     /// let edits = Edits { model: Some(9..12), include_usage: None };
     /// assert_eq!(edits.apply(&body, Some("b"), false), r#"{"model":"b", "x":1}"#);
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the ranges are not of this body, or overlap.
     pub fn apply(&self, body: &Bytes, model: Option<&str>, include_usage: bool) -> Bytes {
         let model = model.and_then(|name| Some((self.model.clone()?, serde_json::Value::from(name).to_string())));
         let usage = self.include_usage.as_ref().filter(|_| include_usage);

@@ -10,6 +10,23 @@ use crate::UsageRecord;
 /// end. A sink that was left in an exchange that ends without a record (refused before a backend was asked) is dropped.
 ///
 /// It runs inside the end of a body, which may be a drop: it must not block, can't await, and must not panic.
+///
+/// A sink must not keep the exchange that it is left in: the two would keep each other alive.
+///
+/// ```
+/// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+/// use llmproxy_core::{UsageRecord, UsageSink};
+///
+/// /// Adds up what all exchanges came to.
+/// #[derive(Default)]
+/// struct Total(AtomicU64);
+///
+/// impl UsageSink for Total {
+///     fn record(&self, record: &Arc<UsageRecord>) {
+///         self.0.fetch_add(record.usage.map_or(0, |usage| usage.total()), Ordering::Relaxed);
+///     }
+/// }
+/// ```
 pub trait UsageSink: Send + Sync {
     /// Takes the record.
     fn record(&self, record: &Arc<UsageRecord>);

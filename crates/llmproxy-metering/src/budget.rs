@@ -50,7 +50,7 @@ impl BodyBudget {
         Self(Arc::new(Shared { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }))
     }
 
-    /// Sets another limit. What is reserved stays so, even where it is more than that.
+    /// Sets another limit, in bytes. What is reserved stays so, even where it is more than that.
     pub fn resize(&self, limit: u64) {
         self.0.limit.store(limit, Ordering::Relaxed);
     }

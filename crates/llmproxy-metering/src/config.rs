@@ -28,11 +28,11 @@ pub struct InspectConfig {
 // === impl InspectConfig ===
 
 impl InspectConfig {
-    /// 10 MiB: a long conversation with a few images.
+    /// 10 MiB, in bytes: a long conversation with a few images.
     pub const DEFAULT_MAX_BODY_SIZE: u64 = 10 * 1024 * 1024;
-    /// 256 MiB.
+    /// 256 MiB, in bytes: two dozen of the largest bodies, some thousands of usual ones.
     pub const DEFAULT_MAX_BUFFERED_BYTES: u64 = 256 * 1024 * 1024;
-    /// Thirty seconds.
+    /// 30 s.
     pub const DEFAULT_BODY_GAP_TIMEOUT: Duration = Duration::from_secs(30);
 }
 

@@ -84,7 +84,8 @@ impl InspectError {
     /// nginx's number for a client that closed its request.
     const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-    /// The status of the answer.
+    /// The status of the answer: 400, 408, 413, 415 (RFC 9110, section 15.5), 503, and 499 where nobody is left to read it.
+    #[expect(clippy::missing_panics_doc, reason = "499 is a status to the http crate")]
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadJson { .. }
@@ -102,7 +103,8 @@ impl InspectError {
         }
     }
 
-    /// What a program tells the errors apart by.
+    /// What a program tells the errors apart by: the `code` of an OpenAI-shaped error, and the label `reason` of the
+    /// metric.
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadJson { .. } => "invalid_json",
@@ -126,7 +128,7 @@ impl InspectError {
         }
     }
 
-    /// How long to wait before another try, where waiting helps.
+    /// How long to wait before another try; `None` where waiting does not help.
     pub fn retry_after(&self) -> Option<Duration> {
         matches!(self, Self::Busy).then_some(Self::BUSY_RETRY)
     }

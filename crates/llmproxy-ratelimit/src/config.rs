@@ -6,6 +6,17 @@ use serde::Deserialize;
 ///
 /// In every limit 0, which is also the default, means that there is no such limit. A caller's list of allowed models is
 /// part of its key and holds whether or not this block is enabled.
+///
+/// ```
+/// use llmproxy_ratelimit::{LimitsConfig, RateLimitConfig};
+///
+/// let config = RateLimitConfig {
+///     enabled: true,
+///     per_key: LimitsConfig { requests_per_minute: 60, tokens_per_minute: 100_000, ..LimitsConfig::default() },
+///     ..RateLimitConfig::default()
+/// };
+/// assert!(config.validate().is_empty());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct RateLimitConfig {
@@ -38,10 +49,10 @@ pub struct LimitsConfig {
     pub burst_size: u32,
 }
 
-/// Tokens set aside for an answer of which nothing is known.
+/// 1024 tokens, set aside for an answer of which nothing is known.
 pub const DEFAULT_COMPLETION_TOKENS: u64 = 1024;
 
-/// The burst without a `burst_size`, in seconds' worth of requests.
+/// The burst without a `burst_size`, in seconds' worth of requests: 2.
 pub const DEFAULT_BURST_SECONDS: u32 = 2;
 
 /// The clock counts nanoseconds: more requests per second than those can't be told apart.

@@ -8,6 +8,13 @@ use llmproxy_core::BoxError;
 use crate::standing::{Standing, Window, go_duration, retry_after, short};
 
 /// A refusal. Nothing stays taken from any limit by a refused request.
+///
+/// ```
+/// use llmproxy_ratelimit::RateLimitError;
+///
+/// let error = RateLimitError::ModelForbidden { model: "gpt-4".into() };
+/// assert_eq!((error.status().as_u16(), error.code(), error.retry_after()), (403, "model_not_allowed", None));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateLimitError {
     /// The caller may not use the model: 403.
@@ -46,6 +53,18 @@ pub enum RateLimitError {
 
 /// The error of a request that had passed the limits: what came of it further in, and how its caller stands now. An
 /// answer that is made of it says so too.
+///
+/// ```
+/// use llmproxy_core::{BoxError, cause_ref};
+/// use llmproxy_ratelimit::{LimitedError, Standing};
+///
+/// /// The headers of an answer that is made of an error.
+/// fn headers(error: &BoxError) -> http::HeaderMap {
+///     cause_ref::<LimitedError>(&**error).map(|limited| limited.standing.headers().collect()).unwrap_or_default()
+/// }
+/// let error = LimitedError { standing: Standing::default(), source: "no backend".into() };
+/// assert!(headers(&error.into()).is_empty(), "there is no limit");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct LimitedError {
@@ -89,7 +108,7 @@ impl RateLimitError {
         }
     }
 
-    /// What a program tells refusals apart by.
+    /// What a program tells refusals apart by: the `code` of an OpenAI-shaped error.
     pub fn code(&self) -> &'static str {
         match self {
             Self::ModelForbidden { .. } => "model_not_allowed",
@@ -98,7 +117,7 @@ impl RateLimitError {
         }
     }
 
-    /// When the same request would pass; `None` where waiting does not help.
+    /// How long until the same request would pass; `None` where waiting does not help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Limited { retry_after, .. } => Some(*retry_after),
@@ -107,7 +126,7 @@ impl RateLimitError {
     }
 
     /// The headers of the refusal: `X-RateLimit-Limit` and `-Remaining` of the limit that refused, OpenAI's of its kind,
-    /// and `Retry-After`. None where waiting does not help.
+    /// and `Retry-After` in seconds (RFC 9110, section 10.2.3). None where waiting does not help.
     ///
     /// ```
     /// use llmproxy_ratelimit::{LimitKind, RateLimitError, Scope, Window};

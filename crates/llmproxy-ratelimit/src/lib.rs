@@ -4,10 +4,6 @@
 //! [`RateLimitConfig`]. [`RateLimitLayer`] puts it in front of a service: a request passes, or fails with a
 //! [`RateLimitError`] that has all that an answer needs.
 //!
-//! The layer reads what others left in the [`Exchange`](llmproxy_core::Exchange), and enforces less where it finds less:
-//! - without a caller, it limits by the client's address; without that too, all such callers share one account;
-//! - without a call, models and tokens are not limited.
-//!
 //! Tokens are reserved before they are used: the prompt's estimate, and the longest answer that the request allows, or
 //! a guess. The layer leaves a sink in the exchange that settles them by the record. When no record comes, they are given
 //! back if a balancer asked no backend, and else stay used as they were estimated.
@@ -15,13 +11,12 @@
 //! A request counts as in flight until the last byte of its answer has passed or the answer, or the wait for it, was
 //! dropped. A refused request has taken nothing from any limit.
 //!
-//! This crate must never know a key's secret, or how tokens are counted.
-//!
 //! ```
 //! use llmproxy_ratelimit::{LimitsConfig, RateLimitConfig, RateLimitError, RateLimitLayer, RateLimiter};
 //! use tower::{Layer, ServiceExt};
 //!
-//! # async fn example() -> Result<(), llmproxy_core::BoxError> {
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), llmproxy_core::BoxError> {
 //! let limiter = RateLimiter::new(&RateLimitConfig {
 //!     enabled: true,
 //!     per_key: LimitsConfig { requests_per_minute: 60, ..LimitsConfig::default() },
@@ -37,6 +32,30 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! Behind all that says who is calling and what for, before all that works for the request. Outside of it are
+//! `llmproxy-auth`, which leaves the [`Caller`](llmproxy_core::Caller), `llmproxy-metering`'s inspect layer, which leaves
+//! the [`Call`](llmproxy_core::Call) with its estimate, and `llmproxy-usage`. Inside are the meter, whose record settles
+//! what was reserved, and `llmproxy-balancer`, which says in the [`Exchange`](llmproxy_core::Exchange) whether a backend was
+//! asked. The layer writes no fact but its sink.
+//!
+//! It stands outside of the retries: a request takes from the limits once, however many backends are asked for it.
+//!
+//! # What it must never know
+//!
+//! A key's secret: callers are told apart by the fingerprint. How tokens are counted: it reserves by an estimate and
+//! settles by the record. It never waits, and nothing that it does for a request grows with the number of keys.
+//!
+//! # Used alone
+//!
+//! The layer reads what others left in the [`Exchange`](llmproxy_core::Exchange), and enforces less where it finds less:
+//!
+//! - without a caller, it limits by the client's address; without that too, all such callers share one account;
+//! - without a call, models and tokens are not limited;
+//! - without a meter further in, no record comes: tokens stay used as they were estimated;
+//! - without a balancer further in, every request that passed counts as one for which a backend was asked.
 
 pub mod metrics;
 

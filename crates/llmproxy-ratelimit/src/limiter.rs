@@ -68,7 +68,8 @@ const CONCURRENCY_RETRY: Duration = Duration::from_secs(1);
 // === impl RateLimiter ===
 
 impl RateLimiter {
-    /// A limiter in which nobody has used anything.
+    /// A limiter in which nobody has used anything. What `config` says must be free of mistakes: see
+    /// [`RateLimitConfig::validate`].
     pub fn new(config: &RateLimitConfig) -> Arc<Self> {
         let epoch = Instant::now();
         Arc::new(Self {
@@ -89,6 +90,8 @@ impl RateLimiter {
     ///
     /// A `caller` with a fingerprint has an account of its own; others share one by `client_ip`, or a single one where
     /// that is unknown too. Without a `call`, nothing is known of models and tokens, and neither is limited.
+    ///
+    /// It never waits, and what it does does not grow with the number of callers.
     ///
     /// # Errors
     ///

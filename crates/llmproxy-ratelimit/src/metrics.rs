@@ -1,4 +1,4 @@
-//! What is counted, through the `metrics` facade.
+//! What is counted, through the `metrics` facade; without a recorder nothing is.
 
 use crate::RateLimitError;
 
@@ -6,7 +6,7 @@ use crate::RateLimitError;
 /// `allowed_models`, or `request_size`.
 pub const RATE_LIMITED_TOTAL: &str = "llmproxy_rate_limited_total";
 
-/// Tells the recorder the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     metrics::describe_counter!(RATE_LIMITED_TOTAL, "Requests refused by a limit, by scope and limit.");
 }

@@ -22,6 +22,26 @@ use crate::{
 /// Tokens that were reserved for it are settled once: by the record that [`Permit::sink`] is given, by
 /// [`Permit::refund`], or, when the permit and all its sinks are gone without either, by the estimate, which then stays
 /// used.
+///
+/// ```
+/// use llmproxy_core::{Call, Caller, Endpoint};
+/// use llmproxy_ratelimit::{LimitsConfig, RateLimitConfig, RateLimiter};
+///
+/// let limiter = RateLimiter::new(&RateLimitConfig {
+///     enabled: true,
+///     per_key: LimitsConfig { tokens_per_minute: 1000, ..LimitsConfig::default() },
+///     ..RateLimitConfig::default()
+/// });
+/// let alice = Caller::named("alice").with_fingerprint("a1");
+/// let call = Call { prompt_estimate: 100, max_output: Some(200), ..Call::new(Endpoint::of("/v1/completions")) };
+///
+/// let permit = limiter.check(Some(&alice), Some(&call), None)?;
+/// assert_eq!(permit.standing().tokens.map(|tokens| tokens.remaining), Some(700));
+/// permit.refund(); // No backend was asked.
+/// let permit = limiter.check(Some(&alice), Some(&call), None)?;
+/// assert_eq!(permit.standing().tokens.map(|tokens| tokens.remaining), Some(700));
+/// # Ok::<(), llmproxy_ratelimit::RateLimitError>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the request counts as in flight only as long as its permit lives"]
 pub struct Permit {

@@ -18,14 +18,23 @@ use tower::Service;
 
 use crate::{LimitedError, Permit, RateLimitError, RateLimiter, Standing, metrics};
 
-/// Limits the requests to `S`. Made by [`RateLimitLayer`](crate::RateLimitLayer).
+/// Limits the requests to `S`. Made by [`RateLimitLayer`](crate::RateLimitLayer), where there is an example.
+///
+/// # Errors
+///
+/// A [`RateLimitError`] where the limiter refuses, and a [`LimitedError`] around whatever the inner service says.
+///
+/// # Cancel safety
+///
+/// Dropping the future, or the body of the answer, ends the request: it no longer counts as in flight. Its tokens are
+/// given back where a balancer has asked no backend.
 #[derive(Clone, Debug)]
 pub struct RateLimit<S> {
     inner: S,
     limiter: Arc<RateLimiter>,
 }
 
-/// A permit on its way with an answer.
+/// A permit on its way with an answer; dropped with it, and refunded where no backend was asked.
 #[derive(Debug)]
 pub struct HeldPermit {
     permit: Permit,

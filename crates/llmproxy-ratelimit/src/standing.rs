@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header::RETRY_AFTER};
 
-/// One limit over time, as a caller stands with it.
+/// One limit over time, as a caller stands with it: of requests or of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The limit, per second or per minute.
@@ -16,6 +16,16 @@ pub struct Window {
 }
 
 /// How a caller stands: of each kind of limit the one that leaves it least.
+///
+/// ```
+/// use std::time::Duration;
+/// use llmproxy_ratelimit::{Standing, Window};
+///
+/// let requests = Some(Window { limit: 60, remaining: 59, reset: Duration::from_secs(1) });
+/// let headers: http::HeaderMap = Standing { requests, tokens: None }.headers().collect();
+/// assert_eq!(headers["x-ratelimit-remaining-requests"], "59");
+/// assert_eq!(headers["x-ratelimit-reset-requests"], "1s");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Of the limits of requests, the caller's own and the global ones.

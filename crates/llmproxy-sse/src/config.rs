@@ -30,12 +30,12 @@ pub struct SseConfig {
 // === impl SseConfig ===
 
 impl SseConfig {
-    /// Two minutes: servers are silent while they work through a long prompt of someone else's.
+    /// 120 s: servers are silent while they work through a long prompt of someone else's.
     pub const DEFAULT_GAP_TIMEOUT: Duration = Duration::from_secs(120);
-    /// The least that `heartbeat` may be, so that a typing error does not flood clients.
+    /// 100 ms, the least that `heartbeat` may be, so that a typing error does not flood clients.
     pub const MIN_HEARTBEAT: Duration = Duration::from_millis(100);
 
-    /// What is wrong with it: each mistake's key and a sentence.
+    /// What is wrong with it: each mistake's key and a sentence. Empty if nothing is.
     pub fn validate(&self) -> Vec<(String, String)> {
         match self.heartbeat {
             Some(heartbeat) if !heartbeat.is_zero() && heartbeat < Self::MIN_HEARTBEAT => vec![(

@@ -6,6 +6,14 @@ use llmproxy_core::{BoxError, End, Ended, duration};
 
 /// A limit of time that a backend passed. Always found inside a [`llmproxy_core::Ended`] that says
 /// [`End::Timeout`]; an answer made of it has the status 504.
+///
+/// ```
+/// use std::time::Duration;
+/// use llmproxy_sse::SseError;
+///
+/// let error = SseError::Gap { after: Duration::from_secs(120) };
+/// assert_eq!((error.kind(), &*error.to_string()), ("gap", "the backend sent nothing more for 2m"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
     /// Nothing of an answer's body came in time. Raise the backend's `timeout` if its prompts take longer.

@@ -8,8 +8,6 @@
 //!
 //! Dropping a request's future or its body drops what is inside; nothing lingers.
 //!
-//! This crate must never know: an HTTP client, JSON, a token.
-//!
 //! ```
 //! use http::{Request, Response};
 //! use http_body_util::{BodyExt, Full};
@@ -30,6 +28,28 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! [`SseLayer`] is the last layer before the backend: outside of it is `llmproxy-balancer`, which calls it once for each
+//! attempt, so that each attempt has its own limits of time; inside is `llmproxy-upstream`, or whatever sends the request.
+//! It reads the [`Target`](llmproxy_core::Target) that the balancer left (the backend's timeout) and the
+//! [`Call`](llmproxy_core::Call) that `llmproxy-metering`'s inspect layer left (the API in whose shape errors are), and
+//! writes no fact. That an answer ran out of time is said by an [`Ended`](llmproxy_core::Ended) in the error, which is what
+//! the balancer and the meter go by.
+//!
+//! [`Scanner`] stands nowhere in the stack: the meter reads streams with it, which is the one arrow between two parts.
+//!
+//! # What it must never know
+//!
+//! An HTTP client, JSON, a token. The scanner does no I/O and keeps no time: it takes slices and gives slices. What an
+//! event says is for others to read.
+//!
+//! # Used alone
+//!
+//! - Without a [`Target`](llmproxy_core::Target) in the request the wait for the first byte, and for the whole of a JSON
+//!   answer, has no limit. The gap timeout and the heartbeat hold all the same.
+//! - Without a [`Call`](llmproxy_core::Call) in the exchange errors have OpenAI's shape.
 
 pub mod metrics;
 pub mod scan;

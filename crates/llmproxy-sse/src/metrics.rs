@@ -1,4 +1,4 @@
-//! Names of what is counted here.
+//! Names of what is counted here, through the `metrics` facade; without a recorder nothing is.
 
 use metrics::{Unit, counter, describe_counter};
 
@@ -7,7 +7,7 @@ pub const TIMEOUTS: &str = "llmproxy_upstream_timeouts_total";
 /// Streams that broke after their head was sent, by `visible`: whether the client was sent an error event.
 pub const BROKEN_STREAMS: &str = "llmproxy_broken_streams_total";
 
-/// Registers the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_counter!(TIMEOUTS, Unit::Count, "Answers ended because the backend was silent for too long");
     describe_counter!(BROKEN_STREAMS, Unit::Count, "Event streams that broke, by whether an error event was sent");

@@ -40,15 +40,21 @@ pub struct Scanner {
     pending: usize,
 }
 
-/// What stands between two blank lines of an event stream. Comments alone, or nothing, make an event without data, so
-/// that all boundaries are known.
+/// What stands between two blank lines of an event stream (WHATWG HTML, section 9.2.5). Comments alone, or nothing, make
+/// an event without data, so that all boundaries are known.
+///
+/// ```
+/// llmproxy_sse::Scanner::new().feed(b"event: error\ndata: {\ndata: }\n\n", |event| {
+///     assert_eq!((event.name, event.data), (Some(&b"error"[..]), &b"{\n}"[..]));
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
     /// The `event` field; `None` where it is absent or empty, which is a `message`.
     pub name: Option<&'a [u8]>,
     /// The `data` fields, joined by LF. Borrowed from the chunk if it is one line that lies in it.
     pub data: &'a [u8],
-    /// The offset in the current chunk right behind the event's blank line.
+    /// The offset in the current chunk, in bytes, right behind the event's blank line.
     ///
     /// Where the chunk ends between the CR and the LF of that blank line, the event ends at the CR, as it does for a
     /// reader, and the LF at the start of the next chunk means nothing: whole events can be taken out or put in at
@@ -82,7 +88,7 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// How much of an event is buffered: 64 KiB.
+    /// How much of an event is buffered, in bytes: 64 KiB.
     pub const DEFAULT_MAX_EVENT: usize = 64 * 1024;
     /// Buffers larger than this are given back after the event that needed them.
     const RETAINED: usize = 4 * 1024;
@@ -110,7 +116,8 @@ impl Scanner {
         }
     }
 
-    /// Reads the next chunk and hands out the events that end in it.
+    /// Reads the next chunk and hands out the events that end in it, in order. It neither waits nor fails: whatever the
+    /// bytes are, they are some stream.
     pub fn feed<F: FnMut(Event<'_>)>(&mut self, chunk: &[u8], mut on_event: F) {
         let Some(&first) = chunk.first() else { return };
         let mut at = 0;

@@ -30,7 +30,16 @@ use crate::{
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Made by [`SseLayer`](crate::SseLayer).
+/// Made by [`SseLayer`](crate::SseLayer), where there is an example.
+///
+/// # Errors
+///
+/// The inner service's, and an [`SseError`] inside of an [`Ended`](llmproxy_core::Ended) where the head does not come in
+/// time. After the head the body fails by the same.
+///
+/// # Cancel safety
+///
+/// Dropping the future, or the body, drops the inner one and the timer.
 #[derive(Clone, Debug)]
 pub struct Sse<S> {
     inner: S,
@@ -46,6 +55,10 @@ pub(crate) struct Settings {
 
 pin_project! {
     /// Made by [`Sse`]: the wait for the head, not longer than the backend's timeout.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the inner future, and so ends the exchange with the backend.
     #[derive(Debug)]
     pub struct SseFuture<F> {
         #[pin]

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::{SseError, metrics, tail::Tail, timer::Timer};
 
-/// What [`Sse`](crate::Sse) does to an answer's body; made by it.
+/// What [`Sse`](crate::Sse) does to an answer's body; made by it. Chunks pass at once as they are. Only waiting counts
+/// against a limit of time: a client that reads slowly is no silence of the backend.
 #[derive(Debug)]
 pub struct Stream {
     timer: Timer,

@@ -30,7 +30,15 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A client's own id is returned, logged and recorded; longer ones than this are cut off from that.
 const MAX_CLIENT_ID: usize = 128;
 
-/// The other end of the connection, left in the request's extensions by whoever accepts it.
+/// The other end of the connection, left in the request's extensions by whoever accepts it. Without it no address is known:
+/// a key with a list of addresses is refused, and callers without a key share one account.
+///
+/// ```
+/// use llmproxy_stack::Peer;
+///
+/// let mut request = http::Request::new(axum::body::Body::empty());
+/// request.extensions_mut().insert(Peer(([127, 0, 0, 1], 50_000).into()));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 

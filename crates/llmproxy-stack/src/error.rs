@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use llmproxy_auth::{AuthConfigError, KeyStoreError};
 use llmproxy_config::AccessOutput;
 
-/// Why a configuration can't be put in force.
+/// Why a configuration can't be put in force, although it has no mistake in itself. Each text names the key to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The builtin key store.

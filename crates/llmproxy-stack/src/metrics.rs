@@ -22,13 +22,13 @@ pub const CONNECTIONS: &str = "llmproxy_connections";
 /// Reloads of the configuration, by result.
 pub const RELOADS: &str = "llmproxy_config_reloads_total";
 
-/// The upper bounds of each histogram's buckets, for whoever exports.
+/// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.
 pub const BUCKETS: &[(&str, &[f64])] = &[
     (LATENCY, &[10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0]),
     (TIME_TO_FIRST_TOKEN, &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]),
 ];
 
-/// Registers the help texts of all parts.
+/// Registers the help texts of all parts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_counter!(REQUESTS, "requests answered, refused ones included");
     describe_histogram!(LATENCY, Unit::Milliseconds, "whole duration of a request in milliseconds");

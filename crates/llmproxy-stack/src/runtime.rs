@@ -64,14 +64,19 @@ pub struct Options {
 /// Everything that a reload must not touch: connections to backends, their health and what is in flight there, buckets
 /// and permits, keys, queued records. Stacks are built over it and swapped.
 ///
-/// ```no_run
-/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// ```
 /// use llmproxy_stack::{Options, Runtime, Server};
 ///
-/// let loaded = llmproxy_config::load_str("backends: [{url: 'http://127.0.0.1:11434'}]", &Default::default())?;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+/// let text = "server: {listen: '127.0.0.1:0'}\nbackends: [{url: 'http://127.0.0.1:11434'}]\n";
+/// let loaded = llmproxy_config::load_str(text, &Default::default())?;
 /// let runtime = Runtime::start(&loaded.config, Options::default()).await?;
 /// let server = Server::bind(&loaded.config.server, runtime.stop_flag()).await?;
-/// server.run(runtime.service(), async { tokio::signal::ctrl_c().await.ok(); }).await;
+/// println!("listening on {}", server.local_addr()?);
+///
+/// let until = async { /* tokio::signal::ctrl_c().await.ok(); */ };
+/// server.run(runtime.service(), until).await;
 /// runtime.shutdown(std::time::Duration::from_secs(5)).await;
 /// # Ok(())
 /// # }
@@ -114,6 +119,14 @@ impl Runtime {
     /// # Errors
     ///
     /// If the key store or a log can't be opened. The configuration itself was validated when it was loaded.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a key store's file may have been made; starting again goes on from there.
     pub async fn start(config: &Config, options: Options) -> Result<Arc<Self>, StartError> {
         let clients = Clients::new();
         let client = clients.http_client(MAX_SMALL_ANSWER);
@@ -162,6 +175,10 @@ impl Runtime {
     /// # Errors
     ///
     /// As [`Runtime::start`]; then nothing has changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, nothing has changed: what may wait comes before the first change.
     pub async fn reload(&self, config: &Config) -> Result<(), StartError> {
         let result = self.apply(config).await;
         metrics::counter!(RELOADS, "result" => if result.is_ok() { "ok" } else { "failed" }).increment(1);
@@ -173,7 +190,14 @@ impl Runtime {
         metrics::counter!(RELOADS, "result" => "failed").increment(1);
     }
 
-    /// The proxy as a service: what the server loop, or another service's router, hands its requests to.
+    /// The proxy as a service: what the server loop, or another service's router, hands its requests to. It follows every
+    /// reload. Whoever accepts the connections leaves a [`Peer`](crate::Peer) in each request. Errors are answers already;
+    /// an error of the body is the broken end of an answer that had begun.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping a request's future, or its answer's body, is a client that left: the exchange with the backend ends, and
+    /// is recorded.
     pub fn service(
         &self,
     ) -> impl Service<

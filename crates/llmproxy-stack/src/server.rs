@@ -29,7 +29,7 @@ use crate::{
 /// After the streams' grace period, how long their ends may take before the process goes on without them.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
-/// A bound listener, ready to serve.
+/// A bound listener, ready to serve HTTP/1.1 (RFC 9112). See [`Runtime`](crate::Runtime) for an example.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
@@ -47,6 +47,10 @@ impl Server {
     /// # Errors
     ///
     /// If the address is taken or not ours.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, nothing is bound.
     pub async fn bind(config: &ServerConfig, stop: StopFlag) -> io::Result<Self> {
         let mut last = io::Error::other("the address names no interface");
         for address in config.addresses() {

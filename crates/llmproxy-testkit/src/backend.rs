@@ -48,6 +48,19 @@ pub struct Backend {
 }
 
 /// A port at which nobody listens, kept from others until it is dropped or [started](Refused::start).
+///
+/// ```
+/// use llmproxy_testkit::{Backend, Client, script};
+/// use serde_json::json;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let backend = Backend::start(script::json(200, json!("old"))).await;
+/// let refused = backend.stop().await;
+/// assert!(Client::try_connect(refused.addr()).await.is_err());
+/// let backend = refused.start(script::json(200, json!("new")));
+/// assert_eq!(Client::connect(backend.addr()).await.get("/").await.json(), "new");
+/// # });
+/// ```
 #[derive(Debug)]
 pub struct Refused {
     addr: SocketAddr,
@@ -55,10 +68,28 @@ pub struct Refused {
 }
 
 /// The requests of a [stepped](Backend::stepped) backend, as they come.
+///
+/// ```
+/// use llmproxy_testkit::{Backend, Client};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let (backend, mut requests) = Backend::stepped().await;
+/// let mut client = Client::connect(backend.addr()).await;
+/// client.send("GET", "/", &[], b"").await;
+/// let (seen, mut wire) = requests.next().await;
+/// assert_eq!(seen.path, "/");
+/// wire.head(200, &[]).await?;
+/// wire.chunk("one").await?;
+/// client.expect_piece("one").await;
+/// wire.chunk("two").await?;
+/// client.expect_piece("two").await;
+/// # std::io::Result::Ok(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Requests(mpsc::Receiver<(Seen, Wire)>);
 
-/// What a backend has counted.
+/// What a backend has counted since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections accepted.
@@ -94,6 +125,10 @@ impl Backend {
     /// # Panics
     ///
     /// If no port is free.
+    ///
+    /// # Cancel safety
+    ///
+    /// There is nothing to wait for: it is ready at once.
     pub async fn start<F, R>(script: F) -> Self
     where
         F: Fn(Seen, Wire) -> R + Send + Sync + 'static,
@@ -108,6 +143,10 @@ impl Backend {
     /// # Panics
     ///
     /// If no port is free.
+    ///
+    /// # Cancel safety
+    ///
+    /// There is nothing to wait for: it is ready at once.
     pub async fn stepped() -> (Self, Requests) {
         let (sender, requests) = mpsc::channel(1024);
         let backend = Self::start(move |seen, wire| {
@@ -160,6 +199,10 @@ impl Backend {
     /// # Panics
     ///
     /// If they are not after ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn when(&self, wanted: impl FnMut(&Counts) -> bool) -> Counts {
         let mut counts = self.shared.counts.subscribe();
         let found = within(counts.wait_for(wanted), || format!("the backend has {:?}", self.counts())).await;
@@ -171,6 +214,10 @@ impl Backend {
     /// # Panics
     ///
     /// If another process took the port meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the backend stops all the same; its port is free for anyone then.
     pub async fn stop(mut self) -> Refused {
         self.accept.abort();
         // The listener is closed only when the task is gone.
@@ -343,6 +390,10 @@ impl Requests {
     /// # Panics
     ///
     /// If none comes within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn next(&mut self) -> (Seen, Wire) {
         let next = within(self.0.recv(), || "no request came to the backend".into()).await;
         next.expect("the backend was stopped")

@@ -15,18 +15,19 @@ use crate::{
 ///
 /// Every wait ends after ten seconds, by a panic that says what had come until then.
 ///
-/// ```no_run
-/// # async fn example(proxy: std::net::SocketAddr) {
-/// use llmproxy_testkit::{BodyEnd, Client};
+/// ```
+/// use llmproxy_testkit::{Backend, BodyEnd, Client, DONE, script};
 ///
-/// let mut client = Client::connect(proxy).await;
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let backend = Backend::start(script::sse([DONE])).await;
+/// let mut client = Client::connect(backend.addr()).await;
 /// client.send_json("/v1/chat/completions", &[("x-api-key", "k")], &serde_json::json!({"stream": true})).await;
 /// assert_eq!(client.head().await.status, 200);
 /// while let Some(piece) = client.piece().await {
 ///     println!("{piece:?}");
 /// }
 /// assert_eq!(client.end(), Some(BodyEnd::Complete));
-/// # }
+/// # });
 /// ```
 #[derive(Debug)]
 pub struct Client {
@@ -91,6 +92,10 @@ impl Client {
     /// # Panics
     ///
     /// If nobody listens there.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it gives the connection up.
     pub async fn connect(addr: SocketAddr) -> Self {
         Self::try_connect(addr).await.unwrap_or_else(|error| panic!("no connection to {addr}: {error}"))
     }
@@ -100,6 +105,10 @@ impl Client {
     /// # Errors
     ///
     /// If it was.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it gives the connection up.
     pub async fn try_connect(addr: SocketAddr) -> io::Result<Self> {
         let conn = Conn::new(TcpStream::connect(addr).await?);
         Ok(Self { conn, host: addr.to_string(), head_only: false, answer: Answer::default() })
@@ -110,6 +119,10 @@ impl Client {
     /// # Errors
     ///
     /// If the other side has closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been sent; the connection is of no use any more.
     pub async fn send_raw(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.answer = Answer::default();
         self.conn.write(bytes.as_ref()).await
@@ -120,6 +133,10 @@ impl Client {
     /// # Panics
     ///
     /// If the other side has closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been sent; the connection is of no use any more.
     pub async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut out = format!("{method} {path} HTTP/1.1\r\n").into_bytes();
         let mut all = headers.to_vec();
@@ -142,6 +159,10 @@ impl Client {
     /// # Panics
     ///
     /// If the other side has closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been sent; the connection is of no use any more.
     pub async fn send_json(&mut self, path: &str, headers: &[(&str, &str)], json: &Value) {
         let mut all = headers.to_vec();
         all.push(("content-type", "application/json"));
@@ -153,6 +174,11 @@ impl Client {
     /// # Panics
     ///
     /// If there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before all was sent, the connection is of no use any more. Dropped later, the pieces that it had read are
+    /// lost, and the rest can be read by [`piece`](Self::piece).
     pub async fn get(&mut self, path: &str) -> Response {
         self.send("GET", path, &[], b"").await;
         self.read_to_end().await
@@ -163,6 +189,11 @@ impl Client {
     /// # Panics
     ///
     /// If there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before all was sent, the connection is of no use any more. Dropped later, the pieces that it had read are
+    /// lost, and the rest can be read by [`piece`](Self::piece).
     pub async fn post_json(&mut self, path: &str, json: &Value) -> Response {
         self.send_json(path, &[], json).await;
         self.read_to_end().await
@@ -173,6 +204,10 @@ impl Client {
     /// # Panics
     ///
     /// If none comes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn head(&mut self) -> Head {
         self.try_head().await.unwrap_or_else(|error| panic!("no head came: {error}"))
     }
@@ -182,6 +217,10 @@ impl Client {
     /// # Errors
     ///
     /// If it does, or what comes is no HTTP.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn try_head(&mut self) -> io::Result<Head> {
         if let Some(head) = &self.answer.head {
             return Ok(head.clone());
@@ -247,6 +286,10 @@ impl Client {
     /// # Panics
     ///
     /// If it is another.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn expect_piece(&mut self, expected: impl AsRef<[u8]>) {
         let expected = Bytes::copy_from_slice(expected.as_ref());
         assert_eq!(self.piece().await, Some(expected));
@@ -262,6 +305,10 @@ impl Client {
     /// # Panics
     ///
     /// If it does not end.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pieces that it had read are lost; the rest can be read by [`piece`](Self::piece).
     pub async fn read_to_end(&mut self) -> Response {
         let Head { status, headers } = self.head().await;
         let mut pieces = Vec::new();
@@ -277,6 +324,10 @@ impl Client {
     /// # Panics
     ///
     /// If it does not within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn closed(&mut self) {
         within(async { while self.conn.fill().await.is_ok_and(|read| read > 0) {} }, || "still open".into()).await;
     }

@@ -20,6 +20,17 @@
 //! assert_eq!(backend.seen()[0].json()["stream"], true);
 //! # });
 //! ```
+//!
+//! # Where it stands
+//!
+//! Beside the proxy, never in it: a client in front of it, backends and receivers behind it, over real sockets, or a body
+//! in the place of one that a layer wraps. Tests of every other crate use it, and of the shipped program only the command
+//! line's `demo`, whose backend is a [`ModelServer`].
+//!
+//! # What it must never know
+//!
+//! Any other crate of llmproxy, or a library that speaks HTTP: it speaks HTTP/1.1 (RFC 9112) by its own few lines, so that
+//! a mistake of the proxy can't hide behind the same mistake in its tests.
 
 pub mod script;
 

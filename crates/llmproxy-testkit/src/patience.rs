@@ -12,6 +12,19 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// # Panics
 ///
 /// When the time is over, with what `seen` says.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let (send, receive) = tokio::sync::oneshot::channel();
+/// # send.send(7).unwrap();
+/// let number = llmproxy_testkit::within(receive, || "no number was sent".into()).await;
+/// assert_eq!(number, Ok(7));
+/// # });
+/// ```
+///
+/// # Cancel safety
+///
+/// Dropping it drops `future`.
 pub async fn within<F: Future>(future: F, seen: impl FnOnce() -> String) -> F::Output {
     tokio::select! {
         biased;

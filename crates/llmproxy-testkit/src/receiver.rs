@@ -17,16 +17,21 @@ use crate::{
 
 /// Takes webhooks and keeps their JSON; can be told to behave badly for a while.
 ///
-/// ```no_run
-/// # async fn example() {
-/// use llmproxy_testkit::{Behaviour, Receiver};
+/// ```
+/// use llmproxy_testkit::{Behaviour, Client, Receiver};
+/// use serde_json::json;
 ///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// let receiver = Receiver::start().await;
-/// receiver.behave_for(2, Behaviour::Status(503));
-/// // ... whoever reports to `receiver.url()` has to try three times.
+/// receiver.behave_for(1, Behaviour::Status(503));
+///
+/// // Whoever reports has to try twice.
+/// let mut client = Client::connect(receiver.addr()).await;
+/// assert_eq!(client.post_json("/usage", &json!({"model": "demo"})).await.status, 503);
+/// assert_eq!(client.post_json("/usage", &json!({"model": "demo"})).await.status, 200);
 /// let bodies = receiver.wait_for(1).await;
 /// assert_eq!(bodies[0]["model"], "demo");
-/// # }
+/// # });
 /// ```
 #[derive(Debug)]
 pub struct Receiver {
@@ -64,6 +69,10 @@ impl Receiver {
     /// # Panics
     ///
     /// If there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// There is nothing to wait for: it is ready at once.
     pub async fn start() -> Self {
         let inbox =
             Arc::new(Inbox { behaviour: Mutex::new((Behaviour::Accept, None)), bodies: watch::Sender::default() });
@@ -107,6 +116,10 @@ impl Receiver {
     /// # Panics
     ///
     /// If they have not come after ten seconds, saying what has.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn wait_for(&self, count: usize) -> Vec<Value> {
         let mut bodies = self.inbox.bodies.subscribe();
         let seen = || format!("of {count} bodies these came: {:?}; {:?}", self.bodies(), self.backend.counts());

@@ -1,4 +1,18 @@
 //! Scripts that many tests need, for [`crate::Backend::start`].
+//!
+//! ```
+//! use llmproxy_testkit::{Backend, Client, script};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let backend = Backend::start(script::json(503, serde_json::json!({"error": "busy"}))).await;
+//! assert_eq!(Client::connect(backend.addr()).await.get("/v1/models").await.status, 503);
+//! // From the next request on it breaks its connections.
+//! backend.set_script(script::reset());
+//! let mut client = Client::connect(backend.addr()).await;
+//! client.send("GET", "/v1/models", &[], b"").await;
+//! assert!(client.try_head().await.is_err());
+//! # });
+//! ```
 
 use std::io;
 
@@ -20,7 +34,7 @@ pub fn event(json: &Value) -> String {
     format!("data: {json}\n\n")
 }
 
-/// Answers every request with this JSON.
+/// Answers every request with this status and this JSON.
 pub fn json(status: u16, body: Value) -> impl Fn(Seen, Wire) -> BoxFuture<'static, io::Result<()>> {
     let body = Bytes::from(body.to_string());
     move |_, wire| {

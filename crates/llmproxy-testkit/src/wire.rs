@@ -16,13 +16,20 @@ use crate::{
 /// A wire that is finished gives its connection back for the next request; one that is dropped before closes it, which
 /// breaks the answer off. Writing fails once the client has left.
 ///
-/// ```no_run
-/// # async fn script(mut wire: llmproxy_testkit::Wire) -> std::io::Result<()> {
-/// wire.head(200, &[("content-type", "text/event-stream")]).await?;
-/// wire.chunk("data: half an ev").await?;
-/// wire.reset();
-/// # Ok(())
-/// # }
+/// ```
+/// use llmproxy_testkit::{Backend, BodyEnd, Client};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let backend = Backend::start(|_, mut wire| async move {
+///     wire.head(200, &[("content-type", "text/event-stream")]).await?;
+///     wire.chunk("data: half an ev").await?;
+///     wire.close().await;
+///     Ok(())
+/// })
+/// .await;
+/// let answer = Client::connect(backend.addr()).await.get("/").await;
+/// assert_eq!((&*answer.pieces[0], answer.end), (&b"data: half an ev"[..], BodyEnd::Truncated));
+/// # });
 /// ```
 #[derive(Debug)]
 pub struct Wire {
@@ -65,6 +72,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been written; the answer can only be broken off then.
     pub async fn head(&mut self, status: u16, headers: &[(&str, &str)]) -> io::Result<()> {
         let owned = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
@@ -94,6 +105,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been written; the answer can only be broken off then.
     pub async fn chunk(&mut self, data: impl AsRef<[u8]>) -> io::Result<()> {
         let data = data.as_ref();
         match self.framing {
@@ -108,6 +123,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, a part may have been written; the answer can only be broken off then.
     pub async fn raw(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         let result = match &mut self.conn {
             Some(conn) => conn.write(bytes.as_ref()).await,
@@ -122,6 +141,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed and the answer broken off.
     pub async fn finish(self) -> io::Result<()> {
         self.finish_with_trailers(&[]).await
     }
@@ -131,6 +154,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed and the answer broken off.
     pub async fn finish_with_trailers(mut self, trailers: &[(&str, &str)]) -> io::Result<()> {
         if self.framing == Framing::Chunked && !self.head_only {
             let mut out = b"0\r\n".to_vec();
@@ -150,6 +177,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed and the answer broken off.
     pub async fn finish_and_close(mut self) -> io::Result<()> {
         self.keep_alive = false;
         self.finish().await
@@ -160,6 +191,10 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed and the answer broken off.
     pub async fn respond(mut self, status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> io::Result<()> {
         let length = body.as_ref().len().to_string();
         let mut headers = headers.to_vec();
@@ -174,17 +209,29 @@ impl Wire {
     /// # Errors
     ///
     /// If the client has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed and the answer broken off.
     pub async fn json(self, status: u16, body: &Value) -> io::Result<()> {
         self.respond(status, &[("content-type", "application/json")], body.to_string()).await
     }
 
     /// Closes the connection here and now: what was written arrives, then a FIN.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the connection is closed all the same.
     pub async fn close(mut self) {
         self.keep_alive = false;
         self.shutdown().await;
     }
 
     /// Breaks the connection here and now: a RST.
+    ///
+    /// # Panics
+    ///
+    /// If the system can't.
     pub fn reset(mut self) {
         if let Some(conn) = self.conn.take() {
             // Without it the drop is a FIN: a test that asks for a reset must not pass by that.

@@ -12,8 +12,8 @@ use llmproxy_core::{BoxBody, BoxError, End, Ended, cause_ref};
 
 use crate::UpstreamError;
 
-/// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size where it told one. Dropping it
-/// before its end closes the connection.
+/// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size in bytes where it told one.
+/// Dropping it before its end closes the connection.
 #[derive(Debug)]
 pub struct UpstreamBody {
     inner: reqwest::Body,

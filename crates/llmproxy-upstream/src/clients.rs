@@ -51,6 +51,8 @@ impl Clients {
     const SMALL_MAX_IDLE: usize = 4;
 
     /// No clients yet: each is made when it is first needed. Makes ring the process's TLS provider if none is set.
+    ///
+    /// Sharing them shares the connections: make them once.
     pub fn new() -> Arc<Self> {
         // An error says that whoever embeds us has chosen one.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -64,7 +66,23 @@ impl Clients {
     }
 
     /// A client for small questions, health checks and the like, that reads at most `max_answer` bytes of an answer.
-    /// It asks whatever URL a request has, follows no redirects, and needs an executor of tokio's.
+    /// It asks whatever URL a request has, follows no redirects, and needs an executor of tokio's. A larger answer is an
+    /// error, [`UpstreamError::TooLarge`].
+    ///
+    /// ```
+    /// use http::Request;
+    /// use llmproxy_testkit::{Backend, script};
+    /// use llmproxy_upstream::Clients;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+    /// let server = Backend::start(script::json(200, serde_json::json!({"status": "ok"}))).await;
+    /// let client = Clients::new().http_client(64 * 1024);
+    /// let answer = client.send(Request::get(format!("{}/health", server.url())).body(bytes::Bytes::new())?).await?;
+    /// assert_eq!(answer.body(), r#"{"status":"ok"}"#);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn http_client(&self, max_answer: usize) -> HttpClient {
         let pools = self.pools.clone();
         HttpClient::new(tower::service_fn(move |request| ask(pools.clone(), request, max_answer)))

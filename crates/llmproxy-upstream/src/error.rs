@@ -8,7 +8,21 @@ use llmproxy_core::{BoxError, End, Ended, cause_ref};
 ///
 /// Those who don't know this crate tell a failure to connect by the [`io::Error`] in its chain of causes, which is of kind
 /// `ConnectionRefused`, `HostUnreachable`, `NetworkUnreachable` or `NotConnected` (name, TLS, time). Failures after that are
-/// found inside an [`Ended`] that says [`End::BackendFailed`].
+/// found inside an [`Ended`] that says [`End::BackendFailed`]. A path that can't be sent is the client's doing, and says
+/// [`End::ClientGone`].
+///
+/// ```
+/// use http::Request;
+/// use llmproxy_core::{RequestBody, cause_ref};
+/// use llmproxy_upstream::{Clients, Upstream, UpstreamError};
+/// use tower::ServiceExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let error = Upstream::new(Clients::new()).oneshot(Request::new(RequestBody::whole(""))).await.unwrap_err();
+/// assert!(matches!(cause_ref(&*error), Some(UpstreamError::NoTarget)));
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// The request does not say where to go.

@@ -12,25 +12,55 @@
 //! Dropping the future, or the body of the answer, closes the connection to the backend at once: that cancels the
 //! generation.
 //!
-//! This crate must never know: how a backend is chosen, what is retried, what a token is.
-//!
-//! ```no_run
+//! ```
 //! use std::sync::Arc;
 //!
 //! use http::Request;
-//! use llmproxy_core::{Backend, BoxError, RequestBody, Target};
+//! use http_body_util::BodyExt;
+//! use llmproxy_core::{Backend, BoxError, Edits, RequestBody, Target};
+//! use llmproxy_testkit::{Backend as Server, script};
 //! use llmproxy_upstream::{Clients, Upstream};
 //! use tower::ServiceExt;
 //!
-//! # async fn example() -> Result<(), BoxError> {
-//! let backend = Arc::new(Backend::new("http://127.0.0.1:8000")?);
-//! let mut request = Request::get("/v1/models").body(RequestBody::whole(""))?;
-//! request.extensions_mut().insert(Target { backend, model: None, inject_usage: false });
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let server = Server::start(script::json(200, serde_json::json!({"choices": []}))).await;
+//!
+//! let backend = Arc::new(Backend::new(&server.url())?);
+//! let edits = Edits { model: Some(9..16), include_usage: None };
+//! let body = RequestBody::Replay(r#"{"model":"gpt-4","x":1}"#.into(), edits);
+//! let mut request = Request::post("/v1/chat/completions").header("connection", "close").body(body)?;
+//! request.extensions_mut().insert(Target { backend, model: Some("qwen2.5".into()), inject_usage: false });
+//!
 //! let response = Upstream::new(Clients::new()).oneshot(request).await?;
-//! println!("{}", response.status());
+//! assert_eq!(response.into_body().collect().await?.to_bytes(), r#"{"choices":[]}"#);
+//! // Nothing but the model's name has changed, and what was meant for one connection only did not go on.
+//! let seen = &server.seen()[0];
+//! assert_eq!(seen.body, r#"{"model":"qwen2.5","x":1}"#);
+//! assert_eq!(seen.header("connection"), None);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! Innermost: inside of it is the network. Outside is `llmproxy-sse`, and outside of that `llmproxy-balancer`, which writes
+//! the [`Target`](llmproxy_core::Target) anew for each attempt. Of the [`Exchange`](llmproxy_core::Exchange) it reads the id
+//! and the client's address, which the backend is told; it writes no fact.
+//!
+//! Beside the stack, [`Clients::http_client`] is the [`HttpClient`](llmproxy_core::HttpClient) of the parts that must ask
+//! something themselves: `llmproxy-balancer`'s health checks, `llmproxy-usage`'s webhooks.
+//!
+//! # What it must never know
+//!
+//! How a backend is chosen, what is retried, what a token is. It decides nothing, and keeps no time but the connection's.
+//! It is the only crate with an HTTP client library in it.
+//!
+//! # Used alone
+//!
+//! - Without a [`Target`](llmproxy_core::Target) in its extensions a request fails: [`UpstreamError::NoTarget`].
+//! - Without an [`Exchange`](llmproxy_core::Exchange) one is made for its id, and the backend is told no address.
+//! - Without `llmproxy-sse` outside of it there is no limit of time past the connection's.
 
 pub mod metrics;
 

@@ -1,11 +1,11 @@
-//! Names of what is counted here.
+//! Names of what is counted here, through the `metrics` facade; without a recorder nothing is.
 
 use metrics::{Unit, counter, describe_counter};
 
 /// Requests that found their pooled connection closed by the backend and were sent again over a fresh one.
 pub const STALE_CONNECTIONS: &str = "llmproxy_upstream_stale_connections_total";
 
-/// Registers the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_counter!(
         STALE_CONNECTIONS,

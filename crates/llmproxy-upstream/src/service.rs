@@ -26,7 +26,15 @@ use crate::{
 /// header gets `accept: */*`, which says the same; the client library can't be kept from it. `Via`, which gateways may
 /// leave out (section 7.6.3), is left out. User and password in a backend's URL are not sent: credentials are headers.
 ///
-/// Used alone, without an [`Exchange`] in the request, it makes one for its id.
+/// Used alone, without an [`Exchange`] in the request, it makes one for its id. The [crate] has an example.
+///
+/// # Errors
+///
+/// An [`UpstreamError`], alone or inside of an [`Ended`](llmproxy_core::Ended). A backend's own error is an answer.
+///
+/// # Cancel safety
+///
+/// Dropping the future, or the body of the answer, closes the connection that the request was sent over.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     clients: Arc<Clients>,

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 /// A request for whose record there is no room; answered with 503.
+///
+/// ```
+/// assert_eq!(llmproxy_usage::UsageError::Full.retry_after().as_secs(), 1);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
     /// A reporter is too far behind.
@@ -16,7 +20,7 @@ pub enum UsageError {
 // === impl UsageError ===
 
 impl UsageError {
-    /// When it makes sense to try again.
+    /// How long until it makes sense to try again.
     pub fn retry_after(&self) -> Duration {
         Duration::from_secs(1)
     }

@@ -8,7 +8,8 @@ use crate::{Reporters, Usage};
 
 /// Lets a request on only when there is room for its record.
 ///
-/// It stands outside of whatever asks a backend, and outside of the meter that makes the record.
+/// It stands outside of whatever asks a backend, and outside of the meter that makes the record. The [crate] has an
+/// example.
 #[derive(Clone, Debug)]
 pub struct UsageLayer {
     reporters: Arc<Reporters>,

@@ -10,20 +10,56 @@
 //! applies its configuration to them, and a reporter that is no longer configured still sends what it was given. Where
 //! records go besides webhooks is an implementation of [`Report`].
 //!
-//! Who makes the records is not known here: without a meter further in, no sink is ever called and nothing is reported.
-//!
 //! ```
-//! use llmproxy_core::HttpClient;
-//! use llmproxy_usage::{Reporters, UsageConfig, UsageLayer};
+//! use std::time::Duration;
 //!
-//! # async fn example(client: HttpClient, config: &UsageConfig) {
-//! let reporters = Reporters::new(client);
-//! reporters.apply(config);
-//! let layer = UsageLayer::new(reporters.clone());
-//! // ... serve, then at shutdown:
-//! let left = reporters.flush(std::time::Duration::from_secs(5)).await;
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use llmproxy_core::{BoxError, HttpClient, RequestBody};
+//! use llmproxy_usage::{ReporterConfig, Reporters, UsageConfig, UsageLayer, WebhookConfig};
+//! use tower::{Layer, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let client = HttpClient::new(service_fn(async |_: Request<Bytes>| Ok::<_, BoxError>(Response::new(Bytes::new()))));
+//! let webhook = WebhookConfig { url: "https://billing.example/usage".into(), ..WebhookConfig::default() };
+//! let config = UsageConfig {
+//!     enabled: true,
+//!     reporters: vec![ReporterConfig { webhook, ..ReporterConfig::default() }],
+//!     ..UsageConfig::default()
+//! };
+//! assert!(config.validate().is_empty());
+//!
+//! let reporters = Reporters::new(client); // The client is what webhooks are sent through.
+//! reporters.apply(&config);
+//! let service = UsageLayer::new(reporters.clone()).layer(service_fn(async |_: Request<RequestBody>| {
+//!     Ok::<_, BoxError>(Response::new("answered by what is further in"))
+//! }));
+//! service.oneshot(Request::new(RequestBody::whole("{}"))).await?;
+//!
+//! // At shutdown:
+//! let left = reporters.flush(Duration::from_secs(5)).await;
+//! assert_eq!(left, 0);
+//! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! [`UsageLayer`] stands inside of `llmproxy-auth` and of `llmproxy-metering`'s inspect layer, which read and refuse first,
+//! and outside of `llmproxy-ratelimit`, of the meter that makes the record, and of all that asks a backend. Its one fact is
+//! the sink that it leaves in the [`Exchange`](llmproxy_core::Exchange). [`Reporters`] stand beside the stack and ask HTTP
+//! only through the [`HttpClient`](llmproxy_core::HttpClient) that they are given.
+//!
+//! # What it must never know
+//!
+//! Who counted, or how: it takes records and delivers them. It is in no request's way but for the place that it reserves.
+//! The key that a request came with is in no report.
+//!
+//! # Used alone
+//!
+//! Without a meter further in, no sink is ever called and nothing is reported; the places are free again when the
+//! exchanges are gone. Without `llmproxy-auth` a report names no caller.
 
 pub mod metrics;
 

@@ -1,4 +1,4 @@
-//! The metrics of this crate.
+//! The metrics of this crate, counted through the `metrics` facade; without a recorder nothing is.
 
 use metrics::{Unit, describe_counter, describe_gauge};
 
@@ -11,7 +11,7 @@ pub const PENDING: &str = "llmproxy_usage_records_pending";
 /// Records that were given up, by `reporter` and `reason`: `refused`, `retries`.
 pub const DROPPED: &str = "llmproxy_usage_records_dropped_total";
 
-/// Registers the help texts.
+/// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_counter!(WEBHOOK_SUCCESS, Unit::Count, "Usage records that a webhook has taken.");
     describe_counter!(WEBHOOK_FAILURE, Unit::Count, "Usage records that a webhook did not take, in spite of retries.");

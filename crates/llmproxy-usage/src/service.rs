@@ -17,6 +17,14 @@ use tower::Service;
 use crate::{Reporters, slots::Slots};
 
 /// Made by [`UsageLayer`](crate::UsageLayer).
+///
+/// # Errors
+///
+/// A [`UsageError`](crate::UsageError) where no place comes free in time. Else whatever the inner service says.
+///
+/// # Cancel safety
+///
+/// Dropping the future while it waits for a place takes none; a place that it has is free again with the exchange.
 #[derive(Clone, Debug)]
 pub struct Usage<S> {
     inner: S,

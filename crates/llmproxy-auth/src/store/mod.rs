@@ -61,7 +61,19 @@ const POLL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct KeyStore(Arc<Shared>);
 
-/// What a new key is to be.
+/// What a new key is to be. Without anything said it has no name and may do everything, for ever.
+///
+/// ```
+/// use llmproxy_auth::{NewKey, parse_net};
+///
+/// let new = NewKey {
+///     allowed_models: vec!["qwen2.5-32b".into()],
+///     allowed_ips: vec![parse_net("10.0.0.0/8")?],
+///     ..NewKey::named("alice")
+/// };
+/// # assert!(new.expires_at.is_none());
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct NewKey {
     /// What logs and records call it; unique among the keys that are not disabled.
@@ -80,7 +92,7 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
 }
 
-/// A key that was just made.
+/// A key that was just made. Its `Debug` leaves the key out.
 #[derive(Clone)]
 pub struct Created {
     /// The key in clear. It is kept nowhere.
@@ -136,6 +148,14 @@ impl KeyStore {
 
     /// Starts a task that looks each second whether another process has written the file. It ends with the store. A
     /// failure keeps the last snapshot, is logged, and is tried again.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the handle leaves the task running; aborting it leaves the snapshot as it is.
     pub fn watch(&self) -> JoinHandle<()> {
         tokio::spawn(watch(Arc::downgrade(&self.0)))
     }

@@ -8,7 +8,14 @@ use llmproxy_core::Backend;
 use super::{BackendConfig, HealthCheckConfig, RoutingConfig};
 use crate::retry::Trigger;
 
-/// All mistakes in `backends`: each the key's path below `backends` (`[0].url`), and what is wrong with it.
+/// All mistakes in `backends`: each the key's path below `backends` (`[0].url`), and what is wrong with it. No text quotes
+/// the value of a header.
+///
+/// ```
+/// use llmproxy_balancer::{BackendConfig, validate_backends};
+///
+/// assert_eq!(validate_backends(&[BackendConfig::new("vllm:8000")])[0].0, "[0].url");
+/// ```
 pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
     let mut mistakes = Vec::new();
     let mut names: HashMap<String, usize> = HashMap::new();

@@ -10,6 +10,8 @@
 //!
 //! Inner wrappers end before outer ones, on completion and on abandonment alike. An end may run inside a drop: it must
 //! not await, block or panic.
+//!
+//! Neither copies a chunk, keeps more of a body than a [`Shape`] withholds, or spawns a task.
 
 mod observed;
 mod shaped;
@@ -20,6 +22,20 @@ pub use shaped::{Out, Shape, Shaped, Shaper};
 use crate::BoxError;
 
 /// How a body, or the wait for it, came to its end.
+///
+/// ```
+/// use llmproxy_core::{BoxError, End, Ended, body::Ending};
+///
+/// /// What a meter makes of it.
+/// fn end(ending: Ending<'_>) -> End {
+///     match ending {
+///         Ending::Complete => End::Complete,
+///         Ending::Failed(error) => Ended::of(&**error),
+///         Ending::Dropped => End::ClientGone,
+///     }
+/// }
+/// assert_eq!(end(Ending::Failed(&BoxError::from("connection reset"))), End::BackendFailed);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub enum Ending<'a> {
     /// All of it passed.

@@ -17,8 +17,34 @@ use crate::BoxError;
 /// Watches one answer.
 ///
 /// Every method runs on the path of the bytes: it must not block. `end` may run inside a drop: it must not panic.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::{BodyExt, Full};
+/// use llmproxy_core::body::{Ending, Observe, Observed};
+///
+/// /// Prints how long an answer was, and whether it was whole.
+/// #[derive(Default)]
+/// struct Length(usize);
+///
+/// impl Observe for Length {
+///     fn chunk(&mut self, data: &Bytes) {
+///         self.0 += data.len();
+///     }
+///     fn end(self, ending: Ending<'_>) {
+///         println!("{} bytes, {ending:?}", self.0);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+/// let body = Observed::new(Full::new(Bytes::from("hello")), Length::default());
+/// assert_eq!(body.collect().await?.to_bytes(), "hello");
+/// # Ok(())
+/// # }
+/// ```
 pub trait Observe: Send + 'static {
-    /// The head has come.
+    /// The head has come. Told at most once, before anything of the body, and not at all where none came.
     fn head(&mut self, _head: &Parts) {}
 
     /// A piece of the body passes.
@@ -27,7 +53,7 @@ pub trait Observe: Send + 'static {
     /// Trailers pass; the end follows at once.
     fn trailers(&mut self, _trailers: &HeaderMap) {}
 
-    /// The end, once.
+    /// The end, once: the last that is told.
     fn end(self, ending: Ending<'_>)
     where
         Self: Sized;
@@ -49,12 +75,38 @@ pub struct Hold<T>(pub T);
 
 /// An observer that is certain to be told the end: when it is dropped before, it tells [`Ending::Dropped`].
 ///
-/// Held by a future until the head has come, then moved into [`Observed`].
+/// Held by a future until the head has come, then moved into [`Observed`]. Only a layer whose future is not simply its
+/// inner service's needs it; for all others there is [`observe`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use llmproxy_core::body::{Hold, Observed, Observer};
+///
+/// let permit = Arc::new(());
+/// let observer = Observer::new(Hold(permit.clone()));
+/// // ... the head came: from here on the body keeps the permit.
+/// let body = Observed::with_observer(http_body_util::Full::<bytes::Bytes>::from("hello"), observer);
+/// assert_eq!(Arc::strong_count(&permit), 2);
+/// # drop(body);
+/// ```
 #[derive(Debug)]
 pub struct Observer<O: Observe>(Option<O>);
 
 pin_project! {
     /// A body that is watched by an observer.
+    ///
+    /// The bytes, the trailers and the length are the inner body's. Only the answer to `is_end_stream` may differ: it is
+    /// `true` no sooner than the observer was told, since whoever hears `true` may never poll again.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body::Body;
+    /// use http_body_util::Full;
+    /// use llmproxy_core::body::{Hold, Observed};
+    ///
+    /// let body = Observed::new(Full::new(Bytes::from("hello")), Hold(()));
+    /// assert_eq!(body.size_hint().exact(), Some(5));
+    /// ```
     #[derive(Debug)]
     pub struct Observed<B, O: Observe> {
         #[pin]
@@ -67,6 +119,10 @@ pin_project! {
 
 pin_project! {
     /// Made by [`observe`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it before the head has come tells the observer [`Ending::Dropped`].
     #[derive(Debug)]
     pub struct ObserveFuture<F, O: Observe> {
         #[pin]
@@ -77,9 +133,26 @@ pin_project! {
 
 /// Has `observer` watch the answer that `future` comes to: from now on, a drop included.
 ///
+/// # Errors
+///
+/// The future fails as `future` does; the observer was told [`Ending::Failed`] before.
+///
 /// # Cancel safety
 ///
 /// Dropping the future tells the observer [`Ending::Dropped`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use llmproxy_core::{BoxError, body::{Hold, observe}};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let permit = Arc::new(());
+/// let refused = async { Err::<http::Response<String>, _>("connection refused") };
+/// assert!(observe(refused, Hold(permit.clone())).await.is_err());
+/// assert_eq!(Arc::strong_count(&permit), 1);
+/// # }
+/// ```
 pub fn observe<F, O: Observe>(future: F, observer: O) -> ObserveFuture<F, O> {
     ObserveFuture { inner: future, observer: Some(Observer::new(observer)) }
 }
@@ -112,7 +185,7 @@ impl<O: Observe> Observer<O> {
         }
     }
 
-    /// The observer, until its end.
+    /// The observer; `None` once it was told the end.
     pub fn get_mut(&mut self) -> Option<&mut O> {
         self.0.as_mut()
     }
@@ -127,7 +200,7 @@ impl<O: Observe> Drop for Observer<O> {
 // === impl Observed ===
 
 impl<B: Body, O: Observe> Observed<B, O> {
-    /// Watches `body` from here on.
+    /// Watches `body` from here on. A body that is at its end already ends at once: nobody would poll it.
     pub fn new(body: B, observer: O) -> Self {
         Self::with_observer(body, Observer::new(observer))
     }

@@ -17,6 +17,37 @@ use crate::BoxError;
 /// Decides what of one body passes.
 ///
 /// Every method runs on the path of the bytes: it must not block. `end` may run inside a drop: it must not panic.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::{BodyExt, Full};
+/// use llmproxy_core::body::{Ending, Out, Shape, Shaped};
+///
+/// /// Says so where a stream broke.
+/// struct Say;
+///
+/// impl Shape for Say {
+///     fn chunk(&mut self, data: Bytes, out: &mut Out) {
+///         out.push(data);
+///     }
+///     fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+///         out.push(Bytes::from_static(match ending {
+///             Ending::Complete => b" - and that was all",
+///             _ => b" - and here it broke",
+///         }));
+///     }
+///     fn changes_length(&self) -> bool {
+///         true
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+/// let body = Shaped::new(Full::new(Bytes::from("hello")), Say);
+/// assert_eq!(body.collect().await?.to_bytes(), "hello - and that was all");
+/// # Ok(())
+/// # }
+/// ```
 pub trait Shape: Send + 'static {
     /// Data has come; what may go on is pushed to `out`. What is not pushed is withheld and the shape's to keep.
     fn chunk(&mut self, data: Bytes, out: &mut Out);
@@ -28,15 +59,31 @@ pub trait Shape: Send + 'static {
     /// Nothing has come: the place for timers. The shape registers `cx` with whatever should wake it.
     ///
     /// `Ok` says that something was pushed to `out`; an error ends the body, and `end` is told of it.
+    ///
+    /// # Errors
+    ///
+    /// Where the body must not go on, because it was silent for too long. What was pushed to `out` goes out before it.
     fn poll_silent(&mut self, _cx: &mut Context<'_>, _out: &mut Out) -> Poll<Result<(), BoxError>> {
         Poll::Pending
     }
 
-    /// Whether more or fewer bytes may come out than go in, so that the length is not known.
+    /// Whether more or fewer bytes may come out than go in, so that the length is not known. hyper chooses the framing by
+    /// the length, and would cut off what is past it.
     fn changes_length(&self) -> bool;
 }
 
 /// Chunks on their way out, in order.
+///
+/// ```
+/// use bytes::Bytes;
+/// use llmproxy_core::body::Out;
+///
+/// let mut out = Out::default();
+/// out.push(Bytes::from("data: 1\n\n"));
+/// out.push(Bytes::new());
+/// assert_eq!(out.pop().unwrap(), "data: 1\n\n");
+/// assert!(out.is_empty());
+/// ```
 #[derive(Debug, Default)]
 pub struct Out {
     // Nearly always one chunk comes out for one that goes in: no allocation then.
@@ -47,6 +94,23 @@ pub struct Out {
 /// A shape that is certain to be told the end: when it is dropped before, it tells [`Ending::Dropped`].
 ///
 /// Held by a future until the head has come, then moved into [`Shaped`].
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use llmproxy_core::body::{Ending, Out, Shape};
+/// use llmproxy_core::body::{Shaped, Shaper};
+///
+/// # struct Whole;
+/// # impl Shape for Whole {
+/// #     fn chunk(&mut self, data: Bytes, out: &mut Out) { out.push(data); }
+/// #     fn end(&mut self, _: Ending<'_>, _: &mut Out) {}
+/// #     fn changes_length(&self) -> bool { false }
+/// # }
+/// let shaper = Shaper::new(Whole);
+/// // ... the head came:
+/// let body = Shaped::with_shaper(http_body_util::Full::<bytes::Bytes>::from("hello"), shaper);
+/// # drop(body);
+/// ```
 #[derive(Debug)]
 pub struct Shaper<S: Shape> {
     shape: S,
@@ -54,7 +118,10 @@ pub struct Shaper<S: Shape> {
 }
 
 pin_project! {
-    /// A body that is shaped.
+    /// A body that is shaped; see [`Shape`] for an example.
+    ///
+    /// An error never follows a frame at once: hyper throws away what it has buffered when a body fails. The body says
+    /// Pending once, so that hyper flushes, and then fails.
     #[derive(Debug)]
     pub struct Shaped<B, S: Shape> {
         #[pin]
@@ -96,7 +163,7 @@ impl Out {
         }
     }
 
-    /// Takes the next chunk.
+    /// Takes the next chunk; `None` where there is none.
     pub fn pop(&mut self) -> Option<Bytes> {
         self.first.take().or_else(|| self.more.pop_front())
     }

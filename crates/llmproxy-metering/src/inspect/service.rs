@@ -25,7 +25,16 @@ use crate::{
 /// Reads a JSON body whole and leaves what it asks for, a [`Call`], in the exchange; the request goes on with a
 /// [`RequestBody`] that can be sent again. Other bodies pass through unread, bounded in size and in their gaps.
 ///
-/// Refuses with an [`InspectError`]. Made by [`InspectLayer`](crate::InspectLayer).
+/// Made by [`InspectLayer`](crate::InspectLayer), where there is an example.
+///
+/// # Errors
+///
+/// An [`InspectError`] where the body is refused or does not come; also from a body that passes through, once it is too
+/// large or too slow. Else whatever the inner service says.
+///
+/// # Cancel safety
+///
+/// Dropping the future while the body is read gives back the memory that it had reserved, and leaves no fact behind.
 #[derive(Clone, Debug)]
 pub struct Inspect<S> {
     inner: S,

@@ -4,7 +4,29 @@ use tower::Layer;
 
 use super::Meter;
 
-/// Makes [`Meter`].
+/// Makes [`Meter`]; the [crate] has an example of an answer that came. This one did not:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use http::{Request, Response};
+/// use llmproxy_core::{BoxError, End, Exchange, RequestBody, sink_fn};
+/// use llmproxy_metering::MeterLayer;
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let service = MeterLayer::new().layer(service_fn(async |_: Request<RequestBody>| {
+///     Err::<Response<RequestBody>, BoxError>("connection reset".into())
+/// }));
+/// let mut request = Request::new(RequestBody::whole(""));
+/// let exchange = Exchange::of(request.extensions_mut());
+/// exchange.add_sink(Arc::new(sink_fn(|record| assert_eq!(record.error.as_deref(), Some("connection reset")))));
+///
+/// assert!(service.oneshot(request).await.is_err());
+/// assert_eq!(exchange.end(), Some(End::BackendFailed));
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MeterLayer(());
 

@@ -23,7 +23,15 @@ use super::Metering;
 /// A request that was called is an exchange, however it ends: an answer that passed, an error, a drop of the future or
 /// of the body. Only where a balancer says that no backend was asked there is no record. Without
 /// [`Inspect`](crate::Inspect) outside of it the record has no model and no estimate of the prompt. Made by
-/// [`MeterLayer`](crate::MeterLayer).
+/// [`MeterLayer`](crate::MeterLayer), where there is an example.
+///
+/// # Errors
+///
+/// The inner service's, as they are.
+///
+/// # Cancel safety
+///
+/// Dropping the future, or the body of the answer, is an end of the exchange, and recorded as one.
 #[derive(Clone, Debug)]
 pub struct Meter<S> {
     inner: S,

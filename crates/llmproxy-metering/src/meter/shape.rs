@@ -22,7 +22,8 @@ use crate::{
     metrics::WITHHELD,
 };
 
-/// Watches one answer and records it; takes the usage event out that the proxy itself has asked for.
+/// Watches one answer and records it; takes the usage event out that the proxy itself has asked for. Made by
+/// [`Meter`](crate::Meter). No chunk is copied or held back but the one that the usage event stands in.
 pub struct Metering {
     exchange: Arc<Exchange>,
     method: Method,

@@ -49,7 +49,8 @@ pub struct ModelServer {
     shared: Arc<Shared>,
 }
 
-/// Says what a [`ModelServer`] should be like.
+/// Says what a [`ModelServer`] should be like: unless told otherwise, one model, `demo`, that begins after 120 ms and says
+/// 30 words a second. See [`ModelServer`] for an example.
 #[derive(Clone, Debug)]
 pub struct ModelServerBuilder {
     models: Vec<String>,
@@ -118,6 +119,10 @@ impl ModelServer {
     /// # Panics
     ///
     /// If they are not after ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
     pub async fn when(&self, wanted: impl FnMut(&Counts) -> bool) -> Counts {
         self.backend.when(wanted).await
     }
@@ -161,6 +166,10 @@ impl ModelServerBuilder {
     /// # Errors
     ///
     /// If there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, nothing listens.
     pub async fn start(self) -> io::Result<ModelServer> {
         self.listen(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
@@ -170,6 +179,10 @@ impl ModelServerBuilder {
     /// # Errors
     ///
     /// If it can't listen there.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, nothing listens.
     pub async fn listen(self, addr: SocketAddr) -> io::Result<ModelServer> {
         let models = if self.models.is_empty() { vec!["demo".to_owned()] } else { self.models };
         // No pace, a negative one and an infinite one all have no time between words.
