@@ -12,4 +12,5 @@ mod reload;
 mod seed;
 mod settings;
 mod spellings;
+mod start;
 mod streams;
