@@ -7,11 +7,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use llmproxy_auth::{KeyEntry, KeyStatus, KeyStore, NewKey};
+use llmproxy_auth::{KeyEntry, KeyStatus, KeyStore, KeyStoreError, NewKey};
 use llmproxy_config::{Config, LoadOptions, load};
 use serde_json::{Value, json};
 
 use crate::{
+    check::explain,
     cli::{DEFAULT_CONFIG, KeysArgs, KeysCommand},
     say,
 };
@@ -19,13 +20,16 @@ use crate::{
 /// `llmproxy keys`.
 pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
     let path = store_path(&args)?;
-    let store = KeyStore::open(&path).await.map_err(|error| format!("the key store {}: {error}", path.display()))?;
-    let result = execute(&store, args.command).await;
+    let store = KeyStore::open(&path).await.map_err(|error| {
+        let advice = error.advice().map_or_else(String::new, |advice| format!("; {advice}"));
+        format!("the key store {} can't be opened: {error}{advice}", path.display())
+    })?;
+    let result = execute(&store, &path, args.command).await;
     store.close().await;
     result
 }
 
-async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, String> {
+async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<ExitCode, String> {
     match command {
         KeysCommand::Create { name, user_id, models, expires_at } => {
             let expires_at = expires_at
@@ -47,17 +51,27 @@ async fn execute(store: &KeyStore, command: KeysCommand) -> Result<ExitCode, Str
                 "Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`."
             );
         }
-        KeysCommand::List { json } => list(store, json)?,
+        KeysCommand::List { json } => list(store, path, json)?,
         KeysCommand::Revoke { key } => {
-            let revoked = store.revoke(&key).await.map_err(|error| error.to_string())?;
+            let revoked = store.revoke(&key).await.map_err(|error| match error {
+                KeyStoreError::NotFound => format!(
+                    "no key in {0} has the name, the fingerprint or the value `{key}`, so nothing was revoked; see what \
+                     there is with: llmproxy keys list --db {0}",
+                    path.display()
+                ),
+                other => other.to_string(),
+            })?;
             say(format_args!("revoked {revoked}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(store: &KeyStore, as_json: bool) -> Result<(), String> {
+fn list(store: &KeyStore, path: &Path, as_json: bool) -> Result<(), String> {
     let keys = store.list();
+    if keys.is_empty() {
+        eprintln!("{0} has no keys; make one with: llmproxy keys create --name NAME --db {0}", path.display());
+    }
     if as_json {
         for key in keys {
             say(describe(&key))?;
@@ -114,8 +128,9 @@ fn store_path(args: &KeysArgs) -> Result<PathBuf, String> {
     }
     match load(&args.config, &LoadOptions::default()) {
         Ok(loaded) => Ok(loaded.config.admin.db_path),
-        Err(error) => {
-            Err(format!("{} can't be used (or name the store with --db FILE):\n{error}", args.config.display()))
-        }
+        Err(error) => Err(format!(
+            "{}\nThe file says where the keys are; --db FILE says it without one.",
+            explain(&args.config, &error)
+        )),
     }
 }

@@ -21,7 +21,13 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
         LogOutput::Stderr => BoxMakeWriter::new(io::stderr),
         LogOutput::File(path) => {
             let file = open(path)
-                .map_err(|error| format!("the log {} (log.output) can't be opened: {error}", path.display()))?;
+                .map_err(|error| {
+                    format!(
+                        "the log {} (log.output) can't be opened: {error}; name a file that the user that runs llmproxy may \
+                         write, or set log.output to stdout",
+                        path.display()
+                    )
+                })?;
             BoxMakeWriter::new(Mutex::new(file))
         }
     };
@@ -40,7 +46,9 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
 /// Opens the file for writing at its end, making the folders that are missing.
 fn open(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        std::fs::create_dir_all(folder).map_err(|error| {
+            io::Error::new(error.kind(), format!("its folder {} can't be made: {error}", folder.display()))
+        })?;
     }
     OpenOptions::new().create(true).append(true).open(path)
 }

@@ -6,7 +6,12 @@ use llmproxy_config::{Config, LoadOptions, load};
 use llmproxy_stack::{Options, Runtime, Server, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{EX_USAGE, check::load_or_explain, cli::ConfigArgs, exporter, logging};
+use crate::{
+    EX_USAGE,
+    check::{explain, load_or_explain},
+    cli::ConfigArgs,
+    exporter, logging,
+};
 
 /// After the streams are over, how long records may take to reach their receivers.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +92,10 @@ async fn reload(runtime: &Runtime, args: &ConfigArgs, old: &Config) -> Option<Co
         Ok(loaded) => loaded,
         Err(error) => {
             Runtime::count_refused_reload();
-            tracing::error!("the new configuration can't be used; nothing was changed:\n{error}");
+            tracing::error!(
+                "the new configuration can't be used; nothing was changed: {}",
+                explain(&args.config, &error)
+            );
             return None;
         }
     };
@@ -108,7 +116,9 @@ async fn reload(runtime: &Runtime, args: &ConfigArgs, old: &Config) -> Option<Co
 fn explain_bind(config: &Config, error: &std::io::Error) -> String {
     let listen = &config.server.listen;
     let advice = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "another process listens there; stop it or set server.listen to another port",
+        std::io::ErrorKind::AddrInUse => {
+            "another process listens there; find it with `ss -ltnp` and stop it, or set server.listen to another port"
+        }
         std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; set server.listen to a higher one",
         std::io::ErrorKind::AddrNotAvailable => {
             "this machine does not have that address; set server.listen to one it has"

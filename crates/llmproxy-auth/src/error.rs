@@ -100,6 +100,28 @@ fn list(mistakes: &[(String, String)]) -> String {
     lines.join("; ")
 }
 
+// === impl KeyStoreError ===
+
+impl KeyStoreError {
+    /// What an operator can do about a store that does not open, where the error itself does not say it.
+    pub fn advice(&self) -> Option<&'static str> {
+        const WRITABLE: &str = "the user that runs llmproxy must be able to write the file and its folder";
+        match self {
+            Self::File(_) => Some(WRITABLE),
+            Self::Database(sqlx::Error::Database(error)) => match error.code()?.parse::<u32>().ok()? & 0xff {
+                // SQLite's primary result codes.
+                8 | 10 | 14 => Some(WRITABLE),
+                5 | 6 => Some("another process holds it; stop that one, or wait until it is done"),
+                11 => Some("the file is damaged; move it away and put back a copy, or make the keys again"),
+                13 => Some("the disk is full; make room"),
+                26 => Some("it is no key store; move it away so that a new one is made, or name another file"),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 // === impl AuthError ===
 
 impl AuthError {

@@ -98,6 +98,22 @@ impl Cause {
             Self::Credentials => "it refuses the credentials that the proxy is configured with",
         }
     }
+
+    /// What an operator can do about it. It is asked again in any case.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::Refused => {
+                "see that it runs and that its `url` is right: scheme, name, port, and with https a certificate that this \
+                 machine trusts; it gets requests as soon as it answers"
+            }
+            Self::Checks => {
+                "see its own log, and whether it has the path of health_check.path; it gets requests as soon as its checks are \
+                 good"
+            }
+            Self::Failures => "see its own log; it gets requests as soon as its checks are good",
+            Self::Credentials => "write a key that it takes into its `headers`, such as `Authorization: Bearer KEY`",
+        }
+    }
 }
 
 // === impl Health ===

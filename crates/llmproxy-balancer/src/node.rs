@@ -185,8 +185,10 @@ impl Node {
                 "up"
             }
             Change::Out(cause) => {
-                let reason = cause.as_str();
-                tracing::warn!(backend = %name, reason, problem, "the backend is out");
+                let (reason, advice) = (cause.as_str(), cause.advice());
+                let url = self.backend.load().url.to_string();
+                let url = url.trim_end_matches('/');
+                tracing::warn!(backend = %name, url, reason, problem, advice, "the backend is out");
                 self.rescheduled.notify_one();
                 "out"
             }

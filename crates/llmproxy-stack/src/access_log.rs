@@ -107,7 +107,9 @@ impl AccessLog {
 
 fn append(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        std::fs::create_dir_all(folder).map_err(|error| {
+            io::Error::new(error.kind(), format!("its folder {} can't be made: {error}", folder.display()))
+        })?;
     }
     OpenOptions::new().create(true).append(true).open(path)
 }

@@ -9,7 +9,7 @@ use llmproxy_config::AccessOutput;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The builtin key store.
-    #[error("the key store {} (admin.db_path) can't be opened: {source}", path.display())]
+    #[error("the key store {} (admin.db_path) can't be opened: {source}{}", path.display(), advice(source))]
     KeyStore {
         /// Its file.
         path: PathBuf,
@@ -20,11 +20,18 @@ pub enum StartError {
     #[error(transparent)]
     Auth(#[from] AuthConfigError),
     /// The access log's file.
-    #[error("the access log {output} (logging.access) can't be opened: {source}")]
+    #[error(
+        "the access log {output} (logging.access) can't be opened: {source}; name a file that the user that runs llmproxy may \
+         write, or set logging.access.output to stdout"
+    )]
     AccessLog {
         /// Where it should go.
         output: AccessOutput,
         /// What is wrong with that.
         source: std::io::Error,
     },
+}
+
+fn advice(error: &KeyStoreError) -> String {
+    error.advice().map_or_else(String::new, |advice| format!("; {advice}"))
 }

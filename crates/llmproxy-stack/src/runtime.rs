@@ -332,6 +332,14 @@ impl Runtime {
 
     async fn key_store(&self, config: &Config, current: &Current) -> Result<Option<(PathBuf, KeyStore)>, StartError> {
         if !config.auth.needs_store() {
+            let mut sources = config.auth.pipeline.iter().filter(|source| source.enabled);
+            if config.auth.enabled && sources.all(|source| source.static_keys.keys.is_empty()) {
+                tracing::warn!(
+                    "authentication is on and auth.pipeline has no key, so every request is refused; write keys into its static \
+                     entry, or leave the pipeline out and make the first with: llmproxy keys create --name NAME --db {}",
+                    config.admin.db_path.display()
+                );
+            }
             return Ok(None);
         }
         let path = &config.admin.db_path;
@@ -342,7 +350,9 @@ impl Runtime {
         if keys.is_empty() {
             tracing::warn!(
                 path = %path.display(),
-                "authentication is on and there is no key yet, so every request is refused; make the first with: llmproxy keys create --name NAME"
+                "authentication is on and there is no key yet, so every request is refused; make the first with: llmproxy \
+                 keys create --name NAME --db {}",
+                path.display()
             );
         }
         keys.watch();

@@ -13,4 +13,5 @@ mod sdk;
 mod seed;
 mod settings;
 mod spellings;
+mod start;
 mod streams;
