@@ -8,6 +8,7 @@ use std::{
 };
 
 use llmproxy_testkit::Client;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
 use super::{Engine, scratch::Scratch};
@@ -20,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(25);
 /// a second, and being asked for its metrics is something that happens.
 const LOOK_SELDOM: Duration = Duration::from_millis(1500);
 
-/// A running server; killed when dropped.
+/// A running server; killed when dropped, with all processes that it has started.
 pub(crate) struct Server {
     pub(crate) engine: Engine,
     pub(crate) model: &'static str,
@@ -77,7 +78,7 @@ impl Server {
         let log = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
-        command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true).process_group(0);
         let child = command.spawn().map_err(|error| format!("{:?}: {error}", command.as_std().get_program()))?;
         let mut server = Self { engine, model, address, child };
         let deadline = tokio::time::Instant::now() + START;
@@ -99,7 +100,16 @@ impl Server {
 
     /// Ends it as an accident would.
     pub(crate) async fn kill(mut self) -> Result<(), String> {
-        self.child.kill().await.map_err(|error| error.to_string())
+        self.kill_all();
+        self.child.wait().await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// It may have workers, which do not notice that it is gone.
+    fn kill_all(&self) {
+        let group = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(group) = group {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 
     /// What it has counted, once nothing is running there any more.
@@ -168,6 +178,12 @@ impl Server {
             Ok(mut client) => client.get("/health").await.status == 200,
             Err(_) => false,
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill_all();
     }
 }
 
