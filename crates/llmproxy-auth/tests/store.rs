@@ -150,6 +150,40 @@ async fn own_writes_and_those_of_others_do_not_hide_each_other() {
     assert_eq!(other.len(), 2);
 }
 
+#[tokio::test]
+async fn a_write_that_was_dropped_half_way_is_seen_at_the_next_look() {
+    let folder = Folder::new();
+    let path = folder.join("keys.db");
+    let store = KeyStore::open(&path).await.unwrap();
+    let statuses = |store: &KeyStore| {
+        let mut all: Vec<_> = store.list().iter().map(|key| (key.name.clone(), key.status)).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    for polls in 0.. {
+        let name = format!("key-{polls}");
+        store.create(NewKey::named(&name)).await.unwrap();
+        let mut revoke = Box::pin(store.revoke(&name));
+        let mut left = polls;
+        let done = std::future::poll_fn(|cx| {
+            if left == 0 {
+                return std::task::Poll::Ready(false);
+            }
+            left -= 1;
+            revoke.as_mut().poll(cx).map(|_| true)
+        });
+        let done = done.await;
+        drop(revoke);
+        store.refresh().await.unwrap();
+        let file = KeyStore::open(&path).await.unwrap();
+        assert_eq!(statuses(&store), statuses(&file), "dropped after {polls} polls");
+        if done {
+            assert!(polls > 3, "{polls}");
+            break;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_watcher_looks_each_second_and_ends_with_the_store() {
     let folder = Folder::new();

@@ -111,8 +111,9 @@ type Snapshot = HashMap<KeyHash, Arc<KeyEntry>>;
 
 struct Database {
     connection: SqliteConnection,
-    /// SQLite's count of what other connections have written, as of the snapshot.
-    version: i64,
+    /// SQLite's count of what other connections have written, as of the snapshot. It does not count what this one writes: so
+    /// it is `None` while that is under way, and stays so if whoever writes is dropped before the snapshot is new.
+    version: Option<i64>,
 }
 
 // === impl KeyStore ===
@@ -139,7 +140,7 @@ impl KeyStore {
                 "imported API keys of the Go program, hashed; its file stays as it is"
             );
         }
-        let mut database = Database { connection, version: 0 };
+        let mut database = Database { connection, version: None };
         let keys = ArcSwap::from_pointee(database.load().await?);
         let shared = Shared { keys, database: Mutex::new(Some(database)) };
         shared.count();
@@ -196,6 +197,7 @@ impl KeyStore {
             }
         }
         schema::insert(&mut transaction, &entry).await?;
+        database.version = None;
         transaction.commit().await?;
         self.0.replace(database.load().await?);
         Ok(Created { key, entry: Arc::new(entry) })
@@ -209,7 +211,8 @@ impl KeyStore {
     ///
     /// # Cancel safety
     ///
-    /// Dropped half way, it may or may not have been done; do it again.
+    /// Dropped half way, it may or may not have been done; do it again. If it was, the snapshot has it at the next
+    /// [`refresh`](Self::refresh), which [`watch`](Self::watch) asks for each second.
     pub async fn revoke(&self, key: &str) -> Result<Arc<KeyEntry>, KeyStoreError> {
         let key = key.trim();
         let hash = KeyHash::of(key.as_bytes());
@@ -238,6 +241,7 @@ impl KeyStore {
             }
         };
         schema::set_status(&mut transaction, entry.hash(), KeyStatus::Disabled).await?;
+        database.version = None;
         transaction.commit().await?;
         self.0.replace(database.load().await?);
         entry.status = KeyStatus::Disabled;
@@ -331,7 +335,7 @@ impl Shared {
     async fn refresh(&self) -> Result<bool, KeyStoreError> {
         let mut database = self.database.lock().await;
         let database = database.as_mut().ok_or(KeyStoreError::Closed)?;
-        if schema::data_version(&mut database.connection).await? == database.version {
+        if Some(schema::data_version(&mut database.connection).await?) == database.version {
             return Ok(false);
         }
         self.replace(database.load().await?);
@@ -355,7 +359,7 @@ impl Database {
         // Asked first: a write between the two is then seen again at the next look, not missed.
         let version = schema::data_version(&mut self.connection).await?;
         let entries = schema::load(&mut self.connection).await?;
-        self.version = version;
+        self.version = Some(version);
         Ok(entries.into_iter().map(|entry| (*entry.hash(), Arc::new(entry))).collect())
     }
 }
