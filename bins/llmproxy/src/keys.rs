@@ -20,6 +20,12 @@ use crate::{
 /// `llmproxy keys`.
 pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
     let path = store_path(&args)?;
+    if args.db.is_some() && !matches!(args.command, KeysCommand::Create { .. }) && !path.exists() {
+        return Err(format!(
+            "there is no key store {}; without --db, it is the one that the configuration names (admin.db_path)",
+            path.display()
+        ));
+    }
     let store = KeyStore::open(&path).await.map_err(|error| {
         let advice = error.advice().map_or_else(String::new, |advice| format!("; {advice}"));
         format!("the key store {} can't be opened: {error}{advice}", path.display())
@@ -48,15 +54,16 @@ async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<
                 format!("the key was made, but can't be shown: {error}; revoke {} and make another", created.entry)
             })?;
             eprintln!(
-                "Keep it: only its hash is stored, it can't be shown again. Send it as `Authorization: Bearer KEY`."
+                "Keep it: only its hash is stored, in {}, it can't be shown again. Send it as `Authorization: Bearer KEY`.",
+                path.display()
             );
         }
         KeysCommand::List { json } => list(store, path, json)?,
         KeysCommand::Revoke { key } => {
             let revoked = store.revoke(&key).await.map_err(|error| match error {
                 KeyStoreError::NotFound => format!(
-                    "no key in {0} has the name, the fingerprint or the value `{key}`, so nothing was revoked; see what \
-                     there is with: llmproxy keys list --db {0}",
+                    "no key in {0} has that name, fingerprint or value, so nothing was revoked; see what there is with: \
+                     llmproxy keys list --db {0}",
                     path.display()
                 ),
                 other => other.to_string(),

@@ -1,6 +1,6 @@
 //! Asks one backend, again and again, whether it is well and what it serves.
 //!
-//! Nothing that is asked here costs tokens.
+//! Nothing that is asked here costs tokens, but at SGLang, whose `/health` generates one.
 
 use std::sync::Arc;
 

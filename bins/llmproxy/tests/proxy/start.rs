@@ -137,9 +137,14 @@ async fn a_log_that_does_not_open() {
 
 #[tokio::test]
 async fn a_key_that_can_t_be_revoked() {
-    let parts = ["k.db", "`nobody`", "nothing was revoked", "llmproxy keys list --db k.db"];
-    check(&[], &["keys", "revoke", "nobody", "--db", "k.db"], 1, &parts).await;
-    check(&[], &["keys", "list", "--db", "k.db"], 0, &["k.db has no keys", "keys create --name NAME --db k.db"]).await;
+    let empty = ("k.db", "");
+    let parts = ["k.db", "that name, fingerprint or value", "nothing was revoked", "llmproxy keys list --db k.db"];
+    check(&[empty], &["keys", "revoke", "nobody", "--db", "k.db"], 1, &parts).await;
+    check(&[empty], &["keys", "list", "--db", "k.db"], 0, &["k.db has no keys", "keys create --name NAME --db k.db"])
+        .await;
+    for command in [&["keys", "list", "--db", "slip.db"][..], &["keys", "revoke", "nobody", "--db", "slip.db"]] {
+        check(&[], command, 1, &["there is no key store slip.db", "admin.db_path"]).await;
+    }
     let parts = ["tomorrow", "2027-01-01T00:00:00Z"];
     check(&[], &["keys", "create", "--name", "a", "--expires-at", "tomorrow"], 1, &parts).await;
 }
