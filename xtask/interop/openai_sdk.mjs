@@ -123,7 +123,6 @@ const steps = {
     return [idOf(response), last(chunks)];
   },
   async embeddings() {
-    if (EMBEDDING_MODEL === "-") return [null, null];
     const ask = { model: EMBEDDING_MODEL, input: ["one text", "another"] };
     const { data, response } = await client.embeddings.create(ask).withResponse();
     assert(data.data.length === 2 && data.data[0].embedding.some((number) => number !== 0));
@@ -167,6 +166,7 @@ const steps = {
   },
 };
 
+if (EMBEDDING_MODEL === "-") delete steps.embeddings;
 const input = wait && createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 let failed = false;
 for (const [did, run] of Object.entries(steps)) {

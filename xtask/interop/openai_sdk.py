@@ -142,8 +142,6 @@ def completion_streamed():
 
 @step
 def embeddings():
-    if EMBEDDING_MODEL == "-":
-        return None, None
     # The SDK asks for base64 and decodes it.
     raw = client.embeddings.with_raw_response.create(model=EMBEDDING_MODEL, input=["one text", "another"])
     answer = raw.parse()
@@ -217,6 +215,8 @@ def stream_closed_early():
     return id_of(raw), None, True
 
 
+if EMBEDDING_MODEL == "-":
+    steps.remove(embeddings)
 failed = False
 for run in steps:
     line = {"did": run.__name__.replace("_", " "), "ok": True}

@@ -58,9 +58,10 @@ pub(crate) async fn sdk(sdk: &Sdk, rig: &mut Rig, scratch: &Scratch, servers: &[
         eprintln!("    {line}");
         go_on.write_all(b"\n").await.map_err(|error| format!("{}: {error}", sdk.name))?;
     }
-    child.wait().await.map_err(|error| error.to_string())?;
-    if rows.is_empty() {
-        return Err(format!("the script of {} did nothing", sdk.name));
+    let status = child.wait().await.map_err(|error| error.to_string())?;
+    // It says itself that a step failed; else it came to its end, or it has not done all that it should.
+    if rows.is_empty() || (!status.success() && rows.iter().all(|row| row.verdict.is_ok())) {
+        return Err(format!("the script of {} broke off after {} steps: {status}", sdk.name, rows.len()));
     }
     Ok(rows)
 }

@@ -14,7 +14,6 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::{
-    EMBEDDING_MODEL, MODEL,
     scratch::Scratch,
     server::{Counted, Server, free_address},
 };
@@ -45,10 +44,6 @@ pub(crate) fn config(servers: &[&Server]) -> String {
     );
     for server in servers {
         yaml += &format!("  - {{url: '{}', models: [{}]}}\n", server.url(), server.model);
-    }
-    if servers.len() == 1 {
-        // One server for everything: it is asked for embeddings, too, and says that it has none.
-        yaml = yaml.replace(&format!("models: [{MODEL}]"), &format!("models: [{MODEL}, {EMBEDDING_MODEL}]"));
     }
     yaml
 }
