@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -246,7 +247,12 @@ impl Pool {
             })
             .collect();
         let first = candidates.first()?;
-        let index = candidates.get(policy.pick(&candidates)).unwrap_or(first).index;
+        // A policy may be someone else's code; one that panics, or points beyond the end, has chosen the first.
+        let picked = catch_unwind(AssertUnwindSafe(|| policy.pick(&candidates))).unwrap_or_else(|_| {
+            tracing::error!("the balancer's policy panicked; the first backend that may be asked is");
+            0
+        });
+        let index = candidates.get(picked).unwrap_or(first).index;
         let Member { backend, node, .. } = &self.members[index];
         Some(Pick { index, backend: backend.clone(), in_flight: node.enter(backend.name.clone()) })
     }

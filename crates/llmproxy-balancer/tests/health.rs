@@ -7,9 +7,7 @@ use std::{sync::Arc, time::Duration};
 use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use llmproxy_balancer::{
-    BackendConfig, BalanceError, Balancer, Cause, HealthCheckConfig, Policy, Pool, RoundRobin, RoutingConfig,
-};
+use llmproxy_balancer::{BackendConfig, BalanceError, Balancer, Cause, HealthCheckConfig, Policy, Pool, RoutingConfig};
 use llmproxy_core::{BoxError, RequestBody, cause_ref};
 use proptest::prelude::*;
 
@@ -287,26 +285,28 @@ async fn a_backend_of_weight_zero_gets_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn an_embedder_may_bring_a_policy() {
+    /// The last one, unless it is wrong in one of two ways.
     #[derive(Debug)]
-    struct Last(RoundRobin);
+    struct Last(Option<usize>);
 
     impl Policy for Last {
         fn pick(&self, candidates: &[llmproxy_balancer::Candidate<'_>]) -> usize {
-            let _ = self.0.pick(candidates);
-            candidates.len() - 1
+            self.0.unwrap_or(candidates.len()).checked_sub(1).expect("a mistake of the embedder's")
         }
     }
 
     use tower::{Layer, ServiceExt};
-    let layer = llmproxy_balancer::BalanceLayer::new(common::unchecked(&[1, 1, 1], &RoutingConfig::default()))
-        .with_policy(Arc::new(Last(RoundRobin::new())));
-    let service = layer.layer(tower::service_fn(async |request: http::Request<RequestBody>| {
-        let target = request.extensions().get::<llmproxy_core::Target>().unwrap();
-        Ok::<_, BoxError>(answer(200, &target.backend.name))
-    }));
-    let response = service.oneshot(http::Request::new(RequestBody::whole(""))).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "c");
+    for (policy, expected) in [(Last(None), "c"), (Last(Some(1000)), "a"), (Last(Some(0)), "a")] {
+        let layer = llmproxy_balancer::BalanceLayer::new(common::unchecked(&[1, 1, 1], &RoutingConfig::default()))
+            .with_policy(Arc::new(policy));
+        let service = layer.layer(tower::service_fn(async |request: http::Request<RequestBody>| {
+            let target = request.extensions().get::<llmproxy_core::Target>().unwrap();
+            Ok::<_, BoxError>(answer(200, &target.backend.name))
+        }));
+        let response = service.oneshot(http::Request::new(RequestBody::whole(""))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), expected);
+    }
 }
 
 /// Something that happens to the health of backends.

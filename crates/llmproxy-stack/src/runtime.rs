@@ -239,7 +239,8 @@ impl Runtime {
     }
 
     /// Writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
-    /// records could not be delivered.
+    /// records were still waiting when the time was over. Those that were given up before, after their last try, were
+    /// logged and counted then.
     ///
     /// # Cancel safety
     ///

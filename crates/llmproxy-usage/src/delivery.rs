@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
-use crate::{Entry, Report, Verdict};
+use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY};
 
 /// The wait before the second try, doubled for each that follows.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -26,10 +26,11 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, entry: &Entry)
     let mut tries = 0;
     loop {
         let report = report();
-        let (why, after) = match try_once(&*report, entry.clone()).await {
+        let (verdict, retries) = try_once(&*report, entry.clone()).await;
+        let (why, after) = match verdict {
             Verdict::Delivered => return Ok(()),
             Verdict::Refused { why } => return Err(GivenUp { reason: "refused", why }),
-            Verdict::Again { why, .. } if tries >= report.retries() => return Err(GivenUp { reason: "retries", why }),
+            Verdict::Again { why, .. } if tries >= retries => return Err(GivenUp { reason: "retries", why }),
             Verdict::Again { why, after } => (why, after),
         };
         tries += 1;
@@ -40,15 +41,19 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, entry: &Entry)
     }
 }
 
-async fn try_once(report: &dyn Report, entry: Entry) -> Verdict {
-    let limit = report.timeout();
-    // The code may be someone else's, and a panic would end the task that all other records wait for.
-    let delivery = AssertUnwindSafe(async { report.report(entry).await }).catch_unwind();
-    match tokio::time::timeout(limit, delivery).await {
-        Ok(Ok(verdict)) => verdict,
-        Ok(Err(_)) => Verdict::again("the reporter panicked"),
-        Err(_) => Verdict::again(format!("no answer within {limit:?}")),
-    }
+/// What came of one try, and how many may follow the first.
+async fn try_once(report: &dyn Report, entry: Entry) -> (Verdict, u32) {
+    // The code may be someone else's, and a panic would end the task that all other records wait for. So all of it is in
+    // here, down to the drop of a try that ran out of time.
+    let attempt = async {
+        let (limit, retries) = (report.timeout(), report.retries());
+        match tokio::time::timeout(limit, report.report(entry)).await {
+            Ok(verdict) => (verdict, retries),
+            Err(_) => (Verdict::again(format!("no answer within {limit:?}")), retries),
+        }
+    };
+    let panicked = |_| (Verdict::again("the reporter panicked"), DEFAULT_RETRY);
+    AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 /// From half of the step to all of it: many that failed together must not come back together.

@@ -45,7 +45,8 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
     /// What logs and metrics call it: short, always the same, and no other reporter's.
     fn name(&self) -> &str;
 
-    /// Tries once to deliver. A panic is a failed try.
+    /// Tries once to deliver. A panic is a failed try. It must not block: all tries share a task, so that one which blocks
+    /// stops the others, and the clock of its own [`timeout`](Self::timeout). What has to block belongs on a thread.
     ///
     /// # Cancel safety
     ///

@@ -1,6 +1,9 @@
 //! The places that are reserved for one request's record.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use llmproxy_core::{UsageRecord, UsageSink};
@@ -77,7 +80,10 @@ impl UsageSink for Slots {
 
 impl Slot {
     fn new(reporter: &Arc<Reporter>, permit: OwnedPermit<Item>, body: Option<&Bytes>) -> Self {
-        let body = body.filter(|_| reporter.report().wants_request_body()).cloned();
+        // Someone else's code in the way of a request: what panics wants nothing.
+        let wants =
+            |_: &&Bytes| catch_unwind(AssertUnwindSafe(|| reporter.report().wants_request_body())).unwrap_or(false);
+        let body = body.filter(wants).cloned();
         Self { reporter: reporter.clone(), permit, body }
     }
 }

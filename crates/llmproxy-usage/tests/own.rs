@@ -26,6 +26,16 @@ enum Next {
     Say(Verdict),
     Hang,
     Panic,
+    /// Hangs, and panics when it is dropped.
+    PanicInDrop,
+}
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a mistake of the embedder's, late");
+    }
 }
 
 struct Own {
@@ -54,6 +64,10 @@ impl Report for Own {
                 Some(Next::Say(verdict)) => verdict,
                 Some(Next::Hang) => std::future::pending().await,
                 Some(Next::Panic) => panic!("a mistake of the embedder's"),
+                Some(Next::PanicInDrop) => {
+                    let _bomb = Bomb;
+                    std::future::pending().await
+                }
             }
         })
     }
@@ -120,6 +134,7 @@ async fn a_try_that_hangs_is_dropped_and_one_that_panics_is_made_again() {
     let (tried, took) = tries([Next::Hang]).await;
     assert!(tried == 2 && took >= Duration::from_secs(3), "{tried} {took:?}");
     assert_eq!(tries([Next::Panic, Next::Panic]).await.0, 3);
+    assert_eq!(tries([Next::PanicInDrop]).await.0, 2, "what panics while it is given up is made again, too");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! What watches one answer, from the request on to the end.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http::{
@@ -237,7 +240,10 @@ impl Shape for Metering {
         };
         let record = Arc::new(outcome.record());
         for sink in sinks {
-            sink.record(&record);
+            // Each is another's code. What one of them does wrong must not cost the others their record.
+            if catch_unwind(AssertUnwindSafe(|| sink.record(&record))).is_err() {
+                tracing::error!(request_id = %record.request_id, "a sink of usage records panicked");
+            }
         }
     }
 
