@@ -42,6 +42,6 @@ async fn main() -> Result<(), BoxError> {
 
     // All streams are over, by themselves or cut: the records of both are delivered before we go.
     let left = runtime.shutdown(Duration::from_secs(10)).await;
-    println!("stopped, {left} records not delivered");
+    println!("stopped, {left} records still waiting");
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
     fs::OpenOptions,
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
@@ -18,10 +18,16 @@ use llmproxy_config::{LoadOptions, load};
 use llmproxy_core::BoxError;
 use llmproxy_stack::{Options, Runtime, Server};
 use llmproxy_usage::{Entry, Report, Verdict, to_json};
+use tokio::sync::oneshot;
 
-/// Appends to a file.
+/// Hands lines to the thread that writes them, and waits until it has.
 #[derive(Debug)]
-struct File(PathBuf);
+struct File(mpsc::SyncSender<Line>);
+
+struct Line {
+    text: String,
+    written: oneshot::Sender<io::Result<()>>,
+}
 
 impl Report for File {
     fn name(&self) -> &str {
@@ -29,15 +35,23 @@ impl Report for File {
     }
 
     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        let (path, line) = (self.0.clone(), format!("{}\n", to_json(&entry.record)));
+        let (written, done) = oneshot::channel();
+        let line = Line { text: format!("{}\n", to_json(&entry.record)), written };
         Box::pin(async move {
-            // A disk may take its time, and the runtime's threads have none to lose.
-            match tokio::task::spawn_blocking(move || append(&path, &line)).await {
+            if self.0.try_send(line).is_err() {
+                return Verdict::again("the disk does not keep up");
+            }
+            match done.await {
                 Ok(Ok(())) => Verdict::Delivered,
                 Ok(Err(error)) => Verdict::again(error),
-                Err(panicked) => Verdict::again(panicked),
+                Err(gone) => Verdict::again(gone),
             }
         })
+    }
+
+    /// A try that ran out of time may have been written all the same, so it has plenty.
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
     }
 
     /// A record is worth more than patience. While it waits it keeps its place, and at last nobody is served any more.
@@ -46,10 +60,22 @@ impl Report for File {
     }
 }
 
+/// A disk may take its time, and the runtime's threads have none to lose: nor does the end of the process wait for this one.
+fn write_to(path: PathBuf) -> File {
+    let (lines, queue) = mpsc::sync_channel::<Line>(64);
+    std::thread::spawn(move || {
+        for Line { text, written } in queue {
+            let _ = written.send(append(&path, &text));
+        }
+    });
+    File(lines)
+}
+
 fn append(path: &Path, line: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-    // In one piece, as other records are written at the same time.
-    file.write_all(line.as_bytes())?;
+    let length = file.metadata()?.len();
+    // A line is there as a whole or not at all.
+    file.write_all(line.as_bytes()).inspect_err(|_| drop(file.set_len(length)))?;
     file.sync_data()
 }
 
@@ -60,7 +86,7 @@ async fn main() -> Result<(), BoxError> {
     let mut config =
         load(args.next().as_deref().unwrap_or("config/config.yaml.example"), &LoadOptions::default())?.config;
     config.server.listen = listen;
-    let file = File(args.next().unwrap_or_else(|| "usage.jsonl".into()).into());
+    let file = write_to(args.next().unwrap_or_else(|| "usage.jsonl".into()).into());
 
     let options = Options { reporters: vec![Arc::new(file)], ..Options::default() };
     let runtime = Runtime::start(&config, options).await?;
@@ -74,6 +100,6 @@ async fn main() -> Result<(), BoxError> {
         })
         .await;
     let left = runtime.shutdown(Duration::from_secs(10)).await;
-    println!("stopped, {left} records not delivered");
+    println!("stopped, {left} records still waiting");
     Ok(())
 }

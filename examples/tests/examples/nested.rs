@@ -79,7 +79,7 @@ async fn a_stop_lets_streams_finish_and_delivers_their_records() {
     wire.chunk(DONE).await.unwrap();
     wire.finish().await.unwrap();
     assert_eq!(client.read_to_end().await.end, BodyEnd::Complete);
-    assert_eq!(example.says("stopped").await, "stopped, 0 records not delivered");
+    assert_eq!(example.says("stopped").await, "stopped, 0 records still waiting");
     example.ended().await;
     assert_eq!(receiver.bodies()[0]["end"], "complete");
 }
@@ -97,7 +97,7 @@ async fn a_stream_that_outlasts_the_grace_period_is_cut_and_recorded() {
     client.expect_piece("data: {}\n\n").await;
     example.interrupt();
     assert_ne!(client.read_to_end().await.end, BodyEnd::Complete);
-    assert_eq!(example.says("stopped").await, "stopped, 0 records not delivered");
+    assert_eq!(example.says("stopped").await, "stopped, 0 records still waiting");
     example.ended().await;
     assert_eq!(receiver.bodies()[0]["end"], "shutdown");
 }

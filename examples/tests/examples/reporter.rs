@@ -29,7 +29,7 @@ async fn backend() -> Backend {
 /// Stops the example and reads what it has written.
 async fn stop(mut example: Example, folder: &Folder) -> Vec<Value> {
     example.interrupt();
-    assert_eq!(example.says("stopped").await, "stopped, 0 records not delivered");
+    assert_eq!(example.says("stopped").await, "stopped, 0 records still waiting");
     example.ended().await;
     let text = std::fs::read_to_string(folder.path().join("ledger/usage.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

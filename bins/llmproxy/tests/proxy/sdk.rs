@@ -46,8 +46,10 @@ async fn the_python_sdk_works_as_documented_and_its_records_are_true() {
     while !records.iter().any(|record| record["request_id"] == left) {
         records = receiver.wait_for(records.len() + 1).await;
     }
+    let count = records.len();
     let records: BTreeMap<&str, &Value> =
         records.iter().filter_map(|record| Some((record["request_id"].as_str()?, record))).collect();
+    assert_eq!(records.len(), count, "each request has one record");
     let mut compared = 0;
     for step in steps.iter().filter(|step| step["request_id"].is_string()) {
         let record = records[step["request_id"].as_str().expect("a string")];
