@@ -15,6 +15,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 use self::metadata::Metadata;
 use crate::{
     cargo::{cargo, read, root, run as run_command},
@@ -28,6 +30,8 @@ const MAX_BYTES: u64 = 25_000_000;
 /// zig's compiler comes with the symbols of every glibc. Both are on PyPI as they are run.
 const ZIG: &[&str] = &["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 const CYCLONEDX: &str = "0.5.9";
+/// As RUSTFLAGS, but for paths with blanks in them.
+const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
 
 /// Where things are.
 struct Dist {
@@ -49,9 +53,18 @@ pub(crate) fn run() -> bool {
             return false;
         }
     };
+    let broken = std::rc::Rc::new(std::cell::Cell::new(false));
+    // Each builds on those before it; nothing is packed that was not built now.
     let step = |name, run: fn(&Dist) -> Result<(), String>| {
-        let dist = dist.clone();
-        Step::new(name, move || run(&dist))
+        let (dist, broken) = (dist.clone(), broken.clone());
+        Step::new(name, move || {
+            if broken.get() {
+                return Err("not done, as a step before it failed".into());
+            }
+            let result = run(&dist);
+            broken.set(result.is_err());
+            result
+        })
     };
     run_all(
         "dist",
@@ -76,14 +89,21 @@ impl Dist {
         // Not target/dist: that is cargo's, for the profile of this name.
         let folder = root().join("target/archive");
         make(&folder)?;
-        Ok(Self { folder, target, name, metadata })
+        let dist = Self { folder, target, name, metadata };
+        // What a run before this one made is not what this one says.
+        for file in [dist.archive(), dist.sum()] {
+            if file.exists() {
+                fs::remove_file(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            }
+        }
+        Ok(dist)
     }
 
     fn build(&self) -> Result<(), String> {
         let words = ["--locked", "--profile", "dist", "--package", "llmproxy", "--target"];
         let flags = remapped();
         if !self.is_glibc() {
-            return run_command(cargo(["build"]).args(words).arg(&self.target).env("RUSTFLAGS", flags));
+            return run_command(cargo(["build"]).args(words).arg(&self.target).env(FLAGS, flags));
         }
         let python = self.folder.join("python");
         if !python.join("bin/cargo-zigbuild").exists() {
@@ -91,7 +111,8 @@ impl Dist {
             run_command(Command::new(python.join("bin/pip")).args(["install", "--quiet"]).args(ZIG))?;
         }
         let path = format!("{}:{}", python.join("bin").display(), std::env::var("PATH").unwrap_or_default());
-        run_command(cargo(["zigbuild"]).args(words).arg(format!("{}.{GLIBC}", self.target)).env("PATH", path))
+        let target = format!("{}.{GLIBC}", self.target);
+        run_command(cargo(["zigbuild"]).args(words).arg(target).env("PATH", path).env(FLAGS, flags))
     }
 
     fn measure(&self) -> Result<(), String> {
@@ -100,6 +121,12 @@ impl Dist {
         eprintln!("    {}: {bytes} bytes ({:.1} MB)", self.binary().display(), bytes as f64 / 1e6);
         if bytes > MAX_BYTES {
             return Err(format!("the binary has {bytes} bytes, more than {MAX_BYTES}"));
+        }
+        for (place, _) in places() {
+            let place = place.to_string_lossy();
+            if binary.windows(place.len()).any(|window| window == place.as_bytes()) {
+                return Err(format!("the binary names {place}, where it was built"));
+            }
         }
         if self.is_glibc() {
             let needed = baseline::glibc(&binary).ok_or("the binary names no version of glibc")?;
@@ -139,24 +166,26 @@ impl Dist {
         run_command(cargo(words).args(["--target", &self.target]).env("PATH", path))?;
         let mut sbom = None;
         for package in self.metadata.ours() {
-            let text = fs::read_to_string(written(package)).map_err(|error| format!("{}: {error}", package.name))?;
-            fs::remove_file(written(package)).map_err(|error| format!("{}: {error}", package.name))?;
-            if package.name == "llmproxy" {
-                sbom = Some(text);
-            }
+            let text = fs::read_to_string(written(package)).ok();
+            let _ = fs::remove_file(written(package));
+            sbom = sbom.or(text.filter(|_| package.name == "llmproxy"));
         }
         // Where it was built is nobody's business.
         let sbom = sbom.ok_or("there is no list for llmproxy")?.replace(&*root().to_string_lossy(), "");
+        let mut sbom: Value = serde_json::from_str(&sbom).map_err(|error| format!("the SBOM: {error}"))?;
         self.check_parts(&sbom)?;
-        write(&self.content().join("llmproxy.cdx.json"), &sbom)
+        // A number made up and the time of day: without them the same sources make the same archive.
+        for (holder, name) in [("", "serialNumber"), ("/metadata", "timestamp")] {
+            sbom.pointer_mut(holder).and_then(Value::as_object_mut).and_then(|object| object.remove(name));
+        }
+        write(&self.content().join("llmproxy.cdx.json"), &format!("{sbom:#}\n"))
     }
 
     /// The list must have all that is linked.
-    fn check_parts(&self, sbom: &str) -> Result<(), String> {
-        let sbom: serde_json::Value = serde_json::from_str(sbom).map_err(|error| format!("the SBOM: {error}"))?;
+    fn check_parts(&self, sbom: &Value) -> Result<(), String> {
         let listed = sbom["components"].as_array().ok_or("the SBOM lists nothing")?;
         for package in self.metadata.linked() {
-            let is_it = |part: &serde_json::Value| part["name"] == *package.name && part["version"] == *package.version;
+            let is_it = |part: &Value| part["name"] == *package.name && part["version"] == *package.version;
             if !package.is_ours() && !listed.iter().any(is_it) {
                 return Err(format!("{} {} is not in the SBOM", package.name, package.version));
             }
@@ -169,8 +198,7 @@ impl Dist {
         let archive = self.archive();
         archive::pack(&self.folder, &self.name, &archive)?;
         let sum = archive::sha256(&archive)?;
-        let file = format!("{}.tar.gz", self.name);
-        write(&self.folder.join(format!("{file}.sha256")), &format!("{sum}  {file}\n"))?;
+        write(&self.sum(), &format!("{sum}  {}.tar.gz\n", self.name))?;
         eprintln!("    {}\n    sha256 {sum}", archive.display());
         Ok(())
     }
@@ -197,12 +225,16 @@ impl Dist {
     }
 
     fn binary(&self) -> PathBuf {
-        root().join("target").join(&self.target).join("dist/llmproxy")
+        self.metadata.target_folder.join(&self.target).join("dist/llmproxy")
     }
 
     /// What the archive is made of.
     fn content(&self) -> PathBuf {
         self.folder.join(&self.name)
+    }
+
+    fn sum(&self) -> PathBuf {
+        self.folder.join(format!("{}.tar.gz.sha256", self.name))
     }
 
     fn archive(&self) -> PathBuf {
@@ -217,13 +249,16 @@ fn host() -> Result<String, String> {
     host.map(str::to_owned).ok_or_else(|| "cargo does not say for which target it builds".into())
 }
 
-/// Panics name files; in what is shipped they are not named as on this machine.
+/// Where things are on this machine, and what is written in the place of that: panics name files.
+fn places() -> Vec<(PathBuf, &'static str)> {
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or(home);
+    [(Some(root()), "/llmproxy"), (cargo, "/cargo")].into_iter().filter_map(|(at, name)| Some((at?, name))).collect()
+}
+
 fn remapped() -> String {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let flag = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let ours = flag(&root(), "/llmproxy");
-    home.map_or_else(|| ours.clone(), |home| format!("{ours} {}", flag(&home, "/cargo")))
+    let flags = places().into_iter().map(|(at, name)| format!("--remap-path-prefix={}={name}", at.display()));
+    flags.collect::<Vec<_>>().join("\u{1f}")
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {

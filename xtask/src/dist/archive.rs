@@ -13,6 +13,7 @@ pub(super) fn pack(parent: &Path, name: &str, archive: &Path) -> Result<(), Stri
     tar.args([
         "--use-compress-program=gzip -n",
         "--sort=name",
+        "--mode=u+rwX,go+rX,go-w",
         "--owner=0",
         "--group=0",
         "--numeric-owner",
@@ -31,12 +32,17 @@ pub(super) fn sha256(file: &Path) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    // Others have another tar.
+    #[cfg(target_os = "linux")]
     #[test]
     fn the_same_content_makes_the_same_archive() {
         let folder = std::env::temp_dir().join(format!("llmproxy-xtask-{}", std::process::id()));
         fs::create_dir_all(folder.join("x")).unwrap();
         let sum = |name: &str| {
             fs::write(folder.join("x/a"), "a").unwrap();
+            // Whatever the umask of whoever checked it out.
+            let mode = if name.starts_with('1') { 0o600 } else { 0o664 };
+            fs::set_permissions(folder.join("x/a"), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
             pack(&folder, "x", &folder.join(name)).unwrap();
             sha256(&folder.join(name)).unwrap()
         };

@@ -1,14 +1,18 @@
 //! The licence texts of all that is linked into the binary.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use super::{
-    files,
-    metadata::{Metadata, Package},
-};
+use super::{files, metadata::Metadata};
 
 /// What the names of such files begin with.
 const NAMES: &[&str] = &["LICENSE", "LICENCE", "COPYING", "NOTICE", "COPYRIGHT", "UNLICENSE"];
+/// Folders of a package that are not in a binary.
+const NOT_LINKED: &[&str] = &["TESTS", "BENCHES", "EXAMPLES", "FUZZ"];
+/// What cargo knows nothing of.
+const BESIDES: &str = "\
+Rust's standard library: MIT OR Apache-2.0 (https://github.com/rust-lang/rust/blob/main/COPYRIGHT)
+SQLite, within libsqlite3-sys: in the public domain (https://www.sqlite.org/copyright.html)
+";
 /// For packages that name it among their terms and forgot the text.
 const MIT: &str = include_str!("mit.txt");
 
@@ -25,7 +29,7 @@ pub(super) fn collect(metadata: &Metadata) -> Result<String, String> {
         let title = format!("{} {}", package.name, package.version);
         let licence = package.licence.as_ref().ok_or_else(|| format!("{title} names no licence"))?;
         all += &format!("{title}: {licence}\n");
-        let mut found = own_texts(package)?;
+        let mut found = own_texts(&package.folder)?;
         if found.is_empty() {
             found.push(
                 standard_text(licence, &package.authors).ok_or_else(|| format!("{title} has no text of {licence}"))?,
@@ -35,6 +39,7 @@ pub(super) fn collect(metadata: &Metadata) -> Result<String, String> {
             texts.entry(text).or_default().push(title.clone());
         }
     }
+    all += BESIDES;
     let rule = "-".repeat(80);
     for (text, mut packages) in texts {
         packages.dedup();
@@ -43,12 +48,16 @@ pub(super) fn collect(metadata: &Metadata) -> Result<String, String> {
     Ok(all)
 }
 
-/// The texts that come with a package.
-fn own_texts(package: &Package) -> Result<Vec<String>, String> {
+/// The texts that come with a package, those included of what it has taken over from others.
+fn own_texts(folder: &Path) -> Result<Vec<String>, String> {
     let mut texts = Vec::new();
-    for file in files(&package.folder)? {
+    for file in files(folder)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
-        if file.is_file() && NAMES.iter().any(|prefix| name.starts_with(prefix)) {
+        if file.is_dir() {
+            if !NOT_LINKED.contains(&&*name) {
+                texts.extend(own_texts(&file)?);
+            }
+        } else if NAMES.iter().any(|prefix| name.starts_with(prefix)) && !name.ends_with(".RS") {
             let text = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
             texts.push(String::from_utf8_lossy(&text).replace("\r\n", "\n").trim().to_owned());
         }

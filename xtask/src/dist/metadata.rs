@@ -11,6 +11,8 @@ use crate::cargo::{cargo, read};
 
 /// All packages, and which of them are linked.
 pub(super) struct Metadata {
+    /// Where cargo puts what it builds.
+    pub(super) target_folder: PathBuf,
     packages: BTreeMap<String, Package>,
     linked: BTreeSet<String>,
 }
@@ -50,7 +52,8 @@ impl Metadata {
             }
             next.retain(|id| !reached.contains(id));
         }
-        Ok(Self { packages, linked: reached })
+        let target_folder = PathBuf::from(json["target_directory"].as_str().ok_or("cargo names no target folder")?);
+        Ok(Self { target_folder, packages, linked: reached })
     }
 
     /// The version of one package.

@@ -73,7 +73,7 @@ pub(crate) async fn openclaw(rig: &mut Rig, scratch: &Scratch, servers: &[&Serve
     let config = block.replace("http://localhost:8000", &format!("http://{}", rig.address));
     std::fs::write(home.join("openclaw.json"), config).map_err(|error| error.to_string())?;
     let before = counted(servers).await?;
-    rig.forget();
+    rig.forget()?;
     let output = Command::new(scratch.node())
         .arg(scratch.openclaw())
         .args(["agent", "--local", "--json", "--session-id", "interop", "--message", "What does a balancer do?"])
@@ -141,7 +141,7 @@ async fn verdict(step: &Value, server: Counted, rig: &mut Rig) -> Result<String,
     if step["ok"] != true {
         return Err(step["error"].to_string());
     }
-    let Some(id) = step["request_id"].as_str() else { return Ok("-".into()) };
+    let Some(id) = step["request_id"].as_str() else { return without_id(server, rig).await };
     let record = rig.record(id).await?;
     let recorded = tokens(&record);
     let expected = if step["left"] == true { "client_gone" } else { "complete" };
@@ -157,6 +157,26 @@ async fn verdict(step: &Value, server: Counted, rig: &mut Rig) -> Result<String,
         same(recorded, Counted { prompt, completion })?;
     }
     Ok(in_short(&record))
+}
+
+/// What was recorded of a step that says no id: of one or several requests, or of none that a server had work with.
+async fn without_id(server: Counted, rig: &mut Rig) -> Result<String, String> {
+    if server == Counted::default() {
+        let records = rig.records(0).await?;
+        return match records.iter().find(|record| tokens(record) != server) {
+            Some(record) => Err(format!("tokens are recorded that nobody counted: {record}")),
+            None => Ok(format!("{} records", records.len())),
+        };
+    }
+    let mut records = rig.records(1).await?;
+    while records.iter().map(tokens).fold(Counted::default(), std::ops::Add::add) != server {
+        // Of those that were left nobody has counted all; the others must be there.
+        if records.iter().any(|record| record["end"] == "client_gone") && records.len() > CONCURRENT {
+            break;
+        }
+        records.extend(rig.records(1).await?);
+    }
+    Ok(records.iter().map(in_short).collect::<Vec<_>>().join("; "))
 }
 
 fn same(recorded: Counted, said: Counted) -> Result<(), String> {

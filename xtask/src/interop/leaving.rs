@@ -35,7 +35,7 @@ pub(crate) async fn rows(proxy: &Path, scratch: &Scratch, server: &Server) -> Re
 
 async fn row(rig: &mut Rig, server: &Server, did: &str, ask: &Value, pieces: usize) -> Result<Row, String> {
     let before = server.counted().await?;
-    rig.forget();
+    rig.forget()?;
     let mut client = rig.client().await;
     client.send_json("/v1/chat/completions", &[("authorization", &format!("Bearer {KEY}"))], ask).await;
     server.when_busy().await?;

@@ -36,7 +36,7 @@ pub(crate) async fn rows(proxy: &Path, scratch: &Scratch, fast: Server, slow: Se
 
 async fn weights(rig: &mut Rig, fast: &Server, slow: &Server) -> Result<Row, String> {
     // Nobody else may have had a turn, or the turns would not be even.
-    rig.forget();
+    rig.forget()?;
     let before = (fast.counted().await?, slow.counted().await?);
     let mut client = rig.client().await;
     let (mut at_fast, mut at_slow) = (0, 0);
@@ -60,7 +60,7 @@ async fn weights(rig: &mut Rig, fast: &Server, slow: &Server) -> Result<Row, Str
 }
 
 async fn death(rig: &mut Rig, fast: &Server, slow: Server) -> Result<Row, String> {
-    rig.forget();
+    rig.forget()?;
     let slow_url = slow.url();
     let mut streams = Vec::new();
     // The slow server's are far from their end when the fast one's, which are as long, come to theirs.

@@ -1,7 +1,7 @@
 //! The proxy under test, with a receiver of its records.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs::{self, File},
     net::SocketAddr,
     path::Path,
@@ -33,6 +33,8 @@ pub(crate) struct Rig {
     /// Records that nobody has taken yet, and how many of the receiver's were looked at.
     records: VecDeque<Value>,
     taken: usize,
+    /// The requests that a record came of: there is one for each, and no more.
+    recorded: BTreeSet<String>,
     _child: Child,
 }
 
@@ -74,7 +76,8 @@ impl Rig {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("{}: {error}", proxy.display()))?;
-        let rig = Self { address, receiver, records: VecDeque::new(), taken: 0, _child: child };
+        let rig =
+            Self { address, receiver, records: VecDeque::new(), taken: 0, recorded: BTreeSet::new(), _child: child };
         let deadline = tokio::time::Instant::now() + RECORD;
         while !rig.is_ready().await {
             if tokio::time::Instant::now() > deadline {
@@ -96,10 +99,14 @@ impl Rig {
     }
 
     /// Takes the record of the request `id`; the records before it are of no further interest.
+    ///
+    /// # Errors
+    ///
+    /// If none comes, or a request has a second one.
     pub(crate) async fn record(&mut self, id: &str) -> Result<Value, String> {
         let deadline = tokio::time::Instant::now() + RECORD;
         loop {
-            while let Some(record) = self.next() {
+            while let Some(record) = self.next()? {
                 if record["request_id"] == id {
                     return Ok(record);
                 }
@@ -116,7 +123,9 @@ impl Rig {
         let deadline = tokio::time::Instant::now() + RECORD;
         let mut records = Vec::new();
         loop {
-            records.extend(std::iter::from_fn(|| self.next()));
+            while let Some(record) = self.next()? {
+                records.push(record);
+            }
             if records.len() >= count {
                 return Ok(records);
             }
@@ -128,17 +137,23 @@ impl Rig {
     }
 
     /// Forgets the records that have come.
-    pub(crate) fn forget(&mut self) {
-        while self.next().is_some() {}
+    pub(crate) fn forget(&mut self) -> Result<(), String> {
+        while self.next()?.is_some() {}
+        Ok(())
     }
 
-    fn next(&mut self) -> Option<Value> {
+    fn next(&mut self) -> Result<Option<Value>, String> {
         if self.records.is_empty() {
             let bodies = self.receiver.bodies();
             self.records.extend(bodies[self.taken..].iter().cloned());
             self.taken = bodies.len();
         }
-        self.records.pop_front()
+        let Some(record) = self.records.pop_front() else { return Ok(None) };
+        let id = record["request_id"].as_str().unwrap_or_default();
+        if !self.recorded.insert(id.to_owned()) {
+            return Err(format!("{id} has a second record: {record}"));
+        }
+        Ok(Some(record))
     }
 
     async fn is_ready(&self) -> bool {

