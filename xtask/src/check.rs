@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use crate::{
+    bench,
     cargo::{cargo, run as run_command},
     step::{Step, run_all},
     tidy,
@@ -21,6 +22,7 @@ pub(crate) fn run() -> bool {
             Step::new("clippy", clippy),
             Step::new("doc", doc),
             Step::new("deny", deny),
+            bench::budget_step(),
         ],
     )
 }

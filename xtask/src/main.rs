@@ -15,6 +15,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod cargo;
 mod check;
 mod dist;
@@ -42,6 +43,12 @@ cargo xtask <command>
                 server (llama-server, or vLLM on the CPU), and what each of them says that it came to.
                 Installs them into target/interop: needs python3, npm, a C++ compiler and a quarter of
                 an hour the first time; with --vllm also 6 GB.
+  bench [--quick] [--rounds N] [--only CASE] [--peer NAME=COMMAND,URL,HEADER] [--port N]
+                What the proxy costs beside nginx and haproxy, which it installs where it can, in one run:
+                CPU, delays and memory, with every answer checked. Half an hour; --quick is two minutes.
+                Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.
+  bench --instructions
+                Instructions per request and per chunk, beside their budget. Needs valgrind.
   dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
                 licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that
                 it builds with on Linux, and some minutes.
@@ -64,6 +71,10 @@ fn main() -> ExitCode {
         (Some("dist"), []) => dist::run(),
         (Some("interop"), []) => interop::run(interop::Engine::Llama),
         (Some("interop"), [option]) if option == "--vllm" => interop::run(interop::Engine::Vllm),
+        (Some("bench"), args) => match bench::Options::parse(args) {
+            Ok(options) => bench::run(args, options),
+            Err(wrong) => return misused(&wrong),
+        },
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),
         (None | Some("help" | "--help" | "-h"), _) => {
             print!("{HELP}");

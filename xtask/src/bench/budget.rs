@@ -1,0 +1,161 @@
+//! Instructions, counted by valgrind: the one figure of speed that two runs agree on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use super::{
+    build, load, prepare,
+    process::Process,
+    script::Ask,
+    target::{self, Place},
+    wire::text,
+};
+use crate::{cargo::root, step::Step};
+
+/// What may be used, below the workspace's root.
+const FILE: &str = "xtask/budget.json";
+/// How far over it is too far.
+const SLACK: f64 = 1.05;
+/// Requests before those that are counted, and those.
+const WARM: u64 = 300;
+const REQUESTS: u64 = 700;
+/// Streams, and events of each: of short ones and of long ones, so that their difference is that of chunks alone.
+const STREAMS: u64 = 40;
+const SHORT: u64 = 4;
+const LONG: u64 = 84;
+const PORT: u16 = 18_140;
+
+/// What is counted, in the order in which it is told.
+const NAMES: [&str; 4] = ["request, plain", "chunk, plain", "request, full", "chunk, full"];
+
+/// Prints the instructions beside what they may be.
+pub(crate) fn print() -> bool {
+    match compare() {
+        Ok(Some(wrong)) => {
+            eprintln!("==> {wrong}");
+            false
+        }
+        Ok(None) => true,
+        Err(error) => {
+            eprintln!("==> bench FAILED: {error}");
+            false
+        }
+    }
+}
+
+/// The guard against a slower hot path.
+pub(crate) fn step() -> Step {
+    Step::new("instructions", || match compare()? {
+        Some(wrong) => Err(wrong),
+        None => Ok(()),
+    })
+}
+
+/// Counts, and says what is over its budget.
+fn compare() -> Result<Option<String>, String> {
+    if Command::new("valgrind").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        eprintln!("    skipped: valgrind is not installed");
+        return Ok(None);
+    }
+    let llmproxy = build()?;
+    let counted = super::local(count(&llmproxy))?;
+    let budget = budget()?;
+    println!("{:16} {:>9} {:>9}", "instructions per", "counted", "budget");
+    let mut over = Vec::new();
+    for ((name, counted), budget) in NAMES.iter().zip(counted).zip(budget) {
+        println!("{name:16} {counted:9.0} {budget:9.0}");
+        if counted > budget * SLACK {
+            over.push(format!("{name}: {counted:.0} instead of {budget:.0}"));
+        }
+    }
+    Ok((!over.is_empty()).then(|| {
+        format!(
+            "more than 5 % over the budget of instructions per {}; make it cheaper, or raise the budget in {FILE}, in a \
+             commit of its own that names the feature and its cost",
+            over.join(", per ")
+        )
+    }))
+}
+
+fn budget() -> Result<[f64; 4], String> {
+    let path = root().join(FILE);
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("{FILE}: {error}"))?;
+    let mut all = [0.0; 4];
+    for (value, name) in all.iter_mut().zip(NAMES) {
+        *value = json[name].as_f64().ok_or_else(|| format!("{FILE} has no `{name}`"))?;
+    }
+    Ok(all)
+}
+
+async fn count(llmproxy: &Path) -> Result<[f64; 4], String> {
+    let (place, ..) = prepare(PORT).await?;
+    let mut all = [0.0; 4];
+    for (index, everything) in [false, true].into_iter().enumerate() {
+        let few = one_run(&place, llmproxy, everything, WARM, 0, 0).await?;
+        let many = one_run(&place, llmproxy, everything, WARM + REQUESTS, 0, 0).await?;
+        let short = one_run(&place, llmproxy, everything, WARM, STREAMS, SHORT).await?;
+        let long = one_run(&place, llmproxy, everything, WARM, STREAMS, LONG).await?;
+        #[expect(clippy::cast_precision_loss, reason = "counts are small")]
+        {
+            all[index * 2] = (many - few) / REQUESTS as f64;
+            all[index * 2 + 1] = (long - short) / (STREAMS * (LONG - SHORT)) as f64;
+        }
+    }
+    Ok(all)
+}
+
+/// All the instructions of a proxy's life in which it answered so many requests and streams.
+async fn one_run(
+    place: &Place,
+    llmproxy: &Path,
+    everything: bool,
+    requests: u64,
+    streams: u64,
+    events: u64,
+) -> Result<f64, String> {
+    let (yaml, aim) = target::llmproxy(place, everything);
+    let config: PathBuf = place.folder.join("instructions.yaml");
+    fs::write(&config, yaml).map_err(|error| format!("{}: {error}", config.display()))?;
+    let log = place.folder.join("callgrind.log");
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.arg(format!("--log-file={}", log.display()));
+    command.arg(llmproxy).arg("--config").arg(config);
+    let output = place.folder.join("instructions.log");
+    let process = Process::start("llmproxy under valgrind", &mut command, &output, aim.port, place.cores).await?;
+    ready(&aim).await?;
+    load::json(&aim, 1, 1024, Duration::from_secs(120), requests).await?;
+    // Each chunk by itself: the proxy is done with it long before the next.
+    let ask = Ask { id: 0, events, gap: 5000, burst: 1, usage: false };
+    for _ in 0..streams {
+        load::streams(&aim, 1, ask, Duration::ZERO, super::Clock::start()).await?;
+    }
+    process.stop().await?;
+    let said = fs::read_to_string(&log).map_err(text)?;
+    let collected = said.lines().find_map(|line| line.split_once("Collected : ")).ok_or("callgrind told no count")?;
+    collected.1.trim().parse().map_err(text)
+}
+
+/// A proxy under valgrind takes a moment to find that its backend is up.
+async fn ready(aim: &load::Aim) -> Result<(), String> {
+    for _ in 0..200 {
+        if load::json(aim, 1, 1024, Duration::from_secs(10), 1).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err("llmproxy under valgrind does not answer".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_budget_names_all_that_is_counted() {
+        assert!(super::budget().is_ok_and(|budget| budget.iter().all(|instructions| *instructions > 0.0)));
+    }
+}

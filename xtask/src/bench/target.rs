@@ -1,0 +1,288 @@
+//! What is measured: the mock itself, other proxies, and ours.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{
+    load::Aim,
+    process::{Cores, Process},
+};
+use crate::cargo::run;
+
+/// The key that the proxy with everything on asks for.
+const KEY: &str = "sk-bench";
+const PATH: &str = "/v1/chat/completions";
+
+/// Something that answers like the mock.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) aim: Aim,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Direct,
+    /// A program with its configuration file's name and text, and the arguments before that name.
+    Program {
+        program: PathBuf,
+        args: Vec<String>,
+        file: String,
+        text: String,
+    },
+    Peer(Vec<String>),
+}
+
+/// Where things are.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// For configurations and logs.
+    pub(crate) folder: PathBuf,
+    /// The first of some ports: the mock's; the next is that of the receiver of records.
+    pub(crate) port: u16,
+    pub(crate) cores: Cores,
+}
+
+/// All targets in the order in which they are run, and what is missing.
+pub(crate) fn all(place: &Place, llmproxy: &Path, peers: &[String]) -> Result<Vec<Target>, String> {
+    let mut targets = vec![Target { name: "direct".to_owned(), aim: aim(place.port, ""), kind: Kind::Direct }];
+    let mut port = place.port + 1;
+    let mut next = || {
+        port += 1;
+        port
+    };
+    if let Some(program) = installed("nginx") {
+        let (port, folder) = (next(), place.folder.display().to_string());
+        let args = ["-e", "stderr", "-p", &folder, "-g", "daemon off;", "-c"].map(str::to_owned).to_vec();
+        let kind = Kind::Program { program, args, file: "nginx.conf".to_owned(), text: nginx(port, place) };
+        targets.push(Target { name: "nginx".to_owned(), aim: aim(port, ""), kind });
+    }
+    if let Some(program) = installed("haproxy") {
+        let port = next();
+        let args = ["-db", "-f"].map(str::to_owned).to_vec();
+        let kind = Kind::Program { program, args, file: "haproxy.cfg".to_owned(), text: haproxy(port, place.port) };
+        targets.push(Target { name: "haproxy".to_owned(), aim: aim(port, ""), kind });
+    }
+    for (name, header, text) in [
+        ("llmproxy plain", String::new(), plain as fn(u16, u16) -> String),
+        ("llmproxy full", format!("authorization: Bearer {KEY}"), full),
+    ] {
+        let port = next();
+        let kind = Kind::Program {
+            program: llmproxy.to_owned(),
+            args: vec!["--config".to_owned()],
+            file: format!("{}.yaml", name.replace(' ', "-")),
+            text: text(port, place.port),
+        };
+        targets.push(Target { name: name.to_owned(), aim: aim(port, &header), kind });
+    }
+    for peer in peers {
+        targets.push(self::peer(peer)?);
+    }
+    Ok(targets)
+}
+
+/// The proxy with everything on, or with nothing, for who asks for one alone.
+pub(crate) fn llmproxy(place: &Place, everything: bool) -> (String, Aim) {
+    let port = place.port + 2;
+    match everything {
+        true => (full(port, place.port), aim(port, &format!("authorization: Bearer {KEY}"))),
+        false => (plain(port, place.port), aim(port, "")),
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Starts it, where there is something to start.
+    pub(crate) async fn start(&self, place: &Place) -> Result<Option<Process>, String> {
+        let mut command = match &self.kind {
+            Kind::Direct => return Ok(None),
+            Kind::Program { program, args, file, text } => {
+                let path = place.folder.join(file);
+                fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+                let mut command = Command::new(program);
+                command.args(args).arg(path);
+                command
+            }
+            Kind::Peer(words) => {
+                let mut command = Command::new(&words[0]);
+                command.args(&words[1..]);
+                command
+            }
+        };
+        let log = place.folder.join(format!("{}.log", self.name.replace(' ', "-")));
+        Process::start(&self.name, &mut command, &log, self.aim.port, place.cores).await.map(Some)
+    }
+
+    pub(crate) fn counts(&self) -> bool {
+        self.name == "llmproxy full"
+    }
+
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(self.kind, Kind::Direct)
+    }
+}
+
+/// What Debian calls the package is what the program is called. Elsewhere there is no comparison with it.
+fn installed(name: &str) -> Option<PathBuf> {
+    let find = || {
+        let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
+        std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+    };
+    find().or_else(|| {
+        if Path::new("/usr/bin/apt-get").exists() {
+            eprintln!("\n==> installing {name}");
+            let _ = run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", name]));
+        }
+        let program = find();
+        if program.is_none() {
+            eprintln!("    {name} is not installed, so there is no comparison with it");
+        }
+        program
+    })
+}
+
+/// The version of a program, as it tells it; for the report.
+pub(crate) fn version(name: &str) -> Option<String> {
+    let output = Command::new(installed(name)?).arg("-v").stdin(Stdio::null()).output().ok()?;
+    let all = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&all).lines().next().map(str::to_owned)
+}
+
+fn aim(port: u16, header: &str) -> Aim {
+    Aim { port, path: PATH.to_owned(), header: header.to_owned() }
+}
+
+/// `NAME=COMMAND,URL,HEADER`.
+fn peer(peer: &str) -> Result<Target, String> {
+    let wrong = || {
+        format!("`{peer}` is not NAME=COMMAND,URL,HEADER, with a URL like http://127.0.0.1:8080/v1/chat/completions")
+    };
+    let (name, rest) = peer.split_once('=').ok_or_else(wrong)?;
+    let mut parts = rest.rsplitn(3, ',');
+    let (Some(header), Some(url), Some(command)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(wrong());
+    };
+    let (port, path) = url.strip_prefix("http://127.0.0.1:").and_then(|rest| rest.split_once('/')).ok_or_else(wrong)?;
+    let aim = Aim { port: port.parse().map_err(|_| wrong())?, path: format!("/{path}"), header: header.to_owned() };
+    let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    if words.is_empty() {
+        return Err(wrong());
+    }
+    Ok(Target { name: name.to_owned(), aim, kind: Kind::Peer(words) })
+}
+
+fn nginx(port: u16, place: &Place) -> String {
+    let (folder, mock) = (place.folder.display(), place.port);
+    format!(
+        "worker_processes 1;
+worker_rlimit_nofile 1048576;
+pid {folder}/nginx.pid;
+events {{ worker_connections 40000; }}
+http {{
+    access_log off;
+    tcp_nodelay on;
+    keepalive_requests 1000000000;
+    client_max_body_size 1g;
+    client_body_buffer_size 2m;
+    client_body_temp_path {folder}/nginx-body;
+    proxy_temp_path {folder}/nginx-proxy;
+    fastcgi_temp_path {folder}/nginx-fastcgi;
+    uwsgi_temp_path {folder}/nginx-uwsgi;
+    scgi_temp_path {folder}/nginx-scgi;
+    upstream mock {{ server 127.0.0.1:{mock}; keepalive 512; keepalive_requests 1000000000; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://mock;
+            proxy_http_version 1.1;
+            proxy_set_header Connection \"\";
+            proxy_buffering off;
+            proxy_read_timeout 600s;
+        }}
+    }}
+}}
+"
+    )
+}
+
+fn haproxy(port: u16, mock: u16) -> String {
+    format!(
+        "global
+    maxconn 9950
+    nbthread 1
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+    option http-no-delay
+    http-reuse always
+frontend client
+    bind 127.0.0.1:{port}
+    default_backend mock
+backend mock
+    server mock 127.0.0.1:{mock}
+"
+    )
+}
+
+fn plain(port: u16, mock: u16) -> String {
+    format!(
+        "server: {{listen: '127.0.0.1:{port}'}}
+backends:
+  - url: http://127.0.0.1:{mock}
+"
+    )
+}
+
+/// Limits that are checked and settled for each request, and reached by none.
+fn full(port: u16, mock: u16) -> String {
+    format!(
+        "{}auth:
+  enabled: true
+  pipeline:
+    - name: keys
+      type: static
+      static: {{keys: [{{key: {KEY}, name: bench}}]}}
+rate_limit:
+  enabled: true
+  global: {{requests_per_second: 10000000, burst_size: 10000000}}
+  per_key:
+    requests_per_second: 10000000
+    burst_size: 10000000
+    tokens_per_minute: 1000000000000
+    max_concurrent: 100000
+usage:
+  enabled: true
+  reporters:
+    - name: bench
+      type: webhook
+      webhook: {{url: 'http://127.0.0.1:{}/usage'}}
+",
+        plain(port, mock),
+        mock + 1
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_a_name_a_command_a_url_and_a_header() {
+        let target = peer("other=other --set a,b --port 1,http://127.0.0.1:8080/v1/x,authorization: Bearer k").unwrap();
+        assert_eq!((target.name.as_str(), target.aim.port, target.aim.path.as_str()), ("other", 8080, "/v1/x"));
+        assert_eq!(target.aim.header, "authorization: Bearer k");
+        assert!(matches!(&target.kind, Kind::Peer(words) if *words == ["other", "--set", "a,b", "--port", "1"]));
+        assert!(peer("other=other,http://127.0.0.1:8080/,").unwrap().aim.header.is_empty());
+        for wrong in ["other", "other=x", "other=x,http://example.org/,", "other=,http://127.0.0.1:8080/,"] {
+            assert!(peer(wrong).is_err(), "{wrong}");
+        }
+    }
+}
