@@ -118,7 +118,9 @@ async fn measure(options: Options) -> Result<(), String> {
     let llmproxy = build()?;
     let descriptors = raise_descriptors()?;
     let (place, clock, seen) = prepare(options.port).await?;
-    let targets = target::all(&place, &llmproxy, &options.peers)?;
+    let mut targets = target::all(&place, &llmproxy, &options.peers)?;
+    let wanted = |target: &Target| target.is_direct() || options.targets.iter().any(|part| target.name.contains(part));
+    targets.retain(|target| options.targets.is_empty() || wanted(target));
     let figures = Figures::default();
     let mut bench = Bench { options, place, clock, seen, targets, figures, descriptors, counted: 0, next_id: 1 };
     bench.speed().await?;

@@ -43,7 +43,7 @@ cargo xtask <command>
                 server (llama-server, or vLLM on the CPU), and what each of them says that it came to.
                 Installs them into target/interop: needs python3, npm, a C++ compiler and a quarter of
                 an hour the first time; with --vllm also 6 GB.
-  bench [--quick] [--rounds N] [--only CASE] [--peer NAME=COMMAND,URL,HEADER] [--port N]
+  bench [--quick] [--rounds N] [--only CASE] [--target NAME] [--peer NAME=COMMAND,URL,HEADER] [--port N]
                 What the proxy costs beside nginx and haproxy, which it installs where it can, in one run:
                 CPU, delays and memory, with every answer checked. Half an hour; --quick is two minutes.
                 Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.

@@ -6,7 +6,10 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     pub(crate) instructions: bool,
     pub(crate) rounds: usize,
+    /// Cases, by parts of their names; all if there are none.
     pub(crate) only: Vec<String>,
+    /// Targets besides the mock alone, likewise.
+    pub(crate) targets: Vec<String>,
     pub(crate) peers: Vec<String>,
     pub(crate) port: u16,
 }
@@ -16,8 +19,15 @@ pub(crate) struct Options {
 impl Options {
     /// What the arguments say.
     pub(crate) fn parse(args: &[String]) -> Result<Self, String> {
-        let mut options =
-            Self { quick: false, instructions: false, rounds: 0, only: Vec::new(), peers: Vec::new(), port: 18_100 };
+        let mut options = Self {
+            quick: false,
+            instructions: false,
+            rounds: 0,
+            only: Vec::new(),
+            targets: Vec::new(),
+            peers: Vec::new(),
+            port: 18_100,
+        };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("`{arg}` wants a value"));
@@ -27,6 +37,7 @@ impl Options {
                 "--rounds" => options.rounds = number(arg, value()?)?,
                 "--port" => options.port = number(arg, value()?)?,
                 "--only" => options.only.push(value()?.clone()),
+                "--target" => options.targets.push(value()?.clone()),
                 "--peer" => options.peers.push(value()?.clone()),
                 _ => return Err(format!("`bench` has no option `{arg}`")),
             }
