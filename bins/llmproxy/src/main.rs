@@ -28,6 +28,11 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 
+/// Gives memory back a second after a burst, which the system's allocator does not; how it is set up stands in
+/// `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The exit code of a configuration that can't be used, after sysexits.h.
 const EX_USAGE: u8 = 64;
 

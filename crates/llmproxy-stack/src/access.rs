@@ -70,7 +70,9 @@ pub(crate) struct AccessObserver {
     exchange: Arc<Exchange>,
     settings: Arc<AccessSettings>,
     method: http::Method,
-    uri: http::Uri,
+    endpoint: Endpoint,
+    /// For the log, where there is one: the URI itself would keep the whole buffer that the head was read into.
+    path: Option<Box<str>>,
     status: Option<StatusCode>,
     error: Option<Arc<str>>,
 }
@@ -120,11 +122,13 @@ where
             exchange.add_sink(sink.clone());
         }
         request.extensions_mut().insert(exchange.clone());
+        let path = request.uri().path();
         let observer = AccessObserver {
             exchange: exchange.clone(),
-            settings,
             method: request.method().clone(),
-            uri: request.uri().clone(),
+            endpoint: Endpoint::of(path),
+            path: settings.log.is_some().then(|| path.into()),
+            settings,
             status: None,
             error: None,
         };
@@ -192,7 +196,7 @@ impl Observe for AccessObserver {
         let none = if exchange.is_stopped() { 503 } else { 499 };
         let status = self.status.map_or(none, |status| status.as_u16());
         let call = exchange.call();
-        let endpoint = Endpoint::of(self.uri.path());
+        let endpoint = self.endpoint;
         let stream = call.is_some_and(|call| call.stream);
         let backend = exchange.backend();
         let backend_name = backend.as_ref().map_or("", |backend| &backend.name).to_owned();
@@ -205,7 +209,7 @@ impl Observe for AccessObserver {
         metrics::histogram!(LATENCY, "path" => endpoint.template(), "stream" => stream_label, "backend" => backend_name)
             .record(latency.as_secs_f64() * 1000.0);
 
-        let Some(log) = &self.settings.log else { return };
+        let (Some(log), Some(path)) = (&self.settings.log, &self.path) else { return };
         let caller = exchange.caller();
         let backend_url = backend.map(|backend| backend.url.to_string());
         let error = match ending {
@@ -217,7 +221,7 @@ impl Observe for AccessObserver {
             request_id: exchange.id(),
             client_ip: exchange.client_ip(),
             method: self.method.as_str(),
-            path: self.uri.path(),
+            path,
             status_code: status,
             latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
             backend_url: backend_url.as_deref().map(|url| url.trim_end_matches('/')),

@@ -3,11 +3,12 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::body::Body;
+use futures_util::FutureExt;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
 };
 use llmproxy_config::ServerConfig;
 use llmproxy_core::{
@@ -99,14 +100,12 @@ impl Server {
         S::Future: Send,
         R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .timer(TokioTimer::new())
             // The connection itself keeps the time, for heads and for idleness apart.
             .header_read_timeout(None)
             .max_buf_size(self.max_header_bytes);
-        let builder = Arc::new(builder);
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -143,7 +142,7 @@ impl Server {
 }
 
 fn serve_connection<S, R>(
-    builder: &Arc<auto::Builder<TokioExecutor>>,
+    builder: &http1::Builder,
     graceful: &GracefulShutdown,
     patience: Patience,
     stream: TcpStream,
@@ -163,16 +162,17 @@ where
         request.extensions_mut().insert(Peer(peer));
         answer(service.clone(), request, busy)
     });
-    let connection = builder.serve_connection(io, service).into_owned();
+    let connection = builder.serve_connection(io, service);
     let connection = graceful.watch(connection);
-    async move {
-        metrics::gauge!(CONNECTIONS).increment(1);
-        let _open = scopeguard(|| metrics::gauge!(CONNECTIONS).decrement(1));
-        if let Err(error) = connection.await {
+    // Not an async block: it would have room for the connection twice, before and while it is waited for.
+    let open = Open::new();
+    connection.map(move |result| {
+        if let Err(error) = result {
             // A client that leaves, or a stream that was broken off on purpose: each is told where it is decided.
-            tracing::debug!(%peer, error = %Chain(&*error), "connection ended");
+            tracing::debug!(%peer, error = %Chain(&error), "connection ended");
         }
-    }
+        drop(open);
+    })
 }
 
 async fn answer<S, R>(
@@ -187,15 +187,22 @@ where
     observe(service.oneshot(request), Hold(busy)).await
 }
 
-/// Runs `f` when it is dropped.
-fn scopeguard(f: impl FnMut() + Send) -> impl Send {
-    struct Guard<F: FnMut()>(F);
-    impl<F: FnMut()> Drop for Guard<F> {
-        fn drop(&mut self) {
-            (self.0)();
-        }
+/// Counts a connection as long as it lives.
+struct Open;
+
+// === impl Open ===
+
+impl Open {
+    fn new() -> Self {
+        metrics::gauge!(CONNECTIONS).increment(1);
+        Self
     }
-    Guard(f)
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!(CONNECTIONS).decrement(1);
+    }
 }
 
 /// An error with what caused it.
