@@ -10,9 +10,8 @@ use http::{
 };
 use jiff::{Timestamp, fmt::rfc2822};
 use llmproxy_core::{BoxError, HttpClient};
-use serde_json::Value;
 
-use crate::{Entry, Report, Verdict, WebhookConfig, to_json};
+use crate::{Entry, Report, Verdict, WebhookConfig, json};
 
 /// How a record is sent.
 #[derive(Debug)]
@@ -96,7 +95,7 @@ impl Report for WebhookReport {
     }
 
     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move { judge(self.client.send(self.webhook.request(body(&entry))).await) })
+        Box::pin(async move { judge(self.client.send(self.webhook.request(json::object(&entry).into())).await) })
     }
 
     fn timeout(&self) -> Duration {
@@ -110,15 +109,6 @@ impl Report for WebhookReport {
     fn wants_request_body(&self) -> bool {
         self.webhook.include_request_body
     }
-}
-
-fn body(entry: &Entry) -> Bytes {
-    let mut json = to_json(&entry.record);
-    let body = entry.request_body.as_deref().and_then(|body| serde_json::from_slice::<Value>(body).ok());
-    if let (Value::Object(fields), Some(body)) = (&mut json, body) {
-        fields.insert("request_body".to_owned(), body);
-    }
-    json.to_string().into()
 }
 
 fn judge(answer: Result<Response<Bytes>, BoxError>) -> Verdict {
