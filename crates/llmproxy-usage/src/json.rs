@@ -32,6 +32,20 @@ pub(crate) fn object(entry: &Entry) -> Vec<u8> {
     text
 }
 
+/// The bytes that carry several: an array of the same objects.
+pub(crate) fn array(entries: &[Entry]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(entries.iter().map(space).sum());
+    text.push(b'[');
+    for (index, entry) in entries.iter().enumerate() {
+        if index > 0 {
+            text.push(b',');
+        }
+        write(&mut text, entry);
+    }
+    text.push(b']');
+    text
+}
+
 /// Enough for most, in bytes, so that the buffer does not grow.
 fn space(entry: &Entry) -> usize {
     1024 + entry.request_body.as_ref().map_or(0, |body| body.len())

@@ -1,0 +1,228 @@
+//! Records that wait for one reporter: a bounded queue that is emptied in batches.
+//!
+//! Whoever adds is a request at its end and has better things to do. So the task that takes is woken only when it has
+//! something to do: when a batch begins, and when it is full.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use llmproxy_core::UsageRecord;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watch},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    Entry, UsageError,
+    pending::{Counts, Pending},
+};
+
+/// Bounded by its places: one is taken before a backend is asked, and given back with the record.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    places: Arc<Semaphore>,
+    waiting: Mutex<Waiting>,
+    /// Told whoever takes, who looks again.
+    news: Notify,
+    counts: Arc<Counts>,
+}
+
+/// Room for one record.
+pub(crate) type Place = OwnedSemaphorePermit;
+
+/// How records are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batching {
+    pub(crate) size: usize,
+    /// The longest that one waits for others.
+    pub(crate) interval: Duration,
+}
+
+/// What is sent together.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) entries: Vec<Entry>,
+    _pending: Pending,
+    _places: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    items: VecDeque<Item>,
+    batching: Batching,
+    /// Nobody adds any more.
+    ended: bool,
+    /// Nobody takes any more.
+    abandoned: bool,
+}
+
+#[derive(Debug)]
+struct Item {
+    entry: Entry,
+    since: Instant,
+    pending: Pending,
+    place: Place,
+}
+
+/// Takes what is in a queue; when it is dropped, the queue takes nothing more.
+#[derive(Debug)]
+pub(crate) struct Taker {
+    queue: Arc<Queue>,
+    hurry: watch::Receiver<usize>,
+}
+
+enum Next {
+    Batch(Batch),
+    /// Nothing yet; at that time, if not before.
+    Wait(Option<Instant>),
+    Over,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    pub(crate) fn new(size: usize, batching: Batching, counts: Arc<Counts>) -> Arc<Self> {
+        let waiting = Waiting { items: VecDeque::new(), batching, ended: false, abandoned: false };
+        let places = Arc::new(Semaphore::new(size));
+        Arc::new(Self { places, waiting: Mutex::new(waiting), news: Notify::new(), counts })
+    }
+
+    /// A place; `None` where one has to be waited for.
+    pub(crate) fn try_reserve(&self) -> Result<Option<Place>, UsageError> {
+        match self.places.clone().try_acquire_owned() {
+            Ok(place) => Ok(Some(place)),
+            Err(TryAcquireError::NoPermits) => Ok(None),
+            Err(TryAcquireError::Closed) => Err(UsageError::Stopped),
+        }
+    }
+
+    /// A place, as soon as there is one.
+    pub(crate) async fn reserve(&self) -> Result<Place, UsageError> {
+        // A batch that still waits for more has places that are wanted.
+        self.news.notify_one();
+        self.places.clone().acquire_owned().await.map_err(|_| UsageError::Stopped)
+    }
+
+    /// Puts a record into its place.
+    pub(crate) fn add(&self, place: Place, record: Arc<UsageRecord>, request_body: Option<Bytes>) {
+        let pending = self.counts.count();
+        let item = Item { entry: Entry { record, request_body }, since: Instant::now(), pending, place };
+        let mut waiting = self.waiting();
+        if waiting.abandoned {
+            return;
+        }
+        waiting.items.push_back(item);
+        let (count, size) = (waiting.items.len(), waiting.batching.size);
+        drop(waiting);
+        // Past that it was told and is busy; it looks again before it waits.
+        if count == 1 || count == size {
+            self.news.notify_one();
+        }
+    }
+
+    pub(crate) fn set_batching(&self, batching: Batching) {
+        self.waiting().batching = batching;
+        self.news.notify_one();
+    }
+
+    /// Nothing will be added any more; what is left need not wait for it.
+    pub(crate) fn end(&self) {
+        self.waiting().ended = true;
+        self.news.notify_one();
+    }
+
+    fn next(&self, hurry: bool) -> Next {
+        let mut waiting = self.waiting();
+        let Batching { size, interval } = waiting.batching;
+        let Some(oldest) = waiting.items.front() else {
+            return if waiting.ended { Next::Over } else { Next::Wait(None) };
+        };
+        let deadline = oldest.since + interval;
+        let now = waiting.items.len() >= size
+            || hurry
+            || waiting.ended
+            || deadline <= Instant::now()
+            || self.places.available_permits() == 0;
+        if !now {
+            return Next::Wait(Some(deadline));
+        }
+        let count = size.min(waiting.items.len());
+        Next::Batch(Batch::of(waiting.items.drain(..count), size))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Batch ===
+
+impl Batch {
+    /// One that is alone leaves its place when it is on its way. Of those in batches many are on their way at a time, so
+    /// that they keep theirs, or the queue would not be bounded by its size.
+    fn of(mut items: impl Iterator<Item = Item>, size: usize) -> Self {
+        let first = items.next().expect("the queue is not empty");
+        let (mut pending, mut places) = (first.pending, first.place);
+        let mut entries = Vec::with_capacity(1 + items.size_hint().0);
+        entries.push(first.entry);
+        for item in items {
+            entries.push(item.entry);
+            pending.merge(item.pending);
+            places.merge(item.place);
+        }
+        Self { entries, _pending: pending, _places: (size > 1).then_some(places) }
+    }
+}
+
+// === impl Taker ===
+
+impl Taker {
+    /// There is to be only one for each queue.
+    pub(crate) fn new(queue: Arc<Queue>) -> Self {
+        let hurry = queue.counts.outstanding().hurry();
+        Self { queue, hurry }
+    }
+
+    /// The next batch, when it is full or one in it has waited long enough; `None` when there will be no more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
+    pub(crate) async fn take(&mut self) -> Option<Batch> {
+        loop {
+            let hurry = *self.hurry.borrow_and_update() > 0;
+            let deadline = match self.queue.next(hurry) {
+                Next::Batch(batch) => return Some(batch),
+                Next::Wait(deadline) => deadline,
+                Next::Over => return None,
+            };
+            let enough = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.queue.news.notified() => {}
+                () = enough => {}
+                // It can't fail: the queue has the other end.
+                _ = self.hurry.changed() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.queue.places.close();
+        let mut waiting = self.queue.waiting();
+        waiting.abandoned = true;
+        let lost = std::mem::take(&mut waiting.items);
+        drop(waiting);
+        drop(lost);
+    }
+}
