@@ -16,7 +16,9 @@ const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DEFAULT_RETRY: u32 = 3;
 const DEFAULT_BATCH_INTERVAL: Duration = Duration::from_secs(1);
-pub(crate) const MAX_BATCH_SIZE: usize = 10_000;
+/// By then a request's own cost is next to nothing for each record, the body is about as long as receivers take (1 MB is
+/// nginx's default), and putting one together keeps a thread for a fraction of a millisecond at a time.
+pub(crate) const MAX_BATCH_SIZE: usize = 1000;
 /// What waits is lost in a crash, so that it must not wait for long.
 pub(crate) const MAX_BATCH_INTERVAL: Duration = Duration::from_secs(3600);
 const WEBHOOK: &str = "webhook";
@@ -71,7 +73,7 @@ pub struct WebhookConfig {
     /// Whether the record holds the whole request, prompts included; false. A batch then holds as many of them.
     pub include_request_body: bool,
     /// Records in a request at most; 1, which sends each as an object of its own. With more it is an array, even of one.
-    /// From 1 to 10000, and no more than `queue_size`.
+    /// From 1 to 1000, and no more than `queue_size`.
     pub batch_size: usize,
     /// How long a record waits for others to fill its batch; 1s, an hour at most.
     #[serde(with = "llmproxy_core::duration")]
@@ -236,7 +238,7 @@ mod tests {
         check(serde_json::json!({"batch_size": 500, "batch_interval": "1h"}), &[]);
         check(serde_json::json!({"batch_size": 501}), &["batch_size"]);
         check(serde_json::json!({"batch_size": 0, "batch_interval": "0s"}), &["batch_size", "batch_interval"]);
-        check(serde_json::json!({"batch_size": 10_001, "batch_interval": "61m"}), &["batch_size", "batch_interval"]);
+        check(serde_json::json!({"batch_size": 1001, "batch_interval": "61m"}), &["batch_size", "batch_interval"]);
     }
 
     #[test]

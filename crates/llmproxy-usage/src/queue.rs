@@ -76,7 +76,8 @@ pub(crate) struct Taker {
 }
 
 enum Next {
-    Batch(Batch),
+    /// These together, and whether they keep their places.
+    Batch(Vec<Item>, bool),
     /// Nothing yet; at that time, if not before.
     Wait(Option<Instant>),
     Over,
@@ -151,7 +152,9 @@ impl Queue {
             return Next::Wait(Some(deadline));
         }
         let count = size.min(waiting.items.len());
-        Next::Batch(Batch::of(waiting.items.drain(..count), size))
+        // One that is alone leaves its place when it is on its way. Of those in batches many are on their way at a time, so
+        // that they keep theirs, or the queue would not be bounded by its size.
+        Next::Batch(waiting.items.drain(..count).collect(), size > 1)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -162,19 +165,19 @@ impl Queue {
 // === impl Batch ===
 
 impl Batch {
-    /// One that is alone leaves its place when it is on its way. Of those in batches many are on their way at a time, so
-    /// that they keep theirs, or the queue would not be bounded by its size.
-    fn of(mut items: impl Iterator<Item = Item>, size: usize) -> Self {
-        let first = items.next().expect("the queue is not empty");
+    /// There is at least one of them.
+    fn of(items: Vec<Item>, keep_places: bool) -> Self {
+        let mut entries = Vec::with_capacity(items.len());
+        let mut items = items.into_iter();
+        let first = items.next().expect("a batch is not empty");
         let (mut pending, mut places) = (first.pending, first.place);
-        let mut entries = Vec::with_capacity(1 + items.size_hint().0);
         entries.push(first.entry);
         for item in items {
             entries.push(item.entry);
             pending.merge(item.pending);
             places.merge(item.place);
         }
-        Self { entries, _pending: pending, _places: (size > 1).then_some(places) }
+        Self { entries, _pending: pending, _places: keep_places.then_some(places) }
     }
 }
 
@@ -196,7 +199,7 @@ impl Taker {
         loop {
             let hurry = *self.hurry.borrow_and_update() > 0;
             let deadline = match self.queue.next(hurry) {
-                Next::Batch(batch) => return Some(batch),
+                Next::Batch(items, keep_places) => return Some(Batch::of(items, keep_places)),
                 Next::Wait(deadline) => deadline,
                 Next::Over => return None,
             };

@@ -145,7 +145,7 @@ impl ReportBatch for WebhookReport {
     }
 
     fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
-        Box::pin(async move { self.send(json::array(entries)).await })
+        Box::pin(async move { self.send(json::array(entries).await).await })
     }
 }
 

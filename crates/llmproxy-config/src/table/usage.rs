@@ -47,7 +47,7 @@ pub(super) const KEYS: &[Key] = &[
         "usage.reporters[].webhook.batch_size",
         Integer,
         "1",
-        "records in a request at most, up to 10000; with 1 each is sent as a JSON object, with more as an array of them",
+        "records in a request at most, up to 1000; with 1 each is sent as a JSON object, with more as an array of them",
     ),
     key(
         "usage.reporters[].webhook.batch_interval",

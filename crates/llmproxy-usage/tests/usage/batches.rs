@@ -76,6 +76,16 @@ async fn a_batch_leaves_when_it_is_full() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_batch_has_all_of_its_records_in_their_order() {
+    let (client, sent) = client(&[]);
+    let reporters = Reporters::new(client);
+    reporters.apply(&batches(json!({"batch_size": 1000}), json!({})));
+    let ids = end_some(&reporters, 999).await;
+    assert_eq!(reporters.flush(LONG).await, 0);
+    assert_eq!(requests(&sent), [ids]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_leaves_when_its_oldest_record_has_waited_long_enough() {
     let (client, sent) = client(&[]);
     let reporters = batching(client, json!({}));
