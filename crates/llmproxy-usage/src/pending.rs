@@ -77,11 +77,9 @@ impl Counts {
         &self.outstanding
     }
 
-    /// One more.
-    pub(crate) fn count(self: &Arc<Self>) -> Pending {
-        self.outstanding.records.fetch_add(1, Ordering::AcqRel);
-        self.gauge().increment(1.0);
-        Pending { counts: self.clone(), records: 1 }
+    /// None yet.
+    pub(crate) fn none(self: &Arc<Self>) -> Pending {
+        Pending { counts: self.clone(), records: 0 }
     }
 
     fn gauge(&self) -> &metrics::Gauge {
@@ -92,16 +90,22 @@ impl Counts {
 // === impl Pending ===
 
 impl Pending {
-    /// Counts for both; they are of one reporter.
-    pub(crate) fn merge(&mut self, mut other: Self) {
-        debug_assert!(Arc::ptr_eq(&self.counts, &other.counts));
-        self.records += std::mem::take(&mut other.records);
+    /// One more.
+    pub(crate) fn count(&mut self) {
+        self.counts.outstanding.records.fetch_add(1, Ordering::AcqRel);
+        self.counts.gauge().increment(1.0);
+        self.records += 1;
+    }
+
+    /// So many of them, to be counted apart.
+    pub(crate) fn split(&mut self, records: usize) -> Self {
+        self.records -= records;
+        Self { counts: self.counts.clone(), records }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Those that were merged into another count there.
         if self.records == 0 {
             return;
         }

@@ -52,20 +52,17 @@ pub(crate) struct Batch {
 
 #[derive(Debug)]
 struct Waiting {
-    items: VecDeque<Item>,
+    /// Each with the time that it came.
+    items: VecDeque<(Entry, Instant)>,
+    /// These two are for all of the items, and are parted with them: one for each would be shared with the threads of
+    /// requests, and cost them more than the rest of this.
+    pending: Pending,
+    places: Option<Place>,
     batching: Batching,
     /// Nobody adds any more.
     ended: bool,
     /// Nobody takes any more.
     abandoned: bool,
-}
-
-#[derive(Debug)]
-struct Item {
-    entry: Entry,
-    since: Instant,
-    pending: Pending,
-    place: Place,
 }
 
 /// Takes what is in a queue; when it is dropped, the queue takes nothing more.
@@ -76,8 +73,7 @@ pub(crate) struct Taker {
 }
 
 enum Next {
-    /// These together, and whether they keep their places.
-    Batch(Vec<Item>, bool),
+    Batch(Batch),
     /// Nothing yet; at that time, if not before.
     Wait(Option<Instant>),
     Over,
@@ -87,7 +83,8 @@ enum Next {
 
 impl Queue {
     pub(crate) fn new(size: usize, batching: Batching, counts: Arc<Counts>) -> Arc<Self> {
-        let waiting = Waiting { items: VecDeque::new(), batching, ended: false, abandoned: false };
+        let (items, pending) = (VecDeque::new(), counts.none());
+        let waiting = Waiting { items, pending, places: None, batching, ended: false, abandoned: false };
         let places = Arc::new(Semaphore::new(size));
         Arc::new(Self { places, waiting: Mutex::new(waiting), news: Notify::new(), counts })
     }
@@ -110,13 +107,17 @@ impl Queue {
 
     /// Puts a record into its place.
     pub(crate) fn add(&self, place: Place, record: Arc<UsageRecord>, request_body: Option<Bytes>) {
-        let pending = self.counts.count();
-        let item = Item { entry: Entry { record, request_body }, since: Instant::now(), pending, place };
+        let item = (Entry { record, request_body }, Instant::now());
         let mut waiting = self.waiting();
         if waiting.abandoned {
             return;
         }
         waiting.items.push_back(item);
+        waiting.pending.count();
+        match &mut waiting.places {
+            Some(places) => places.merge(place),
+            none => *none = Some(place),
+        }
         let (count, size) = (waiting.items.len(), waiting.batching.size);
         drop(waiting);
         // Past that it was told and is busy; it looks again before it waits.
@@ -139,10 +140,10 @@ impl Queue {
     fn next(&self, hurry: bool) -> Next {
         let mut waiting = self.waiting();
         let Batching { size, interval } = waiting.batching;
-        let Some(oldest) = waiting.items.front() else {
+        let Some((_, since)) = waiting.items.front() else {
             return if waiting.ended { Next::Over } else { Next::Wait(None) };
         };
-        let deadline = oldest.since + interval;
+        let deadline = *since + interval;
         let now = waiting.items.len() >= size
             || hurry
             || waiting.ended
@@ -152,32 +153,17 @@ impl Queue {
             return Next::Wait(Some(deadline));
         }
         let count = size.min(waiting.items.len());
+        let entries = waiting.items.drain(..count).map(|(entry, _)| entry).collect();
+        let pending = waiting.pending.split(count);
+        let places = waiting.places.as_mut().and_then(|places| places.split(count));
+        drop(waiting);
         // One that is alone leaves its place when it is on its way. Of those in batches many are on their way at a time, so
         // that they keep theirs, or the queue would not be bounded by its size.
-        Next::Batch(waiting.items.drain(..count).collect(), size > 1)
+        Next::Batch(Batch { entries, _pending: pending, _places: places.filter(|_| size > 1) })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Batch ===
-
-impl Batch {
-    /// There is at least one of them.
-    fn of(items: Vec<Item>, keep_places: bool) -> Self {
-        let mut entries = Vec::with_capacity(items.len());
-        let mut items = items.into_iter();
-        let first = items.next().expect("a batch is not empty");
-        let (mut pending, mut places) = (first.pending, first.place);
-        entries.push(first.entry);
-        for item in items {
-            entries.push(item.entry);
-            pending.merge(item.pending);
-            places.merge(item.place);
-        }
-        Self { entries, _pending: pending, _places: keep_places.then_some(places) }
     }
 }
 
@@ -199,7 +185,7 @@ impl Taker {
         loop {
             let hurry = *self.hurry.borrow_and_update() > 0;
             let deadline = match self.queue.next(hurry) {
-                Next::Batch(items, keep_places) => return Some(Batch::of(items, keep_places)),
+                Next::Batch(batch) => return Some(batch),
                 Next::Wait(deadline) => deadline,
                 Next::Over => return None,
             };
@@ -224,7 +210,8 @@ impl Drop for Taker {
         self.queue.places.close();
         let mut waiting = self.queue.waiting();
         waiting.abandoned = true;
-        let lost = std::mem::take(&mut waiting.items);
+        let count = waiting.items.len();
+        let lost = (std::mem::take(&mut waiting.items), waiting.pending.split(count), waiting.places.take());
         drop(waiting);
         drop(lost);
     }
