@@ -47,7 +47,14 @@ pub(crate) struct Batching {
 pub(crate) struct Batch {
     pub(crate) entries: Vec<Entry>,
     _pending: Pending,
-    _places: Option<Place>,
+    _kept: Option<Kept>,
+}
+
+/// The places of a batch that is on its way.
+#[derive(Debug)]
+struct Kept {
+    places: Option<Place>,
+    queue: Arc<Queue>,
 }
 
 #[derive(Debug)]
@@ -58,6 +65,8 @@ struct Waiting {
     /// requests, and cost them more than the rest of this.
     pending: Pending,
     places: Option<Place>,
+    /// Batches that are on their way and keep places.
+    keeping: usize,
     batching: Batching,
     /// Nobody adds any more.
     ended: bool,
@@ -84,7 +93,7 @@ enum Next {
 impl Queue {
     pub(crate) fn new(size: usize, batching: Batching, counts: Arc<Counts>) -> Arc<Self> {
         let (items, pending) = (VecDeque::new(), counts.none());
-        let waiting = Waiting { items, pending, places: None, batching, ended: false, abandoned: false };
+        let waiting = Waiting { items, pending, places: None, keeping: 0, batching, ended: false, abandoned: false };
         let places = Arc::new(Semaphore::new(size));
         Arc::new(Self { places, waiting: Mutex::new(waiting), news: Notify::new(), counts })
     }
@@ -137,7 +146,7 @@ impl Queue {
         self.news.notify_one();
     }
 
-    fn next(&self, hurry: bool) -> Next {
+    fn next(self: &Arc<Self>, hurry: bool) -> Next {
         let mut waiting = self.waiting();
         let Batching { size, interval } = waiting.batching;
         let Some((_, since)) = waiting.items.front() else {
@@ -148,7 +157,8 @@ impl Queue {
             || hurry
             || waiting.ended
             || deadline <= Instant::now()
-            || self.places.available_permits() == 0;
+            // Someone may wait for a place, and no other will come free. While one will, records go on gathering.
+            || (waiting.keeping == 0 && self.places.available_permits() == 0);
         if !now {
             return Next::Wait(Some(deadline));
         }
@@ -156,14 +166,27 @@ impl Queue {
         let entries = waiting.items.drain(..count).map(|(entry, _)| entry).collect();
         let pending = waiting.pending.split(count);
         let places = waiting.places.as_mut().and_then(|places| places.split(count));
-        drop(waiting);
         // One that is alone leaves its place when it is on its way. Of those in batches many are on their way at a time, so
         // that they keep theirs, or the queue would not be bounded by its size.
-        Next::Batch(Batch { entries, _pending: pending, _places: places.filter(|_| size > 1) })
+        let keep = size > 1;
+        waiting.keeping += usize::from(keep);
+        drop(waiting);
+        let kept = keep.then(|| Kept { places, queue: self.clone() });
+        Next::Batch(Batch { entries, _pending: pending, _kept: kept })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Kept ===
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.places = None;
+        self.queue.waiting().keeping -= 1;
+        self.queue.news.notify_one();
     }
 }
 

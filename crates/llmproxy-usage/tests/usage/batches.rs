@@ -183,6 +183,17 @@ async fn a_request_does_not_wait_for_a_batch_to_fill() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn records_gather_while_a_batch_that_is_on_its_way_has_the_places() {
+    let (client, sent) = client(&[429]);
+    let reporters = batching(client, json!({"queue_size": 4, "admit_timeout": "30s"}));
+    let ids = end_some(&reporters, 3).await;
+    end_some(&reporters, 1).await;
+    admit(&reporters, "{}").await.unwrap();
+    assert_eq!(requests(&sent), [&*ids, &*ids], "the fourth still waits for others");
+    assert_eq!(reporters.pending(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reload_may_change_how_many_are_sent_at_a_time() {
     let (client, sent) = client(&[500]);
     let reporters = Reporters::new(client);
