@@ -80,8 +80,8 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
 /// Delivers several records at a time: the other side of a [`Report`].
 ///
 /// A batch is delivered when it is full, when its oldest record has waited for the interval, and at once when
-/// [`flush`](crate::Reporters::flush) waits for it or a request for a place. Its records keep their places in the queue
-/// until it is delivered or given up.
+/// [`flush`](crate::Reporters::flush) waits for it or the queue is full and no batch is on its way. Its records keep their
+/// places in the queue until it is delivered or given up.
 ///
 /// ```
 /// use std::time::Duration;
