@@ -15,6 +15,12 @@ pub(crate) const MAX_QUEUE_SIZE: usize = 10_000_000;
 const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DEFAULT_RETRY: u32 = 3;
+const DEFAULT_BATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// By then a request's own cost is next to nothing for each record, the body is about as long as receivers take (1 MB is
+/// nginx's default), and putting one together keeps a thread for a fraction of a millisecond at a time.
+pub(crate) const MAX_BATCH_SIZE: usize = 1000;
+/// What waits is lost in a crash, so that it must not wait for long.
+pub(crate) const MAX_BATCH_INTERVAL: Duration = Duration::from_secs(3600);
 const WEBHOOK: &str = "webhook";
 
 /// Reports of what each request came to.
@@ -44,11 +50,11 @@ pub struct ReporterConfig {
     pub kind: String,
     /// Whether they are; true.
     pub enabled: bool,
-    /// One HTTP request with JSON for each record.
+    /// HTTP requests with JSON.
     pub webhook: WebhookConfig,
 }
 
-/// One HTTP request with JSON for each record. The key that the request came with is never in it; its name and
+/// HTTP requests with JSON: one for each record, an object, or one for each batch of them, an array of the same objects. The key that the request came with is never in it; its name and
 /// fingerprint always are, where they are known.
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(default)]
@@ -64,8 +70,14 @@ pub struct WebhookConfig {
     pub retry: u32,
     /// Headers of the request, such as Authorization.
     pub headers: BTreeMap<String, String>,
-    /// Whether the record holds the whole request, prompts included; false.
+    /// Whether the record holds the whole request, prompts included; false. A batch then holds as many of them.
     pub include_request_body: bool,
+    /// Records in a request at most; 1, which sends each as an object of its own. With more it is an array, even of one.
+    /// From 1 to 1000, and no more than `queue_size`.
+    pub batch_size: usize,
+    /// How long a record waits for others to fill its batch; 1s, an hour at most.
+    #[serde(with = "llmproxy_core::duration")]
+    pub batch_interval: Duration,
 }
 
 // === impl UsageConfig ===
@@ -96,6 +108,11 @@ impl UsageConfig {
             }
             if !reporter.name.is_empty() && !names.insert(&reporter.name) {
                 wrong.push((at("name"), format!("`{}` is the name of another reporter too", reporter.name)));
+            }
+            let batch_size = reporter.webhook.batch_size;
+            if batch_size > self.queue_size.max(1) && batch_size <= MAX_BATCH_SIZE {
+                let what = format!("must be at most queue_size, {}: a longer batch is never full", self.queue_size);
+                wrong.push((at("webhook.batch_size"), what));
             }
             if let Err(mistakes) = Webhook::compile(&reporter.webhook) {
                 wrong.extend(mistakes.into_iter().map(|(key, what)| (at(&format!("webhook.{key}")), what)));
@@ -141,6 +158,8 @@ impl Default for WebhookConfig {
             retry: DEFAULT_RETRY,
             headers: BTreeMap::new(),
             include_request_body: false,
+            batch_size: 1,
+            batch_interval: DEFAULT_BATCH_INTERVAL,
         }
     }
 }
@@ -154,6 +173,8 @@ impl fmt::Debug for WebhookConfig {
             .field("retry", &self.retry)
             .field("headers", &self.headers.keys())
             .field("include_request_body", &self.include_request_body)
+            .field("batch_size", &self.batch_size)
+            .field("batch_interval", &self.batch_interval)
             .finish_non_exhaustive()
     }
 }
@@ -175,6 +196,7 @@ mod tests {
         let webhook = &config.reporters[0].webhook;
         assert_eq!((&*webhook.method, webhook.timeout, webhook.retry), ("POST", Duration::from_secs(3), 3));
         assert!(!webhook.include_request_body);
+        assert_eq!((webhook.batch_size, webhook.batch_interval), (1, Duration::from_secs(1)));
         assert_eq!((config.queue_size, config.admit_timeout), (10_000, Duration::from_secs(1)));
     }
 
@@ -199,6 +221,24 @@ mod tests {
                 "reporters[2].name",
             ]
         );
+    }
+
+    #[test]
+    fn batches_have_bounds() {
+        let check = |webhook: serde_json::Value, expected: &[&str]| {
+            let mut webhook = webhook;
+            webhook["url"] = "http://x".into();
+            let reporters = serde_json::json!([{ "webhook": webhook }]);
+            let wrong =
+                config(serde_json::json!({"enabled": true, "queue_size": 500, "reporters": reporters})).validate();
+            let keys: Vec<_> =
+                wrong.iter().map(|(key, _)| key.strip_prefix("reporters[0].webhook.").unwrap()).collect();
+            assert_eq!(keys, expected, "{webhook}");
+        };
+        check(serde_json::json!({"batch_size": 500, "batch_interval": "1h"}), &[]);
+        check(serde_json::json!({"batch_size": 501}), &["batch_size"]);
+        check(serde_json::json!({"batch_size": 0, "batch_interval": "0s"}), &["batch_size", "batch_interval"]);
+        check(serde_json::json!({"batch_size": 1001, "batch_interval": "61m"}), &["batch_size", "batch_interval"]);
     }
 
     #[test]

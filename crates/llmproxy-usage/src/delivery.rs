@@ -1,4 +1,4 @@
-//! Trying to deliver one record until it is delivered or given up.
+//! Trying to deliver records until they are delivered or given up.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -21,39 +21,81 @@ pub(crate) struct GivenUp {
     pub(crate) why: String,
 }
 
-/// Delivers `entry` by `report`, which is looked at anew before each try.
-pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, entry: &Entry) -> Result<(), GivenUp> {
-    let mut tries = 0;
-    loop {
+/// What came of one try.
+struct Attempt {
+    verdict: Verdict,
+    /// How many may follow the first.
+    retries: u32,
+    /// How many of the records it was about.
+    sent: usize,
+}
+
+/// Delivers `entries` by `report`, which is looked at anew before each try, and tells `settle` what became of which.
+///
+/// All of them at once, as a rule. A reporter that takes fewer by now gets no more than it takes. A batch that is
+/// refused is halved until it is known which of its records are meant: one that a receiver does not like, or a batch that
+/// is too long for it, must not cost the others.
+pub(crate) async fn deliver(
+    report: impl Fn() -> Arc<dyn Report>,
+    mut entries: &[Entry],
+    settle: impl Fn(&[Entry], Result<(), GivenUp>),
+) {
+    let (mut tries, mut most) = (0, usize::MAX);
+    while !entries.is_empty() {
         let report = report();
-        let (verdict, retries) = try_once(&*report, entry.clone()).await;
-        let (why, after) = match verdict {
-            Verdict::Delivered => return Ok(()),
-            Verdict::Refused { why } => return Err(GivenUp { reason: "refused", why }),
-            Verdict::Again { why, .. } if tries >= retries => return Err(GivenUp { reason: "retries", why }),
-            Verdict::Again { why, after } => (why, after),
+        let Attempt { verdict, retries, sent } = try_once(&*report, &entries[..most.min(entries.len())]).await;
+        let end = match verdict {
+            Verdict::Delivered => {
+                most = most.saturating_mul(2);
+                Ok(())
+            }
+            Verdict::Refused { why } if sent > 1 => {
+                tracing::debug!(%why, sent, "a batch of usage records was refused and will be sent in halves");
+                (most, tries) = (sent / 2, 0);
+                continue;
+            }
+            Verdict::Refused { why } => Err(GivenUp { reason: "refused", why }),
+            Verdict::Again { why, .. } if tries >= retries => Err(GivenUp { reason: "retries", why }),
+            Verdict::Again { why, after } => {
+                tries += 1;
+                let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+                let wait = after.max(backoff(tries, fastrand::f64()));
+                tracing::debug!(%why, ?wait, tries, sent, "usage records were not taken and will be sent again");
+                tokio::time::sleep(wait).await;
+                continue;
+            }
         };
-        tries += 1;
-        let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
-        let wait = after.max(backoff(tries, fastrand::f64()));
-        tracing::debug!(%why, ?wait, tries, "a usage record was not taken and will be sent again");
-        tokio::time::sleep(wait).await;
+        let (settled, rest) = entries.split_at(sent);
+        settle(settled, end);
+        (entries, tries) = (rest, 0);
     }
 }
 
-/// What came of one try, and how many may follow the first.
-async fn try_once(report: &dyn Report, entry: Entry) -> (Verdict, u32) {
+/// Tries as many of `entries` as `report` takes at a time.
+async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
+    let mut sent = entries.len();
     // The code may be someone else's, and a panic would end the task that all other records wait for. So all of it is in
     // here, down to the drop of a try that ran out of time.
     let attempt = async {
         let (limit, retries) = (report.timeout(), report.retries());
-        match tokio::time::timeout(limit, report.report(entry)).await {
+        let trying = match report.batches() {
+            Some(batches) => {
+                sent = sent.min(batches.size().max(1));
+                batches.report_batch(&entries[..sent])
+            }
+            None => {
+                sent = 1;
+                report.report(entries[0].clone())
+            }
+        };
+        match tokio::time::timeout(limit, trying).await {
             Ok(verdict) => (verdict, retries),
             Err(_) => (Verdict::again(format!("no answer within {limit:?}")), retries),
         }
     };
     let panicked = |_| (Verdict::again("the reporter panicked"), DEFAULT_RETRY);
-    AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked)
+    let (verdict, retries) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
+    Attempt { verdict, retries, sent }
 }
 
 /// From half of the step to all of it: many that failed together must not come back together.

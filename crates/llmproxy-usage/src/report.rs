@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use llmproxy_core::UsageRecord;
 
-/// Delivers records to one place, one record at a time.
+/// Delivers records to one place, one record at a time; several at a time where it has [`batches`](Self::batches).
 ///
 /// This is all that a reporter has to know. Its bounded queue, the place in it that is reserved before a backend is
 /// asked, further tries and the flush at the end are this crate's, the same as for a webhook: give it to
@@ -69,6 +69,79 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
     fn wants_request_body(&self) -> bool {
         false
     }
+
+    /// How it delivers several records at a time; `None`, it does not. Where it does, [`report`](Self::report) is not
+    /// called. The other settings are about a whole batch then.
+    fn batches(&self) -> Option<&dyn ReportBatch> {
+        None
+    }
+}
+
+/// Delivers several records at a time: the other side of a [`Report`].
+///
+/// A batch is delivered when it is full, when its oldest record has waited for the interval, and at once when
+/// [`flush`](crate::Reporters::flush) waits for it or the queue is full and no batch is on its way. Its records keep their
+/// places in the queue until it is delivered or given up.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use futures_util::future::BoxFuture;
+/// use llmproxy_usage::{Entry, Report, ReportBatch, Verdict};
+/// use tokio::sync::mpsc;
+///
+/// /// Hands records to another part of the program, a hundred at a time.
+/// #[derive(Debug)]
+/// struct Channel(mpsc::Sender<Vec<Entry>>);
+///
+/// impl Report for Channel {
+///     fn name(&self) -> &str {
+///         "channel"
+///     }
+///
+///     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
+///         Box::pin(async move { self.report_batch(&[entry]).await })
+///     }
+///
+///     fn batches(&self) -> Option<&dyn ReportBatch> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl ReportBatch for Channel {
+///     fn size(&self) -> usize {
+///         100
+///     }
+///
+///     fn interval(&self) -> Duration {
+///         Duration::from_secs(1)
+///     }
+///
+///     fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
+///         Box::pin(async move {
+///             match self.0.send(entries.to_vec()).await {
+///                 Ok(()) => Verdict::Delivered,
+///                 Err(error) => Verdict::refused(error),
+///             }
+///         })
+///     }
+/// }
+/// ```
+pub trait ReportBatch: Send + Sync {
+    /// How many records a batch has at most; never more than the queue has places.
+    fn size(&self) -> usize;
+
+    /// How long a record waits for others at most; an hour is the most that is granted.
+    fn interval(&self) -> Duration;
+
+    /// Tries once to deliver `entries`, of which there is at least one: all of them, or the verdict is another than
+    /// [`Verdict::Delivered`]. After [`Verdict::Again`] the same ones are tried again. After [`Verdict::Refused`] they are
+    /// tried in halves, down to single records, of which one that is refused is given up.
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`Report::report`].
+    fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict>;
 }
 
 /// What is to be delivered.

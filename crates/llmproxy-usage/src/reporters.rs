@@ -6,11 +6,11 @@ use std::{
 };
 
 use llmproxy_core::HttpClient;
-use tokio::sync::watch;
 
 use crate::{
     Report, ReporterConfig, UsageConfig,
     config::MAX_QUEUE_SIZE,
+    pending::Outstanding,
     reporter::{Identity, Origin, Reporter},
     webhook::{Webhook, WebhookReport},
 };
@@ -24,8 +24,7 @@ pub struct Reporters {
     client: HttpClient,
     own: Vec<Arc<dyn Report>>,
     active: RwLock<Arc<Active>>,
-    /// Records that wait or are being sent, over all reporters, those of old configurations included.
-    pending: Arc<watch::Sender<usize>>,
+    outstanding: Arc<Outstanding>,
 }
 
 /// What the current configuration has.
@@ -47,7 +46,7 @@ impl Reporters {
     /// are in use whatever the configuration says, `enabled: false` included; the size of their queues and the wait
     /// for a place are the configuration's.
     pub fn with_own(client: HttpClient, own: Vec<Arc<dyn Report>>) -> Arc<Self> {
-        Arc::new(Self { client, own, active: RwLock::default(), pending: Arc::default() })
+        Arc::new(Self { client, own, active: RwLock::default(), outstanding: Arc::default() })
     }
 
     /// Becomes what `config` says. A reporter that [`UsageConfig::validate`] has a complaint about is left out, with a
@@ -84,7 +83,7 @@ impl Reporters {
                     same.set_report(report);
                     same.clone()
                 }
-                None => Reporter::start(identity, report, self.pending.clone()),
+                None => Reporter::start(identity, report, self.outstanding.clone()),
             }
         });
         *active = Arc::new(Active { reporters: reporters.collect(), admit_timeout: config.admit_timeout });
@@ -92,18 +91,18 @@ impl Reporters {
 
     /// Records that are not delivered yet and not given up.
     pub fn pending(&self) -> usize {
-        *self.pending.borrow()
+        self.outstanding.records()
     }
 
-    /// Waits until every record is delivered or given up, for `deadline` at most. Returns how many are left.
+    /// Waits until every record is delivered or given up, for `deadline` at most. Returns how many are left. Meanwhile no
+    /// record waits for others to go with it in a batch.
     ///
     /// # Cancel safety
     ///
     /// It only waits: delivery goes on without it.
     pub async fn flush(&self, deadline: Duration) -> usize {
-        let mut pending = self.pending.subscribe();
-        // Both ways to fail leave a number to return: the time is over, or nobody counts any more.
-        let _ = tokio::time::timeout(deadline, pending.wait_for(|count| *count == 0)).await;
+        // Over in time or not: there is a number to return.
+        let _ = tokio::time::timeout(deadline, self.outstanding.none()).await;
         self.pending()
     }
 

@@ -7,16 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use llmproxy_core::{UsageRecord, UsageSink};
-use tokio::{
-    sync::mpsc::{OwnedPermit, error::TrySendError},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
-use crate::{
-    UsageError,
-    reporter::{Item, Reporter},
-    reporters::Active,
-};
+use crate::{UsageError, queue::Place, reporter::Reporter, reporters::Active};
 
 /// One place in the queue of each reporter. Free again when it is dropped before a record came.
 #[derive(Debug)]
@@ -25,7 +18,7 @@ pub(crate) struct Slots(Mutex<Vec<Slot>>);
 #[derive(Debug)]
 struct Slot {
     reporter: Arc<Reporter>,
-    permit: OwnedPermit<Item>,
+    place: Place,
     body: Option<Bytes>,
 }
 
@@ -37,10 +30,9 @@ impl Slots {
     pub(crate) fn try_reserve(active: &Active, body: Option<&Bytes>) -> Result<Option<Self>, UsageError> {
         let mut slots = Vec::with_capacity(active.reporters.len());
         for reporter in &active.reporters {
-            match reporter.queue.clone().try_reserve_owned() {
-                Ok(permit) => slots.push(Slot::new(reporter, permit, body)),
-                Err(TrySendError::Full(_)) => return Ok(None),
-                Err(TrySendError::Closed(_)) => return Err(UsageError::Stopped),
+            match reporter.queue.try_reserve()? {
+                Some(place) => slots.push(Slot::new(reporter, place, body)),
+                None => return Ok(None),
             }
         }
         Ok(Some(Self(Mutex::new(slots))))
@@ -51,9 +43,8 @@ impl Slots {
         let deadline = Instant::now() + active.admit_timeout;
         let mut slots = Vec::with_capacity(active.reporters.len());
         for reporter in &active.reporters {
-            match timeout_at(deadline, reporter.queue.clone().reserve_owned()).await {
-                Ok(Ok(permit)) => slots.push(Slot::new(reporter, permit, body)),
-                Ok(Err(_)) => return Err(UsageError::Stopped),
+            match timeout_at(deadline, reporter.queue.reserve()).await {
+                Ok(place) => slots.push(Slot::new(reporter, place?, body)),
                 Err(_) => {
                     tracing::warn!(
                         reporter = &**reporter.name(),
@@ -70,8 +61,8 @@ impl Slots {
 impl UsageSink for Slots {
     fn record(&self, record: &Arc<UsageRecord>) {
         let slots = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for Slot { reporter, permit, body } in slots {
-            permit.send(reporter.item(record.clone(), body));
+        for Slot { reporter, place, body } in slots {
+            reporter.queue.add(place, record.clone(), body);
         }
     }
 }
@@ -79,11 +70,11 @@ impl UsageSink for Slots {
 // === impl Slot ===
 
 impl Slot {
-    fn new(reporter: &Arc<Reporter>, permit: OwnedPermit<Item>, body: Option<&Bytes>) -> Self {
+    fn new(reporter: &Arc<Reporter>, place: Place, body: Option<&Bytes>) -> Self {
         // Someone else's code in the way of a request: what panics wants nothing.
         let wants =
             |_: &&Bytes| catch_unwind(AssertUnwindSafe(|| reporter.report().wants_request_body())).unwrap_or(false);
         let body = body.filter(wants).cloned();
-        Self { reporter: reporter.clone(), permit, body }
+        Self { reporter: reporter.clone(), place, body }
     }
 }

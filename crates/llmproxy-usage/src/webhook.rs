@@ -10,9 +10,12 @@ use http::{
 };
 use jiff::{Timestamp, fmt::rfc2822};
 use llmproxy_core::{BoxError, HttpClient};
-use serde_json::Value;
 
-use crate::{Entry, Report, Verdict, WebhookConfig, to_json};
+use crate::{
+    Entry, Report, ReportBatch, Verdict, WebhookConfig,
+    config::{MAX_BATCH_INTERVAL, MAX_BATCH_SIZE},
+    json,
+};
 
 /// How a record is sent.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub(crate) struct Webhook {
     pub(crate) timeout: Duration,
     pub(crate) retry: u32,
     pub(crate) include_request_body: bool,
+    batch_size: usize,
+    batch_interval: Duration,
     method: Method,
     headers: HeaderMap,
 }
@@ -53,6 +58,12 @@ impl Webhook {
         if config.timeout.is_zero() {
             wrong.push(("timeout".to_owned(), "must be longer than 0s".to_owned()));
         }
+        if !(1..=MAX_BATCH_SIZE).contains(&config.batch_size) {
+            wrong.push(("batch_size".to_owned(), format!("must be from 1 to {MAX_BATCH_SIZE}")));
+        }
+        if config.batch_interval.is_zero() || config.batch_interval > MAX_BATCH_INTERVAL {
+            wrong.push(("batch_interval".to_owned(), "must be longer than 0s and at most 1h".to_owned()));
+        }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in &config.headers {
@@ -71,6 +82,8 @@ impl Webhook {
                 timeout: config.timeout,
                 retry: config.retry,
                 include_request_body: config.include_request_body,
+                batch_size: config.batch_size,
+                batch_interval: config.batch_interval,
                 method,
                 headers,
             }),
@@ -90,13 +103,19 @@ impl Webhook {
 
 // === impl WebhookReport ===
 
+impl WebhookReport {
+    async fn send(&self, body: Vec<u8>) -> Verdict {
+        judge(self.client.send(self.webhook.request(body.into())).await)
+    }
+}
+
 impl Report for WebhookReport {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move { judge(self.client.send(self.webhook.request(body(&entry))).await) })
+        Box::pin(async move { self.send(json::object(&entry)).await })
     }
 
     fn timeout(&self) -> Duration {
@@ -110,15 +129,24 @@ impl Report for WebhookReport {
     fn wants_request_body(&self) -> bool {
         self.webhook.include_request_body
     }
+
+    fn batches(&self) -> Option<&dyn ReportBatch> {
+        (self.webhook.batch_size > 1).then_some(self)
+    }
 }
 
-fn body(entry: &Entry) -> Bytes {
-    let mut json = to_json(&entry.record);
-    let body = entry.request_body.as_deref().and_then(|body| serde_json::from_slice::<Value>(body).ok());
-    if let (Value::Object(fields), Some(body)) = (&mut json, body) {
-        fields.insert("request_body".to_owned(), body);
+impl ReportBatch for WebhookReport {
+    fn size(&self) -> usize {
+        self.webhook.batch_size
     }
-    json.to_string().into()
+
+    fn interval(&self) -> Duration {
+        self.webhook.batch_interval
+    }
+
+    fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
+        Box::pin(async move { self.send(json::array(entries).await).await })
+    }
 }
 
 fn judge(answer: Result<Response<Bytes>, BoxError>) -> Verdict {

@@ -15,7 +15,7 @@ use common::record;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
-use llmproxy_usage::{Entry, Report, Reporters, UsageConfig, UsageError, UsageLayer, Verdict};
+use llmproxy_usage::{Entry, Report, ReportBatch, Reporters, UsageConfig, UsageError, UsageLayer, Verdict};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -177,4 +177,59 @@ async fn it_has_prompts_only_where_it_wants_them() {
         assert_eq!(reporters.flush(LONG).await, 0);
         assert_eq!(own.seen.lock().unwrap()[0].request_body.is_some(), wants_body);
     }
+}
+
+/// Takes what an own one takes, up to so many at a time; with none it panics when it is asked how many.
+#[derive(Debug)]
+struct Many(Arc<Own>, Option<usize>);
+
+impl Report for Many {
+    fn name(&self) -> &str {
+        "many"
+    }
+
+    fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
+        self.0.report(entry)
+    }
+
+    fn batches(&self) -> Option<&dyn ReportBatch> {
+        Some(self)
+    }
+}
+
+impl ReportBatch for Many {
+    fn size(&self) -> usize {
+        self.1.expect("a mistake of the embedder's")
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::MAX
+    }
+
+    fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
+        self.0.seen.lock().unwrap().extend_from_slice(&entries[1..]);
+        self.0.report(entries[0].clone())
+    }
+}
+
+/// Four records at once for one that takes so many; returns how many it has seen, and how many are left a moment later.
+async fn many(size: Option<usize>, script: impl IntoIterator<Item = Next>) -> (usize, usize) {
+    let own = own(script);
+    let nobody =
+        HttpClient::new(service_fn(async |_: Request<Bytes>| Err::<Response<Bytes>, BoxError>("no webhook".into())));
+    let reporters = Reporters::with_own(nobody, vec![Arc::new(Many(own.clone(), size))]);
+    reporters.apply(&UsageConfig { queue_size: 4, ..UsageConfig::default() });
+    let running: Vec<_> = futures_util::future::join_all((0..4).map(|_| admit(&reporters))).await;
+    running.iter().for_each(|exchange| end(exchange.as_ref().unwrap()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    (own.seen.lock().unwrap().len(), reporters.pending())
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_takes_many_has_them_together_whatever_it_says_of_their_number() {
+    assert_eq!(many(Some(4), []).await, (4, 0));
+    assert_eq!(many(Some(4), [Next::Panic, Next::Hang]).await, (12, 0), "the same ones again");
+    assert_eq!(many(Some(0), []).await, (4, 0));
+    assert_eq!(many(Some(usize::MAX), []).await, (4, 0), "never more than the queue has places");
+    assert_eq!(many(None, []).await, (0, 0), "given up");
 }

@@ -1,8 +1,9 @@
 //! Keys of the configuration, seen from outside: each does what its line in the reference says.
 
-use std::process::Stdio;
+use std::{collections::HashSet, process::Stdio};
 
-use llmproxy_testkit::{Backend, Client, Receiver, Response, script};
+use llmproxy_testkit::{Backend, Behaviour, Client, Receiver, Response, script};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Folder, Proxy, command, get, within};
@@ -139,7 +140,7 @@ async fn logs_go_where_and_in_the_form_that_is_asked_for() {
     assert_eq!(client.post_json("/v1/chat/completions", &json!({"model": "m"})).await.status, 200);
     drop(client);
     let pid = rustix::process::Pid::from_raw(child.id().expect("it runs").cast_signed()).expect("not zero");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
     let output = within("the proxy to exit", child.wait()).await.expect("a status");
     assert!(output.success());
     let line = std::fs::read_to_string(&access).expect("the access log is there");
@@ -190,6 +191,41 @@ async fn webhooks_get_the_configured_headers_and_the_request_where_it_is_asked_f
         (seen.path.as_str(), seen.header("x-token"), seen.header("content-type")),
         ("/usage/hook", Some("secret"), Some("application/json"))
     );
+}
+
+#[tokio::test]
+async fn webhooks_get_batches_where_they_are_asked_for_and_the_rest_at_a_stop() {
+    let backend = backend().await;
+    let receiver = Receiver::start().await;
+    receiver.behave_for(1, Behaviour::Status(503));
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\nusage: {{enabled: true, reporters: [{{webhook: {{url: '{}', batch_size: 3, batch_interval: 1h}}}}]}}\n",
+        backend.url(),
+        receiver.url()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let id = |answer: Response| answer.header("x-request-id").expect("every answer has one").to_owned();
+    let of = |batch: &Value| {
+        let records = batch.as_array().expect("a batch is an array").iter();
+        records.map(|record| record["request_id"].as_str().expect("it has one").to_owned()).collect::<HashSet<_>>()
+    };
+    let mut ids = HashSet::new();
+    for _ in 0..3 {
+        ids.insert(id(ask(&proxy, &[]).await));
+    }
+    // The first try failed.
+    let batches = receiver.wait_for(1).await;
+    assert_eq!((batches.len(), of(&batches[0])), (1, ids));
+    assert_eq!(receiver.backend().seen()[0].json(), batches[0]);
+    let counted = async { while proxy.metrics().await.sum("llmproxy_webhook_success_total", &[]) < 3.0 {} };
+    within("three records to be counted", counted).await;
+    let last = id(ask(&proxy, &[]).await);
+    for _ in 0..4 {
+        proxy.ended().await;
+    }
+    proxy.signal(Signal::TERM);
+    assert!(proxy.exit().await.success());
+    assert_eq!(of(&receiver.wait_for(2).await[1]), HashSet::from([last]));
 }
 
 #[tokio::test]

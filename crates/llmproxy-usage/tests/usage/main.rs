@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod batches;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::{
@@ -14,7 +16,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
 use llmproxy_testkit::{Behaviour, Client, Receiver};
-use llmproxy_usage::{Reporters, Usage, UsageConfig, UsageError, UsageLayer};
+use llmproxy_usage::{Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -124,6 +126,31 @@ async fn prompts_are_sent_only_where_they_are_asked_for() {
     for (request, body) in sent.lock().unwrap().iter().zip(bodies) {
         let expected = (request.uri().host() == Some("a")).then(|| json!({"model": "m", "messages": []}));
         assert_eq!(body.get("request_body"), expected.as_ref());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_are_those_of_the_tree_and_hold_no_prompt_that_a_receiver_may_choke_on() {
+    let deep = "[".repeat(1000) + &"]".repeat(1000);
+    let check = async |body: String, expected: Option<Value>| {
+        let (client, sent) = client(&[]);
+        let reporters = Reporters::new(client);
+        let webhook = json!({"url": "http://a/", "include_request_body": true});
+        reporters.apply(&config(json!({"reporters": [{ "webhook": webhook }]})));
+        let (request, exchange) = request(body);
+        UsageLayer::new(reporters.clone()).layer(service_fn(ok)).oneshot(request).await.unwrap();
+        let record = record();
+        exchange.take_sinks().iter().for_each(|sink| sink.record(&record));
+        assert_eq!(reporters.flush(LONG).await, 0);
+        let mut tree = to_json(&record);
+        if let Some(body) = expected {
+            tree["request_body"] = body;
+        }
+        assert_eq!(sent.lock().unwrap()[0].body(), &tree.to_string());
+    };
+    check(r#"{"b": [1, 2.50], "a": "\u00e9"}"#.to_owned(), Some(json!({"a": "é", "b": [1, 2.5]}))).await;
+    for bad in [r#"{"a": "\ud800"}"#, &deep, "model=m"] {
+        check(bad.to_owned(), None).await;
     }
 }
 
