@@ -25,6 +25,7 @@ use std::{
 };
 
 use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Cli, Command};
 
@@ -38,7 +39,7 @@ const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::with_double_dashes(std::env::args_os()));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime can't be started: {error}")),
     };
@@ -55,6 +56,14 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(message) => failed(&message),
+    }
+}
+
+/// On one core, one thread that does all: nothing is handed from one to another.
+fn runtime() -> std::io::Result<Runtime> {
+    match std::thread::available_parallelism() {
+        Ok(cores) if cores.get() == 1 => Builder::new_current_thread().enable_all().build(),
+        _ => Builder::new_multi_thread().enable_all().build(),
     }
 }
 

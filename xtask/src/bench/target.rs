@@ -263,7 +263,7 @@ usage:
   reporters:
     - name: bench
       type: webhook
-      webhook: {{url: 'http://127.0.0.1:{}/usage'}}
+      webhook: {{url: 'http://127.0.0.1:{}/usage', batch_size: 500, batch_interval: 1s}}
 ",
         plain(port, mock),
         mock + 1
