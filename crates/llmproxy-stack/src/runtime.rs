@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::{Router, body::Body};
+use axum::body::Body;
 use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
@@ -33,7 +33,7 @@ use crate::{
     models::Models,
     paths::{Paths, PathsLayer},
     respond::{Answer, RespondLayer},
-    routes::router,
+    routes::Routes,
 };
 
 /// Answers of small requests of our own (health, lists of models, webhooks) are read up to this size.
@@ -91,8 +91,8 @@ pub struct Runtime {
     reporters: Arc<Reporters>,
     stop: StopFlag,
     access: AccessLayer,
-    live: Live<Router>,
-    handle: LiveHandle<Router>,
+    live: Live<Routes>,
+    handle: LiveHandle<Routes>,
     /// What belongs to the configuration in force; held by whoever reloads.
     current: tokio::sync::Mutex<Current>,
     sweeper: JoinHandle<()>,
@@ -148,8 +148,8 @@ impl Runtime {
         });
         let stop = StopFlag::default();
         let mut sinks = options.sinks;
-        sinks.push(Arc::new(MetricsSink));
-        let (live, handle) = Live::new(Router::new());
+        sinks.push(Arc::new(MetricsSink::default()));
+        let (live, handle) = Live::new(Routes::none());
         let runtime = Self {
             shared,
             clients,
@@ -158,7 +158,12 @@ impl Runtime {
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
             reporters: Reporters::with_own(client, options.reporters),
-            access: AccessLayer { settings: Arc::default(), stop: stop.clone(), sinks: sinks.into() },
+            access: AccessLayer {
+                settings: Arc::default(),
+                stop: stop.clone(),
+                sinks: sinks.into(),
+                series: Arc::default(),
+            },
             stop,
             live,
             handle,
@@ -287,7 +292,7 @@ impl Runtime {
         }));
         let stack = self.stack(config, auth.clone(), pool.clone());
         let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
-        self.handle.swap(router(&self.shared, stack, auth, Models(pool), metrics_path));
+        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path));
         *current = Current { keys, access };
         Ok(())
     }

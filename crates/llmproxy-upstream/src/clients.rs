@@ -148,8 +148,7 @@ impl Place {
 
     fn render(&self, uri: &Uri, backend: &Backend) -> Result<Url, UpstreamError> {
         let path_and_query = uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
-        let joined =
-            backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: self.origin.clone() })?;
+        let joined = backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: self.origin.clone() })?;
         url::render(&joined, &self.origin)
     }
 }

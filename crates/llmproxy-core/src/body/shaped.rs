@@ -286,7 +286,8 @@ where
                     }
                     Err(frame) => {
                         this.shaper.end(Ending::Complete, this.out);
-                        *this.last = frame.into_trailers().map_or(Last::Nothing, |trailers| Last::Trailers(Box::new(trailers)));
+                        *this.last =
+                            frame.into_trailers().map_or(Last::Nothing, |trailers| Last::Trailers(Box::new(trailers)));
                     }
                 },
                 Poll::Ready(Some(Err(error))) => {
