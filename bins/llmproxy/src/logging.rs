@@ -1,6 +1,7 @@
 //! The proxy's own log, as `log.*` says.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io,
     path::Path,
@@ -8,7 +9,13 @@ use std::{
 };
 
 use llmproxy_config::{LogConfig, LogFormat, LogOutput};
-use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter,
+    field::RecordFields,
+    fmt::{FormatFields, FormattedFields, format::Writer, writer::BoxMakeWriter},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// Installs the subscriber for the process.
 ///
@@ -36,12 +43,26 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
     let base = tracing_subscriber::registry().with(filter);
     match config.format {
         LogFormat::Json => {
-            base.with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer)).try_init()
+            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).fmt_fields(JsonMembers);
+            base.with(layer.with_writer(writer)).try_init()
         }
         LogFormat::Text => base.with(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer)).try_init(),
     }
     .map_err(|error| format!("the log can't be set up: {error}"))
 }
+
+/// Writes a span's fields as a JSON object. The library's own way collects them in a map first; every request has a span,
+/// and nearly none of them is ever logged in.
+struct JsonMembers;
+
+struct Members<'a, 'writer> {
+    writer: &'a mut Writer<'writer>,
+    result: fmt::Result,
+    separator: &'static str,
+}
+
+/// Text on its way into a JSON string.
+struct Escaped<'a, 'writer>(&'a mut Writer<'writer>);
 
 /// Opens the file for writing at its end, making the folders that are missing.
 fn open(path: &Path) -> io::Result<File> {
@@ -57,4 +78,145 @@ fn parts(level: &str) -> String {
     ["auth", "balancer", "config", "core", "metering", "ratelimit", "sse", "stack", "upstream", "usage"]
         .map(|part| format!("llmproxy_{part}={level}"))
         .join(",")
+}
+
+// === impl JsonMembers ===
+
+impl<'writer> FormatFields<'writer> for JsonMembers {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut members = Members { writer: &mut writer, result: Ok(()), separator: "{" };
+        fields.record(&mut members);
+        let (result, separator) = (members.result, members.separator);
+        result?;
+        writer.write_str(if separator == "{" { "{}" } else { "}" })
+    }
+
+    fn add_fields(
+        &self,
+        current: &'writer mut FormattedFields<Self>,
+        fields: &tracing::span::Record<'_>,
+    ) -> fmt::Result {
+        let is_empty = current.fields == "{}" || current.fields.is_empty();
+        if is_empty {
+            current.fields.clear();
+        } else {
+            current.fields.pop();
+        }
+        let mut writer = current.as_writer();
+        let mut members = Members { writer: &mut writer, result: Ok(()), separator: if is_empty { "{" } else { "," } };
+        fields.record(&mut members);
+        let (result, separator) = (members.result, members.separator);
+        result?;
+        writer.write_str(if separator == "{" { "{}" } else { "}" })
+    }
+}
+
+// === impl Members ===
+
+impl Members<'_, '_> {
+    fn member(&mut self, name: &str, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
+        let separator = std::mem::replace(&mut self.separator, ",");
+        let name = name.strip_prefix("r#").unwrap_or(name);
+        let written = write!(self.writer, "{separator}\"{name}\":").and_then(|()| write(self.writer));
+        self.result = self.result.and(written);
+    }
+}
+
+impl tracing::field::Visit for Members<'_, '_> {
+    fn record_bool(&mut self, field: &tracing::field::Field, value: bool) {
+        self.member(field.name(), |writer| write!(writer, "{value}"));
+    }
+
+    fn record_i64(&mut self, field: &tracing::field::Field, value: i64) {
+        self.member(field.name(), |writer| write!(writer, "{value}"));
+    }
+
+    fn record_f64(&mut self, field: &tracing::field::Field, value: f64) {
+        // JSON has no other numbers.
+        if value.is_finite() {
+            self.member(field.name(), |writer| write!(writer, "{value:?}"));
+        }
+    }
+
+    fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+        self.member(field.name(), |writer| write!(writer, "{value}"));
+    }
+
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        self.member(field.name(), |writer| {
+            writer.write_char('"')?;
+            fmt::Write::write_str(&mut Escaped(writer), value)?;
+            writer.write_char('"')
+        });
+    }
+
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        self.member(field.name(), |writer| {
+            writer.write_char('"')?;
+            fmt::Write::write_fmt(&mut Escaped(writer), format_args!("{value:?}"))?;
+            writer.write_char('"')
+        });
+    }
+}
+
+// === impl Escaped ===
+
+impl fmt::Write for Escaped<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if !text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\')) {
+            return self.0.write_str(text);
+        }
+        for char in text.chars() {
+            match char {
+                '"' | '\\' => write!(self.0, "\\{char}")?,
+                char if char < ' ' => write!(self.0, "\\u{:04x}", u32::from(char))?,
+                char => self.0.write_char(char)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_span_in_the_json_log_is_json_whatever_its_fields_are() {
+        let lines = Lines::default();
+        let written = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).fmt_fields(JsonMembers);
+        let layer = layer.with_writer(move || written.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let span = tracing::info_span!("request", id = %"a\"b\\\n", n = 3, yes = true, text = "x", late = tracing::field::Empty);
+            span.record("late", 1.5);
+            let _entered = span.enter();
+            let plain = tracing::info_span!("plain");
+            let _inside = plain.enter();
+            tracing::info!("hello");
+        });
+        let text = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let spans = serde_json::json!([
+            {"name": "request", "id": "a\"b\\\n", "n": 3, "yes": true, "text": "x", "late": 1.5},
+            {"name": "plain"},
+        ]);
+        assert_eq!(line["spans"], spans, "{line}");
+    }
 }

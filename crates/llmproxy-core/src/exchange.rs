@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::Extensions;
+use http::{Extensions, HeaderValue};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -118,6 +118,13 @@ impl Exchange {
     /// Our id: unique, a UUIDv7 (RFC 9562, section 5.7: it sorts by the time), and what backends get as `x-request-id`.
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// The id as a header has it.
+    pub fn id_value(&self) -> HeaderValue {
+        let mut text = Uuid::encode_buffer();
+        HeaderValue::from_str(self.id.hyphenated().encode_lower(&mut text))
+            .expect("digits and hyphens are visible ASCII")
     }
 
     /// When the request's head had been read, on tokio's clock.

@@ -264,10 +264,10 @@ impl Observe for AccessObserver {
 /// The client's own id where it gave one, else ours; whatever the backend said is its own affair.
 fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
     let value = match exchange.client_request_id() {
-        Some(id) => HeaderValue::from_str(id),
-        None => HeaderValue::from_str(exchange.id().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+        Some(id) => HeaderValue::from_str(id).ok(),
+        None => Some(exchange.id_value()),
     };
-    if let Ok(value) = value {
+    if let Some(value) = value {
         headers.insert(X_REQUEST_ID, value);
     }
 }

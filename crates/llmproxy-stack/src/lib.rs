@@ -45,6 +45,7 @@ pub mod metrics;
 
 mod access;
 mod access_log;
+mod around;
 mod error;
 mod io;
 mod models;

@@ -15,7 +15,7 @@ use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
-use llmproxy_core::{BoxError, Exchange, StopFlag, UsageSink};
+use llmproxy_core::{BoxError, StopFlag, UsageSink};
 use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
@@ -23,16 +23,16 @@ use llmproxy_upstream::{Clients, Upstream};
 use llmproxy_usage::{Report, Reporters, UsageLayer};
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceBuilder};
-use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 
 use crate::{
     access::{AccessLayer, AccessSettings},
     access_log::AccessLog,
+    around::AroundLayer,
     error::StartError,
     metrics::{MetricsSink, RELOADS},
     models::Models,
     paths::{Paths, PathsLayer},
-    respond::{Answer, RespondLayer},
+    respond::RespondLayer,
     routes::Routes,
 };
 
@@ -217,18 +217,8 @@ impl Runtime {
         ServiceBuilder::new()
             // Outermost: whatever happens further in has an id, a line in the access log and a count.
             .layer(self.access.clone())
-            // What is logged on the way says which request it was.
-            .layer(
-                TraceLayer::new_for_http()
-                    .make_span_with(span)
-                    .on_request(())
-                    .on_response(())
-                    .on_body_chunk(())
-                    .on_eos(())
-                    .on_failure(()),
-            )
-            // A panic is one request's end, not the connection's.
-            .layer(CatchPanicLayer::custom(panicked))
+            // What is logged on the way says which request it was, and a panic is one request's end, not the connection's.
+            .layer(AroundLayer)
             // The newest stack that validated; streams in flight keep theirs.
             .service(self.live.clone())
     }
@@ -380,28 +370,6 @@ fn access_log(config: &Config, current: &Current) -> Result<Option<(AccessLogCon
     let log = AccessLog::open(access.format, &access.output)
         .map_err(|source| StartError::AccessLog { output: access.output.clone(), source })?;
     Ok(Some((access, Arc::new(log))))
-}
-
-fn span(request: &Request<Body>) -> tracing::Span {
-    match request.extensions().get::<Arc<Exchange>>() {
-        Some(exchange) => tracing::info_span!("request", id = %exchange.id()),
-        None => tracing::Span::none(),
-    }
-}
-
-fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
-    let what = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    tracing::error!(what, "a request panicked");
-    Answer::new(
-        http::StatusCode::INTERNAL_SERVER_ERROR,
-        "internal_error",
-        &"the proxy failed while it handled this request; its log says more",
-    )
-    .into_response(llmproxy_core::Api::OpenAi)
 }
 
 // === impl Shared ===
