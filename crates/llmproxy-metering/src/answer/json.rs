@@ -21,7 +21,8 @@ pub(crate) struct TopLevel {
     string: Quote,
     place: Place,
     // The key that is being read, as far as it can still be one of interest.
-    key: Vec<u8>,
+    key: [u8; Member::LONGEST_KEY],
+    key_len: usize,
     capture: Option<Member>,
     value: Vec<u8>,
     done: bool,
@@ -46,6 +47,8 @@ enum Place {
 
 /// Brackets and quotes are looked for in blocks of this size, which a compiler makes a few vector operations of.
 const BLOCK: usize = 32;
+/// Most values are no longer than this.
+const USUAL: usize = 128;
 /// What is looked for is mostly near: so many bytes are looked at one by one before it is worth to begin anything else.
 const NEAR: usize = 16;
 
@@ -121,14 +124,17 @@ impl TopLevel {
             b'"' => {
                 self.string = Quote::Inside;
                 if self.place == Place::Key {
-                    self.key.clear();
+                    self.key_len = 0;
                 }
             }
             b'{' | b'[' => self.depth += 1,
             b':' => {
                 self.place = Place::Value;
-                self.capture = Member::of(self.key.trim_ascii());
+                self.capture = Member::of(self.key[..self.key_len].trim_ascii());
                 self.value.clear();
+                if self.capture.is_some() {
+                    self.value.reserve(USUAL);
+                }
             }
             byte @ (b',' | b'}' | b']') => {
                 if let Some(member) = self.capture.take() {
@@ -186,8 +192,9 @@ impl TopLevel {
     fn keep(&mut self, data: &[u8]) {
         match (self.place, self.capture) {
             (Place::Key, _) if self.depth == 1 => {
-                let room = Member::LONGEST_KEY.saturating_sub(self.key.len());
-                self.key.extend_from_slice(&data[..data.len().min(room)]);
+                let len = data.len().min(Member::LONGEST_KEY - self.key_len);
+                self.key[self.key_len..][..len].copy_from_slice(&data[..len]);
+                self.key_len += len;
             }
             (Place::Value, Some(member)) => {
                 if self.value.len() + data.len() > member.max_len() {
