@@ -1,7 +1,7 @@
 //! The proxy's own log, as `log.*` says.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     fs::{File, OpenOptions},
     io,
     path::Path,
@@ -9,9 +9,10 @@ use std::{
 };
 
 use llmproxy_config::{LogConfig, LogFormat, LogOutput};
+use tracing::field::{Field, Visit};
 use tracing_subscriber::{
-    EnvFilter,
     field::RecordFields,
+    filter::Targets,
     fmt::{FormatFields, FormattedFields, format::Writer, writer::BoxMakeWriter},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -38,8 +39,11 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
             BoxMakeWriter::new(Mutex::new(file))
         }
     };
-    // Other crates speak only when something is wrong.
-    let filter = EnvFilter::new(format!("warn,llmproxy={0},{1}", config.level.as_str(), parts(config.level.as_str())));
+    // Other crates speak only when something is wrong. Ours all have names that begin alike. No filter by what is in a span
+    // is offered, and the one that could do so costs something whenever a span is entered.
+    let filter: Targets = format!("warn,llmproxy={}", config.level.as_str())
+        .parse()
+        .map_err(|error| format!("log.level can't be used: {error}"))?;
     let base = tracing_subscriber::registry().with(filter);
     match config.format {
         LogFormat::Json => {
@@ -55,14 +59,13 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), String> {
 /// and nearly none of them is ever logged in.
 struct JsonMembers;
 
-struct Members<'a, 'writer> {
-    writer: &'a mut Writer<'writer>,
-    result: fmt::Result,
-    separator: &'static str,
+struct Members {
+    text: String,
+    separator: char,
 }
 
 /// Text on its way into a JSON string.
-struct Escaped<'a, 'writer>(&'a mut Writer<'writer>);
+struct Escaped<'a>(&'a mut String);
 
 /// Opens the file for writing at its end, making the folders that are missing.
 fn open(path: &Path) -> io::Result<File> {
@@ -74,21 +77,13 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn parts(level: &str) -> String {
-    ["auth", "balancer", "config", "core", "metering", "ratelimit", "sse", "stack", "upstream", "usage"]
-        .map(|part| format!("llmproxy_{part}={level}"))
-        .join(",")
-}
-
 // === impl JsonMembers ===
 
 impl<'writer> FormatFields<'writer> for JsonMembers {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut members = Members { writer: &mut writer, result: Ok(()), separator: "{" };
+        let mut members = Members { text: String::with_capacity(64), separator: '{' };
         fields.record(&mut members);
-        let (result, separator) = (members.result, members.separator);
-        result?;
-        writer.write_str(if separator == "{" { "{}" } else { "}" })
+        writer.write_str(&members.finish())
     }
 
     fn add_fields(
@@ -96,81 +91,84 @@ impl<'writer> FormatFields<'writer> for JsonMembers {
         current: &'writer mut FormattedFields<Self>,
         fields: &tracing::span::Record<'_>,
     ) -> fmt::Result {
-        let is_empty = current.fields == "{}" || current.fields.is_empty();
-        if is_empty {
-            current.fields.clear();
-        } else {
-            current.fields.pop();
+        let mut members = Members { text: std::mem::take(&mut current.fields), separator: ',' };
+        if members.text.pop() != Some('}') || members.text == "{" {
+            members.text.clear();
+            members.separator = '{';
         }
-        let mut writer = current.as_writer();
-        let mut members = Members { writer: &mut writer, result: Ok(()), separator: if is_empty { "{" } else { "," } };
         fields.record(&mut members);
-        let (result, separator) = (members.result, members.separator);
-        result?;
-        writer.write_str(if separator == "{" { "{}" } else { "}" })
+        current.fields = members.finish();
+        Ok(())
     }
 }
 
 // === impl Members ===
 
-impl Members<'_, '_> {
-    fn member(&mut self, name: &str, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        let separator = std::mem::replace(&mut self.separator, ",");
-        let name = name.strip_prefix("r#").unwrap_or(name);
-        let written = write!(self.writer, "{separator}\"{name}\":").and_then(|()| write(self.writer));
-        self.result = self.result.and(written);
+impl Members {
+    fn member(&mut self, name: &str, quoted: bool, value: fmt::Arguments<'_>) {
+        self.text.push(std::mem::replace(&mut self.separator, ','));
+        self.text.push('"');
+        self.text.push_str(name.strip_prefix("r#").unwrap_or(name));
+        self.text.push_str("\":");
+        // Writing to a string fails only where the value says so itself; then there is less of it.
+        let _ = if quoted {
+            self.text.push('"');
+            let written = Escaped(&mut self.text).write_fmt(value);
+            self.text.push('"');
+            written
+        } else {
+            self.text.write_fmt(value)
+        };
+    }
+
+    fn finish(mut self) -> String {
+        self.text.push_str(if self.separator == '{' { "{}" } else { "}" });
+        self.text
     }
 }
 
-impl tracing::field::Visit for Members<'_, '_> {
-    fn record_bool(&mut self, field: &tracing::field::Field, value: bool) {
-        self.member(field.name(), |writer| write!(writer, "{value}"));
+impl Visit for Members {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.member(field.name(), false, format_args!("{value}"));
     }
 
-    fn record_i64(&mut self, field: &tracing::field::Field, value: i64) {
-        self.member(field.name(), |writer| write!(writer, "{value}"));
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.member(field.name(), false, format_args!("{value}"));
     }
 
-    fn record_f64(&mut self, field: &tracing::field::Field, value: f64) {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.member(field.name(), false, format_args!("{value}"));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has no other numbers.
         if value.is_finite() {
-            self.member(field.name(), |writer| write!(writer, "{value:?}"));
+            self.member(field.name(), false, format_args!("{value:?}"));
         }
     }
 
-    fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
-        self.member(field.name(), |writer| write!(writer, "{value}"));
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.member(field.name(), true, format_args!("{value}"));
     }
 
-    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
-        self.member(field.name(), |writer| {
-            writer.write_char('"')?;
-            fmt::Write::write_str(&mut Escaped(writer), value)?;
-            writer.write_char('"')
-        });
-    }
-
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
-        self.member(field.name(), |writer| {
-            writer.write_char('"')?;
-            fmt::Write::write_fmt(&mut Escaped(writer), format_args!("{value:?}"))?;
-            writer.write_char('"')
-        });
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.member(field.name(), true, format_args!("{value:?}"));
     }
 }
 
 // === impl Escaped ===
 
-impl fmt::Write for Escaped<'_, '_> {
+impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if !text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\')) {
-            return self.0.write_str(text);
+            self.0.push_str(text);
+            return Ok(());
         }
         for char in text.chars() {
             match char {
-                '"' | '\\' => write!(self.0, "\\{char}")?,
+                '"' | '\\' => self.0.extend(['\\', char]),
                 char if char < ' ' => write!(self.0, "\\u{:04x}", u32::from(char))?,
-                char => self.0.write_char(char)?,
+                char => self.0.push(char),
             }
         }
         Ok(())

@@ -237,7 +237,7 @@ impl Observe for AccessObserver {
 
         let Some((log, method, uri)) = &self.log else { return };
         let caller = exchange.caller();
-        let backend_url = backend.map(|backend| backend.url.to_string());
+        let backend_url = backend.map(|backend| backend.url_text());
         let error = match ending {
             Ending::Failed(error) => Some(error.to_string()),
             _ => self.error.as_deref().map(str::to_owned),
@@ -250,7 +250,7 @@ impl Observe for AccessObserver {
             path: uri.path(),
             status_code: status,
             latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
-            backend_url: backend_url.as_deref().map(|url| url.trim_end_matches('/')),
+            backend_url: backend_url.as_deref(),
             api_key: caller.and_then(|caller| caller.masked_key()).unwrap_or("-"),
             user_id: caller.and_then(|caller| caller.user_id()),
             model: call.and_then(|call| call.model.as_deref()),

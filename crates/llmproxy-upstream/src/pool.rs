@@ -65,7 +65,7 @@ impl Pool {
 fn client(settings: Settings, max_idle: usize) -> Result<Client, reqwest::Error> {
     let builder = Client::builder()
         .redirect(redirect::Policy::none())
-        .retry(retry::never())
+        .retry(retry::never().max_retries_per_request(0))
         .no_proxy()
         .http1_only()
         .tcp_nodelay(true)

@@ -112,7 +112,9 @@ impl TopLevel {
                 Quote::Outside => self.top(data, &mut found),
                 Quote::Inside | Quote::Escape => self.string(data),
             };
-            self.keep(&data[..len]);
+            if self.capture.is_some() || (self.place == Place::Key && self.depth == 1) {
+                self.keep(&data[..len]);
+            }
             data = &data[len..];
         }
     }
