@@ -123,10 +123,14 @@ impl Exchange {
     }
 
     /// The id as a header has it.
+    ///
+    /// # Panics
+    ///
+    /// Never: it is digits and hyphens.
     pub fn id_value(&self) -> HeaderValue {
         let mut text = Uuid::encode_buffer();
-        HeaderValue::from_str(self.id.hyphenated().encode_lower(&mut text))
-            .expect("digits and hyphens are visible ASCII")
+        let text = self.id.hyphenated().encode_lower(&mut text);
+        HeaderValue::from_str(text).expect("digits and hyphens are visible ASCII")
     }
 
     /// When the request's head had been read, on tokio's clock.

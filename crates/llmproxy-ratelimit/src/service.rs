@@ -131,9 +131,7 @@ where
             StateProjection::Called { future, standing } => {
                 let mut response =
                     ready!(future.poll(cx)).map_err(|source| LimitedError { standing: *standing, source })?;
-                let headers = standing.headers();
-                response.headers_mut().reserve(headers.size_hint().0);
-                for (name, value) in headers {
+                for (name, value) in standing.headers() {
                     response.headers_mut().insert(name, value);
                 }
                 Poll::Ready(Ok(response))
