@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use llmproxy_core::Backend;
-use metrics::{counter, gauge};
+use metrics::{Gauge, counter, gauge};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -27,6 +27,8 @@ pub(crate) struct Node {
     /// Whether no configuration has it any more; requests may still be there.
     retired: AtomicBool,
     in_flight: AtomicUsize,
+    /// Where that is shown, under which name: found once, not by each request.
+    shown: Mutex<Option<(Arc<str>, Gauge)>>,
     health: Mutex<Health>,
     latency: Mutex<Latency>,
     models: ArcSwap<Models>,
@@ -40,8 +42,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     node: Arc<Node>,
-    /// As it was called when the request came, so that the metric goes down where it went up.
-    name: Arc<str>,
+    /// By the name that it had when the request came, so that the metric goes down where it went up.
+    shown: Gauge,
 }
 
 // === impl Node ===
@@ -52,6 +54,7 @@ impl Node {
             backend: ArcSwap::new(backend),
             retired: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            shown: Mutex::default(),
             health: Mutex::new(Health::new(rules)),
             latency: Mutex::default(),
             models: ArcSwap::default(),
@@ -76,10 +79,23 @@ impl Node {
     }
 
     /// Counts a request.
-    pub(crate) fn enter(self: &Arc<Self>, name: Arc<str>) -> InFlight {
+    pub(crate) fn enter(self: &Arc<Self>, name: &Arc<str>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        gauge!(IN_FLIGHT, "backend" => name.clone()).increment(1);
-        InFlight { node: self.clone(), name }
+        let gauge = self.shown_as(name);
+        gauge.increment(1);
+        InFlight { node: self.clone(), shown: gauge }
+    }
+
+    fn shown_as(&self, name: &Arc<str>) -> Gauge {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shown {
+            Some((known, gauge)) if known == name => gauge.clone(),
+            _ => {
+                let gauge = gauge!(IN_FLIGHT, "backend" => name.clone());
+                *shown = Some((name.clone(), gauge.clone()));
+                gauge
+            }
+        }
     }
 
     pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
@@ -217,6 +233,6 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.node.in_flight.fetch_sub(1, Ordering::Relaxed);
-        gauge!(IN_FLIGHT, "backend" => self.name.clone()).decrement(1);
+        self.shown.decrement(1);
     }
 }

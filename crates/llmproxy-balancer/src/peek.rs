@@ -15,7 +15,7 @@ pin_project! {
     /// A body whose first frame may have been awaited before the head was handed on; it is the same body all the same.
     #[derive(Debug)]
     pub struct Peeked<B> {
-        first: Option<Frame<Bytes>>,
+        first: Option<Box<Frame<Bytes>>>,
         // Whether the inner body has answered `None`: it is not polled again.
         ended: bool,
         #[pin]
@@ -51,7 +51,7 @@ where
         }
         match poll_fn(|cx| Pin::new(&mut self.inner).poll_frame(cx)).await {
             None => self.ended = true,
-            Some(Ok(frame)) => self.first = Some(frame),
+            Some(Ok(frame)) => self.first = Some(Box::new(frame)),
             Some(Err(error)) => return Err(error.into()),
         }
         Ok(())
@@ -65,7 +65,7 @@ impl<B: Body<Data = Bytes>> Body for Peeked<B> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
         if let Some(frame) = this.first.take() {
-            return Poll::Ready(Some(Ok(frame)));
+            return Poll::Ready(Some(Ok(*frame)));
         }
         if *this.ended {
             return Poll::Ready(None);
@@ -78,7 +78,7 @@ impl<B: Body<Data = Bytes>> Body for Peeked<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(data) = self.first.as_ref().and_then(Frame::data_ref) else { return self.inner.size_hint() };
+        let Some(data) = self.first.as_ref().and_then(|first| first.data_ref()) else { return self.inner.size_hint() };
         let (inner, first) = (self.inner.size_hint(), data.len() as u64);
         let mut hint = SizeHint::new();
         hint.set_lower(inner.lower().saturating_add(first));

@@ -174,6 +174,14 @@ impl Pool {
         &self.policy
     }
 
+    /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.
+    pub(crate) fn pick_now(&self, model: Option<&Arc<str>>, policy: &dyn Policy) -> Option<Result<Pick, BalanceError>> {
+        match self.able(model) {
+            Able::These(able) => Some(self.pick_available(&able, model, policy)),
+            Able::None | Able::Unlearned { .. } => None,
+        }
+    }
+
     /// A backend for the first attempt at a request for `model`, or for any if it names none. Waits for a moment while
     /// the proxy is finding out for the first time what its backends serve.
     pub(crate) async fn pick_first(&self, model: Option<&Arc<str>>, policy: &dyn Policy) -> Result<Pick, BalanceError> {
@@ -254,7 +262,7 @@ impl Pool {
         });
         let index = candidates.get(picked).unwrap_or(first).index;
         let Member { backend, node, .. } = &self.members[index];
-        Some(Pick { index, backend: backend.clone(), in_flight: node.enter(backend.name.clone()) })
+        Some(Pick { index, backend: backend.clone(), in_flight: node.enter(&backend.name) })
     }
 
     fn able(&self, model: Option<&Arc<str>>) -> Able {

@@ -54,7 +54,8 @@ pub struct Balance<S> {
     policy: Arc<dyn Policy>,
 }
 
-/// An answer that the client may get. The body is before its observer, so that what is further in ends first.
+/// An answer that the client may get. The body is before its observer, so that what is further in ends first. Boxed where
+/// it is kept: nearly every request's first answer is the client's, and its future should not be large for the others.
 struct Answer<B> {
     response: Response<Peeked<B>>,
     flight: Observer<Flight>,
@@ -66,7 +67,7 @@ enum Outcome<B> {
     Failed {
         failure: Failure,
         /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
-        last: Result<Answer<B>, BoxError>,
+        last: Result<Box<Answer<B>>, BoxError>,
     },
 }
 
@@ -103,7 +104,10 @@ where
         }
         let mut tried = Tried::default();
         let mut kept = None;
-        let mut pick = self.pool.pick_first(model.as_ref(), &*self.policy).await?;
+        let mut pick = match self.pool.pick_now(model.as_ref(), &*self.policy) {
+            Some(pick) => pick?,
+            None => Box::pin(self.pool.pick_first(model.as_ref(), &*self.policy)).await?,
+        };
         let last = loop {
             let retries_left = self.pool.retry.max_retries as usize > tried.failed.len();
             let again = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
@@ -118,7 +122,7 @@ where
             let last = last.or_else(|error| kept.take().ok_or(error));
             let Some(again) = again.filter(|_| self.pool.retry.is_wanted(failure)) else { break last };
             (parts, body) = again;
-            let Some(next) = self.next(model.as_ref(), &mut tried).await else { break last };
+            let Some(next) = Box::pin(self.next(model.as_ref(), &mut tried)).await else { break last };
             counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
             kept = last.ok();
             pick = next;
@@ -171,12 +175,12 @@ where
         let failure = Failure::Status(status);
         if self.pool.retry.is_wanted(failure) {
             tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
-            return Outcome::Failed { failure, last: Ok(Answer { response, flight, target }) };
+            return Outcome::Failed { failure, last: Ok(Box::new(Answer { response, flight, target })) };
         }
         // Not in time is no failure: the client gets the head and waits for the rest itself.
         if self.pool.commit == Commit::FirstByte
             && is_event_stream(&response)
-            && let Ok(Err(error)) = timeout(self.pool.commit_after, response.body_mut().peek()).await
+            && let Ok(Err(error)) = Box::pin(timeout(self.pool.commit_after, response.body_mut().peek())).await
         {
             return failed(flight, &backend.name, exchange, attempt, error);
         }
@@ -274,7 +278,7 @@ where
 // === impl Tried ===
 
 impl Tried {
-    fn note<B>(&mut self, index: usize, failure: Failure, last: &Result<Answer<B>, BoxError>) {
+    fn note<B>(&mut self, index: usize, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
         self.failed.push((index, failure));
         let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
         self.retry_after = self.retry_after.into_iter().chain(asked).min();

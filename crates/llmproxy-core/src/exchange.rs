@@ -1,18 +1,19 @@
 //! One request and everything that becomes known about it.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use http::Extensions;
+use http::{Extensions, HeaderValue};
 use jiff::Timestamp;
 use tokio::time::Instant;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::{Attempt, Backend, Call, Caller, End, Target, UsageSink};
 
@@ -87,10 +88,11 @@ impl Exchange {
 
     /// A new exchange that ends by [`End::Shutdown`] when its body is dropped after `stop` was set.
     pub fn with_stop_flag(stop: StopFlag) -> Arc<Self> {
+        let timestamp = Timestamp::now();
         Arc::new(Self {
-            id: Uuid::now_v7(),
+            id: new_id(timestamp),
             started: Instant::now(),
-            timestamp: Timestamp::now(),
+            timestamp,
             stop,
             client: OnceLock::new(),
             caller: OnceLock::new(),
@@ -118,6 +120,17 @@ impl Exchange {
     /// Our id: unique, a UUIDv7 (RFC 9562, section 5.7: it sorts by the time), and what backends get as `x-request-id`.
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// The id as a header has it.
+    ///
+    /// # Panics
+    ///
+    /// Never: it is digits and hyphens.
+    pub fn id_value(&self) -> HeaderValue {
+        let mut text = Uuid::encode_buffer();
+        let text = self.id.hyphenated().encode_lower(&mut text);
+        HeaderValue::from_str(text).expect("digits and hyphens are visible ASCII")
     }
 
     /// When the request's head had been read, on tokio's clock.
@@ -298,6 +311,23 @@ impl StopFlag {
     }
 }
 
+/// A UUIDv7 whose time goes on below the millisecond (RFC 9562, section 6.2, method 3), and whose random part is a count
+/// under a random key: the system is asked for that key, once, and not for every id, which it takes longer for than all else
+/// here.
+fn new_id(timestamp: Timestamp) -> Uuid {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let random = KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed));
+    let nanos = u32::try_from(timestamp.subsec_nanosecond()).unwrap_or_default() % 1_000_000;
+    let fraction = u64::from(nanos) * 4096 / 1_000_000;
+    let mut rest = [0; 10];
+    rest[1] = fraction as u8;
+    rest[0] = (fraction >> 8) as u8;
+    rest[2..].copy_from_slice(&random.to_be_bytes());
+    Builder::from_unix_timestamp_millis(u64::try_from(timestamp.as_millisecond()).unwrap_or_default(), &rest)
+        .into_uuid()
+}
+
 fn set<T>(cell: &OnceLock<T>, value: T) {
     // Two writers of one cell are two layers of one kind in a stack: a mistake to find in tests, harmless in service,
     // where the outer one's word stands.
@@ -316,6 +346,17 @@ mod tests {
     #[test]
     fn without_a_balancer_every_exchange_counts_as_asked() {
         assert!(!Exchange::new().is_unasked());
+    }
+
+    #[test]
+    fn ids_differ_and_sort_by_the_time() {
+        let at = |nanos: i128| Timestamp::from_nanosecond(1_700_000_000_123_000_000 + nanos).expect("a time");
+        let ids = [0, 999, 500_000, 999_999, 1_000_000].map(|nanos| new_id(at(nanos)));
+        assert!(ids[1..].is_sorted(), "{ids:?}");
+        assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+        assert_eq!(ids[3].get_timestamp().map(|time| time.to_unix()), Some((1_700_000_000, 123_000_000)));
+        let same: std::collections::HashSet<Uuid> = (0..1000).map(|_| new_id(at(0))).collect();
+        assert_eq!(same.len(), 1000);
     }
 
     #[test]

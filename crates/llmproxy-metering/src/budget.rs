@@ -1,11 +1,12 @@
 //! How much memory the bodies of all requests may take together.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
+use metrics::Gauge;
 
 use crate::metrics::BUFFERED_BYTES;
 
@@ -27,6 +28,8 @@ pub struct BodyBudget(Arc<Shared>);
 struct Shared {
     limit: AtomicU64,
     used: AtomicU64,
+    /// Where that is shown; found with the first body, not by each.
+    shown: OnceLock<Gauge>,
 }
 
 /// A part of the budget, given back when it is dropped.
@@ -47,7 +50,7 @@ struct Owned<T> {
 impl BodyBudget {
     /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Shared { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }))
+        Self(Arc::new(Shared { limit: AtomicU64::new(limit), used: AtomicU64::new(0), shown: OnceLock::new() }))
     }
 
     /// Sets another limit, in bytes. What is reserved stays so, even where it is more than that.
@@ -71,9 +74,13 @@ impl BodyBudget {
             used.checked_add(bytes).filter(|sum| *sum <= limit)
         });
         if taken.is_ok() {
-            metrics::gauge!(BUFFERED_BYTES).increment(bytes as f64);
+            self.shown().increment(bytes as f64);
         }
         taken.is_ok()
+    }
+
+    fn shown(&self) -> &Gauge {
+        self.0.shown.get_or_init(|| metrics::gauge!(BUFFERED_BYTES))
     }
 }
 
@@ -98,8 +105,10 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        metrics::gauge!(BUFFERED_BYTES).decrement(self.bytes as f64);
+        if self.bytes > 0 {
+            self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
+            self.budget.shown().decrement(self.bytes as f64);
+        }
     }
 }
 

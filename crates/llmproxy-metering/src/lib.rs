@@ -85,6 +85,7 @@ mod error;
 mod estimate;
 mod facts;
 mod inspect;
+mod media;
 mod meter;
 mod read;
 

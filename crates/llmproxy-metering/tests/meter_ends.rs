@@ -287,7 +287,7 @@ fn everything_can_be_shared() {
     fn check_body<T: Send>() {}
     check::<MeterLayer>();
     check::<Meter<()>>();
-    check_body::<Shaped<Script, Metering>>();
+    check_body::<Shaped<Script, Box<Metering>>>();
 }
 
 #[tokio::test(start_paused = true)]

@@ -95,7 +95,7 @@ where
     S: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    type Response = Response<Shaped<B, Stream>>;
+    type Response = Response<Shaped<B, Box<Stream>>>;
     type Error = BoxError;
     type Future = SseFuture<S::Future>;
 
@@ -171,7 +171,7 @@ where
     E: Into<BoxError>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    type Output = Result<Response<Shaped<B, Stream>>, BoxError>;
+    type Output = Result<Response<Shaped<B, Box<Stream>>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -182,7 +182,7 @@ where
             let whole = first.filter(|_| has_type(&head.headers, "application/json"));
             let events = prepare(&mut head.headers, head.status, &body, *this.settings, *this.api);
             let stream = Stream::new(timer, first, this.settings.gap, whole, events);
-            return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, stream))));
+            return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, Box::new(stream)))));
         }
         let Some(first) = this.first else { return Poll::Pending };
         ready!(this.timer.poll(first.at(), cx));

@@ -240,5 +240,5 @@ fn the_service_is_shared_between_threads() {
     check::<Sse<()>>();
     check::<SseLayer>();
     fn check_body<T: Send>() {}
-    check_body::<Shaped<ScriptedBody, Stream>>();
+    check_body::<Shaped<ScriptedBody, Box<Stream>>>();
 }

@@ -16,12 +16,13 @@ use llmproxy_core::{
     BoxError, Endpoint, Exchange, StopFlag, UsageSink,
     body::{Ending, Observe, ObserveFuture, Observed, observe},
 };
+use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::{
     access_log::{AccessLog, Line},
-    metrics::{LATENCY, REQUESTS},
+    metrics::{Known, LATENCY, REQUESTS},
     respond::Refusal,
 };
 
@@ -56,6 +57,23 @@ pub(crate) struct AccessLayer {
     pub(crate) settings: Arc<ArcSwap<AccessSettings>>,
     pub(crate) stop: StopFlag,
     pub(crate) sinks: Arc<[Arc<dyn UsageSink>]>,
+    pub(crate) series: Arc<Known<Kind, Series>>,
+}
+
+/// What requests are told apart by in the metrics.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Kind {
+    path: &'static str,
+    stream: bool,
+    backend: Option<Arc<str>>,
+    status: u16,
+}
+
+/// Where requests of one kind are counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    requests: Counter,
+    latency: Histogram,
 }
 
 /// The service.
@@ -68,11 +86,10 @@ pub(crate) struct Access<S> {
 /// Writes the line and the count at the end of the answer.
 pub(crate) struct AccessObserver {
     exchange: Arc<Exchange>,
-    settings: Arc<AccessSettings>,
-    method: http::Method,
+    /// Of the URI only the path: it would keep the whole buffer that the head was read into.
+    log: Option<(Arc<AccessLog>, http::Method, Box<str>)>,
+    series: Arc<Known<Kind, Series>>,
     endpoint: Endpoint,
-    /// For the log, where there is one: the URI itself would keep the whole buffer that the head was read into.
-    path: Option<Box<str>>,
     status: Option<StatusCode>,
     error: Option<Arc<str>>,
 }
@@ -113,7 +130,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let settings = self.layer.settings.load_full();
+        let settings = self.layer.settings.load();
         let exchange = Exchange::with_stop_flag(self.layer.stop.clone());
         let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
         let client_id = request.headers().get(X_REQUEST_ID).and_then(client_id);
@@ -122,13 +139,11 @@ where
             exchange.add_sink(sink.clone());
         }
         request.extensions_mut().insert(exchange.clone());
-        let path = request.uri().path();
         let observer = AccessObserver {
             exchange: exchange.clone(),
-            method: request.method().clone(),
-            endpoint: Endpoint::of(path),
-            path: settings.log.is_some().then(|| path.into()),
-            settings,
+            log: settings.log.clone().map(|log| (log, request.method().clone(), request.uri().path().into())),
+            series: self.layer.series.clone(),
+            endpoint: Endpoint::of(request.uri().path()),
             status: None,
             error: None,
         };
@@ -181,6 +196,23 @@ fn client_ip(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> Op
     Some(client)
 }
 
+// === impl Series ===
+
+impl Series {
+    fn of(kind: &Kind) -> Self {
+        let Kind { path, stream, backend, status } = kind;
+        let stream = if *stream { "true" } else { "false" };
+        let backend = backend.as_deref().unwrap_or_default().to_owned();
+        Self {
+            requests: metrics::counter!(
+                REQUESTS,
+                "path" => *path, "stream" => stream, "backend" => backend.clone(), "status" => status.to_string()
+            ),
+            latency: metrics::histogram!(LATENCY, "path" => *path, "stream" => stream, "backend" => backend),
+        }
+    }
+}
+
 // === impl AccessObserver ===
 
 impl Observe for AccessObserver {
@@ -196,22 +228,17 @@ impl Observe for AccessObserver {
         let none = if exchange.is_stopped() { 503 } else { 499 };
         let status = self.status.map_or(none, |status| status.as_u16());
         let call = exchange.call();
-        let endpoint = self.endpoint;
         let stream = call.is_some_and(|call| call.stream);
         let backend = exchange.backend();
-        let backend_name = backend.as_ref().map_or("", |backend| &backend.name).to_owned();
-        let stream_label = if stream { "true" } else { "false" };
-        metrics::counter!(
-            REQUESTS,
-            "path" => endpoint.template(), "stream" => stream_label, "backend" => backend_name.clone(), "status" => status.to_string()
-        )
-        .increment(1);
-        metrics::histogram!(LATENCY, "path" => endpoint.template(), "stream" => stream_label, "backend" => backend_name)
-            .record(latency.as_secs_f64() * 1000.0);
+        let name = backend.as_ref().map(|backend| backend.name.clone());
+        let kind = Kind { path: self.endpoint.template(), stream, backend: name, status };
+        let series = self.series.get(kind, Series::of);
+        series.requests.increment(1);
+        series.latency.record(latency.as_secs_f64() * 1000.0);
 
-        let (Some(log), Some(path)) = (&self.settings.log, &self.path) else { return };
+        let Some((log, method, path)) = &self.log else { return };
         let caller = exchange.caller();
-        let backend_url = backend.map(|backend| backend.url.to_string());
+        let backend_url = backend.map(|backend| backend.url_text());
         let error = match ending {
             Ending::Failed(error) => Some(error.to_string()),
             _ => self.error.as_deref().map(str::to_owned),
@@ -220,11 +247,11 @@ impl Observe for AccessObserver {
             timestamp: exchange.timestamp(),
             request_id: exchange.id(),
             client_ip: exchange.client_ip(),
-            method: self.method.as_str(),
+            method: method.as_str(),
             path,
             status_code: status,
             latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
-            backend_url: backend_url.as_deref().map(|url| url.trim_end_matches('/')),
+            backend_url: backend_url.as_deref(),
             api_key: caller.and_then(|caller| caller.masked_key()).unwrap_or("-"),
             user_id: caller.and_then(|caller| caller.user_id()),
             model: call.and_then(|call| call.model.as_deref()),
@@ -238,10 +265,10 @@ impl Observe for AccessObserver {
 /// The client's own id where it gave one, else ours; whatever the backend said is its own affair.
 fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
     let value = match exchange.client_request_id() {
-        Some(id) => HeaderValue::from_str(id),
-        None => HeaderValue::from_str(exchange.id().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+        Some(id) => HeaderValue::from_str(id).ok(),
+        None => Some(exchange.id_value()),
     };
-    if let Ok(value) = value {
+    if let Some(value) = value {
         headers.insert(X_REQUEST_ID, value);
     }
 }

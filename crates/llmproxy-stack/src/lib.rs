@@ -28,7 +28,7 @@
 //! # Where it stands
 //!
 //! Around everything but the command line. It knows all parts and the file, `llmproxy-config`; no part knows it. From the
-//! client inwards the stack is: the access log, the trace, the net for panics, the newest configuration's routes, what
+//! client inwards the stack is: the access log, the span and the net for panics, the newest configuration's routes, what
 //! makes errors into answers, the check of paths, then `llmproxy-auth`, `llmproxy-metering`'s inspect, `llmproxy-usage`,
 //! `llmproxy-ratelimit`, `llmproxy-metering`'s meter, `llmproxy-balancer`, `llmproxy-sse` and `llmproxy-upstream`. The order,
 //! with the reason for each line, is `Runtime::stack`.
@@ -45,6 +45,7 @@ pub mod metrics;
 
 mod access;
 mod access_log;
+mod around;
 mod error;
 mod io;
 mod models;

@@ -1,9 +1,15 @@
 //! The proxy's own series, beside those that the parts name.
+//!
+//! A series is looked up in the recorder when it is first counted, and kept: install the recorder before the first request.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
 
-use llmproxy_core::{UsageRecord, UsageSink};
-use metrics::{Unit, describe_counter, describe_histogram};
+use llmproxy_core::{End, UsageRecord, UsageSink, UsageSource};
+use metrics::{Counter, Histogram, Unit, describe_counter, describe_histogram};
 
 /// Requests that were answered, refused ones included.
 pub const REQUESTS: &str = "llmproxy_requests_total";
@@ -47,23 +53,60 @@ pub fn describe() {
     llmproxy_usage::metrics::describe();
 }
 
-/// Makes series of records.
+/// Series by what tells them apart. The facade finds one by its labels, which it allocates, sorts and hashes for it: too
+/// much for each request. No more are kept here than the recorder keeps.
 #[derive(Debug)]
-pub(crate) struct MetricsSink;
+pub(crate) struct Known<K, S>(RwLock<HashMap<K, S>>);
+
+/// Makes series of records.
+#[derive(Debug, Default)]
+pub(crate) struct MetricsSink {
+    exchanges: Known<(End, Option<UsageSource>), Counter>,
+    prompt: OnceLock<Counter>,
+    completion: OnceLock<Counter>,
+    first_token: Known<Option<Arc<str>>, Histogram>,
+}
+
+// === impl Known ===
+
+impl<K, S> Default for Known<K, S> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
+}
+
+impl<K: Eq + Hash, S: Clone> Known<K, S> {
+    /// The series of `key`; `find` finds it the first time.
+    pub(crate) fn get(&self, key: K, find: impl FnOnce(&K) -> S) -> S {
+        if let Some(series) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return series.clone();
+        }
+        let series = find(&key);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, series.clone());
+        series
+    }
+}
 
 // === impl MetricsSink ===
 
 impl UsageSink for MetricsSink {
     fn record(&self, record: &Arc<UsageRecord>) {
-        let source = record.usage_source.map_or("none", llmproxy_core::UsageSource::as_str);
-        metrics::counter!(EXCHANGES, "end" => record.end.as_str(), "usage_source" => source).increment(1);
+        let exchanges = self.exchanges.get((record.end, record.usage_source), |(end, source)| {
+            let source = source.map_or("none", UsageSource::as_str);
+            metrics::counter!(EXCHANGES, "end" => end.as_str(), "usage_source" => source)
+        });
+        exchanges.increment(1);
         if let Some(usage) = record.usage {
-            metrics::counter!(TOKENS, "type" => "prompt").increment(usage.prompt);
-            metrics::counter!(TOKENS, "type" => "completion").increment(usage.completion);
+            let tokens = |kind| move || metrics::counter!(TOKENS, "type" => kind);
+            self.prompt.get_or_init(tokens("prompt")).increment(usage.prompt);
+            self.completion.get_or_init(tokens("completion")).increment(usage.completion);
         }
         if let Some(time) = record.time_to_first_token {
-            let backend = record.backend.as_deref().unwrap_or_default().to_owned();
-            metrics::histogram!(TIME_TO_FIRST_TOKEN, "backend" => backend).record(time.as_secs_f64());
+            let series = self.first_token.get(record.backend.clone(), |backend| {
+                let backend = backend.as_deref().unwrap_or_default().to_owned();
+                metrics::histogram!(TIME_TO_FIRST_TOKEN, "backend" => backend)
+            });
+            series.record(time.as_secs_f64());
         }
     }
 }

@@ -1,6 +1,10 @@
 //! One stack and the routes beside it.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
@@ -8,20 +12,87 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use http::{Request, StatusCode, header};
+use futures_util::future::{BoxFuture, Either};
+use http::{Method, Request, StatusCode, header};
 use llmproxy_auth::AuthLayer;
-use tower::{Service, ServiceBuilder};
+use llmproxy_core::{Api, Endpoint};
+use tower::{Service, ServiceBuilder, ServiceExt};
 
 use crate::{models::Models, respond::RespondLayer, runtime::Shared};
 
-/// The router that a request is handed to: `stack` for all that goes to a backend, and what the proxy answers itself.
-pub(crate) fn router<S>(
-    shared: &Arc<Shared>,
-    stack: S,
-    auth: AuthLayer,
-    models: Models,
-    metrics_path: Option<&str>,
-) -> Router
+/// What a request is handed to: a stack for all that goes to a backend, and what the proxy answers itself.
+///
+/// What is asked of backends all the time (an operation of the API, posted) can be no route of ours: it goes to the stack
+/// without being looked up. Everything else is the router's.
+#[derive(Clone)]
+pub(crate) struct Routes(Arc<Inner>);
+
+struct Inner {
+    router: Router,
+    stack: Stack,
+    metrics_path: Option<String>,
+}
+
+type Answered = Result<Response, Infallible>;
+type Stack = Box<dyn Fn(Request<Body>) -> BoxFuture<'static, Answered> + Send + Sync>;
+
+// === impl Routes ===
+
+impl Routes {
+    /// Nothing but 404, until there is a configuration.
+    pub(crate) fn none() -> Self {
+        let router = Router::new();
+        let stack = router.clone();
+        Self(Arc::new(Inner { router, stack: boxed(stack), metrics_path: None }))
+    }
+
+    /// `stack` and the routes beside it.
+    pub(crate) fn new<S>(
+        shared: &Arc<Shared>,
+        stack: S,
+        auth: AuthLayer,
+        models: Models,
+        metrics_path: Option<&str>,
+    ) -> Self
+    where
+        S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        let router = router(shared, stack.clone(), auth, models, metrics_path);
+        Self(Arc::new(Inner { router, stack: boxed(stack), metrics_path: metrics_path.map(str::to_owned) }))
+    }
+}
+
+impl Service<Request<Body>> for Routes {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<BoxFuture<'static, Answered>, axum::routing::future::RouteFuture<Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Each request is handed to a clone, whose readiness is waited for there.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let asked = Endpoint::of(path);
+        let is_operation = asked.is_known() && asked.api() != Api::Proxy && asked.template() != "/v1/models";
+        if is_operation && request.method() == Method::POST && self.0.metrics_path.as_deref() != Some(path) {
+            return Either::Left((self.0.stack)(request));
+        }
+        Either::Right(self.0.router.clone().call(request))
+    }
+}
+
+fn boxed<S>(stack: S) -> Stack
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    Box::new(move |request| Box::pin(stack.clone().oneshot(request)))
+}
+
+fn router<S>(shared: &Arc<Shared>, stack: S, auth: AuthLayer, models: Models, metrics_path: Option<&str>) -> Router
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,

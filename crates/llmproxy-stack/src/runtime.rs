@@ -10,12 +10,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::{Router, body::Body};
+use axum::body::Body;
 use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
-use llmproxy_core::{BoxError, Exchange, StopFlag, UsageSink};
+use llmproxy_core::{BoxError, StopFlag, UsageSink};
 use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
@@ -23,17 +23,17 @@ use llmproxy_upstream::{Clients, Upstream};
 use llmproxy_usage::{Report, Reporters, UsageLayer};
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceBuilder};
-use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 
 use crate::{
     access::{AccessLayer, AccessSettings},
     access_log::AccessLog,
+    around::AroundLayer,
     error::StartError,
     metrics::{MetricsSink, RELOADS},
     models::Models,
     paths::{Paths, PathsLayer},
-    respond::{Answer, RespondLayer},
-    routes::router,
+    respond::RespondLayer,
+    routes::Routes,
 };
 
 /// Answers of small requests of our own (health, lists of models, webhooks) are read up to this size.
@@ -91,8 +91,8 @@ pub struct Runtime {
     reporters: Arc<Reporters>,
     stop: StopFlag,
     access: AccessLayer,
-    live: Live<Router>,
-    handle: LiveHandle<Router>,
+    live: Live<Routes>,
+    handle: LiveHandle<Routes>,
     /// What belongs to the configuration in force; held by whoever reloads.
     current: tokio::sync::Mutex<Current>,
     sweeper: JoinHandle<()>,
@@ -148,8 +148,8 @@ impl Runtime {
         });
         let stop = StopFlag::default();
         let mut sinks = options.sinks;
-        sinks.push(Arc::new(MetricsSink));
-        let (live, handle) = Live::new(Router::new());
+        sinks.push(Arc::new(MetricsSink::default()));
+        let (live, handle) = Live::new(Routes::none());
         let runtime = Self {
             shared,
             clients,
@@ -158,7 +158,12 @@ impl Runtime {
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
             reporters: Reporters::with_own(client, options.reporters),
-            access: AccessLayer { settings: Arc::default(), stop: stop.clone(), sinks: sinks.into() },
+            access: AccessLayer {
+                settings: Arc::default(),
+                stop: stop.clone(),
+                sinks: sinks.into(),
+                series: Arc::default(),
+            },
             stop,
             live,
             handle,
@@ -212,18 +217,8 @@ impl Runtime {
         ServiceBuilder::new()
             // Outermost: whatever happens further in has an id, a line in the access log and a count.
             .layer(self.access.clone())
-            // What is logged on the way says which request it was.
-            .layer(
-                TraceLayer::new_for_http()
-                    .make_span_with(span)
-                    .on_request(())
-                    .on_response(())
-                    .on_body_chunk(())
-                    .on_eos(())
-                    .on_failure(()),
-            )
-            // A panic is one request's end, not the connection's.
-            .layer(CatchPanicLayer::custom(panicked))
+            // What is logged on the way says which request it was, and a panic is one request's end, not the connection's.
+            .layer(AroundLayer)
             // The newest stack that validated; streams in flight keep theirs.
             .service(self.live.clone())
     }
@@ -287,7 +282,7 @@ impl Runtime {
         }));
         let stack = self.stack(config, auth.clone(), pool.clone());
         let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
-        self.handle.swap(router(&self.shared, stack, auth, Models(pool), metrics_path));
+        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path));
         *current = Current { keys, access };
         Ok(())
     }
@@ -375,28 +370,6 @@ fn access_log(config: &Config, current: &Current) -> Result<Option<(AccessLogCon
     let log = AccessLog::open(access.format, &access.output)
         .map_err(|source| StartError::AccessLog { output: access.output.clone(), source })?;
     Ok(Some((access, Arc::new(log))))
-}
-
-fn span(request: &Request<Body>) -> tracing::Span {
-    match request.extensions().get::<Arc<Exchange>>() {
-        Some(exchange) => tracing::info_span!("request", id = %exchange.id()),
-        None => tracing::Span::none(),
-    }
-}
-
-fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
-    let what = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    tracing::error!(what, "a request panicked");
-    Answer::new(
-        http::StatusCode::INTERNAL_SERVER_ERROR,
-        "internal_error",
-        &"the proxy failed while it handled this request; its log says more",
-    )
-    .into_response(llmproxy_core::Api::OpenAi)
 }
 
 // === impl Shared ===

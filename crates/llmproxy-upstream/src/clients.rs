@@ -2,14 +2,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use llmproxy_core::{Backend, BoxError, HttpClient};
+use llmproxy_core::{Backend, BoxError, Endpoint, HttpClient};
+use reqwest::Url;
 
 use crate::{
     UpstreamBody, UpstreamError,
@@ -29,6 +31,20 @@ use crate::{
 #[derive(Debug)]
 pub struct Clients {
     pools: Arc<Pools>,
+    /// One for each backend that was asked, by its address in memory: found without hashing or parsing a URL.
+    places: ArcSwap<Vec<Arc<Place>>>,
+}
+
+/// What is worked out once for each backend, rather than for each request.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Keeps the address from being another's, not the backend.
+    backend: Weak<Backend>,
+    /// How people may see it.
+    pub(crate) origin: Arc<str>,
+    pub(crate) pool: Pool,
+    /// The URLs of known endpoints: clients can't make them more.
+    urls: ArcSwap<Vec<(&'static str, Url)>>,
 }
 
 #[derive(Debug, Default)]
@@ -56,13 +72,17 @@ impl Clients {
     pub fn new() -> Arc<Self> {
         // An error says that whoever embeds us has chosen one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Arc::new(Self { pools: Arc::default() })
+        Arc::new(Self { pools: Arc::default(), places: ArcSwap::default() })
     }
 
     /// Lets go of the clients that none of `backends` needs. Exchanges that run go on undisturbed.
     pub fn retain(&self, backends: &[Arc<Backend>]) {
         let wanted: HashSet<Identity> = backends.iter().map(|backend| Identity::of(backend)).collect();
         self.pools.lock().retain(|identity, _| identity.url.is_none() || wanted.contains(identity));
+        self.places.rcu(|places| {
+            let is_wanted = |place: &&Arc<Place>| backends.iter().any(|backend| place.is_of(backend));
+            places.iter().filter(is_wanted).cloned().collect::<Vec<_>>()
+        });
     }
 
     /// A client for small questions, health checks and the like, that reads at most `max_answer` bytes of an answer.
@@ -88,8 +108,48 @@ impl Clients {
         HttpClient::new(tower::service_fn(move |request| ask(pools.clone(), request, max_answer)))
     }
 
-    pub(crate) fn pool(&self, backend: &Backend, origin: &Arc<str>) -> Result<Pool, UpstreamError> {
-        self.pools.get(Identity::of(backend), origin)
+    pub(crate) fn place(&self, backend: &Arc<Backend>) -> Result<Arc<Place>, UpstreamError> {
+        if let Some(place) = self.places.load().iter().find(|place| place.is_of(backend)) {
+            return Ok(place.clone());
+        }
+        let origin = url::origin(&backend.url);
+        let pool = self.pools.get(Identity::of(backend), &origin)?;
+        let place = Arc::new(Place { backend: Arc::downgrade(backend), origin, pool, urls: ArcSwap::default() });
+        self.places.rcu(|places| {
+            // Backends that are gone take theirs along.
+            let others = places.iter().filter(|other| other.backend.strong_count() > 0 && !other.is_of(backend));
+            others.chain([&place]).cloned().collect::<Vec<_>>()
+        });
+        Ok(place)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn is_of(&self, backend: &Arc<Backend>) -> bool {
+        std::ptr::eq(self.backend.as_ptr(), Arc::as_ptr(backend))
+    }
+
+    /// The URL of what `uri` asks for, on this backend.
+    pub(crate) fn url(&self, uri: &Uri, backend: &Backend) -> Result<Url, UpstreamError> {
+        let known = Some(Endpoint::of(uri.path())).filter(|known| known.is_known() && uri.query().is_none());
+        let Some(known) = known.map(|known| known.template()) else { return self.render(uri, backend) };
+        if let Some((_, url)) = self.urls.load().iter().find(|(template, _)| *template == known) {
+            return Ok(url.clone());
+        }
+        let url = self.render(uri, backend)?;
+        self.urls.rcu(|urls| {
+            let others = urls.iter().filter(|(template, _)| *template != known);
+            others.cloned().chain([(known, url.clone())]).collect::<Vec<_>>()
+        });
+        Ok(url)
+    }
+
+    fn render(&self, uri: &Uri, backend: &Backend) -> Result<Url, UpstreamError> {
+        let path_and_query = uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
+        let joined = backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: self.origin.clone() })?;
+        url::render(&joined, &self.origin)
     }
 }
 
@@ -134,9 +194,12 @@ async fn ask(pools: Arc<Pools>, request: Request<Bytes>, max: usize) -> Result<R
     };
     let pool = pools.get(Identity { url: None, settings }, &backend).map_err(UpstreamError::boxed)?;
     let url = url::render(&head.uri, &backend).map_err(UpstreamError::boxed)?;
-    let mut request = reqwest::Request::new(head.method, url);
-    *request.headers_mut() = head.headers;
-    *request.body_mut() = Some(body.into());
+    let request = || {
+        let mut request = reqwest::Request::new(head.method.clone(), url.clone());
+        request.headers_mut().clone_from(&head.headers);
+        *request.body_mut() = Some(body.clone().into());
+        request
+    };
     let response = pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
     let (head, body) = http::Response::from(response).into_parts();
     let body = Limited::new(UpstreamBody::new(body, backend.clone()), max).collect().await;

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::Future,
     net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -26,9 +27,10 @@ tokio::task_local! {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoteConnect;
 
-/// Made by [`NoteConnect`].
-#[derive(Clone, Debug)]
-pub(crate) struct Noting<S>(S);
+/// Made by [`NoteConnect`]. The client is cloned with every request, and its connector, a tree of boxes, with it: one
+/// connector for all is cheaper. It is always ready, so that no clone can take the readiness of another.
+#[derive(Debug)]
+pub(crate) struct Noting<S>(Arc<Mutex<S>>);
 
 /// Runs one request. Its error comes with whether it was sent over a reused connection.
 pub(crate) async fn noting_connect<F, T>(request: F) -> Result<T, (reqwest::Error, bool)>
@@ -60,11 +62,23 @@ impl<S> Layer<S> for NoteConnect {
     type Service = Noting<S>;
 
     fn layer(&self, inner: S) -> Noting<S> {
-        Noting(inner)
+        Noting(Arc::new(Mutex::new(inner)))
     }
 }
 
 // === impl Noting ===
+
+impl<S> Noting<S> {
+    fn connector(&self) -> std::sync::MutexGuard<'_, S> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> Clone for Noting<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<S, R> Service<R> for Noting<S>
 where
@@ -75,11 +89,11 @@ where
     type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.connector().poll_ready(cx)
     }
 
     fn call(&mut self, destination: R) -> Self::Future {
-        let connecting = self.0.call(destination);
+        let connecting = self.connector().call(destination);
         Box::pin(async move {
             let connection = connecting.await?;
             // Outside of a request nobody wants to know.

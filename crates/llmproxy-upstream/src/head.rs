@@ -1,5 +1,7 @@
 //! What a gateway does to heads.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{
@@ -43,9 +45,7 @@ pub(crate) fn for_backend(headers: &HeaderMap, target: &Target, exchange: &Excha
     if let Some(chain) = forwarded_for(forwarded, exchange) {
         sent.insert(X_FORWARDED_FOR, chain);
     }
-    if let Ok(id) = HeaderValue::try_from(exchange.id().to_string()) {
-        sent.insert(X_REQUEST_ID, id);
-    }
+    sent.insert(X_REQUEST_ID, exchange.id_value());
     for name in backend.keys() {
         sent.remove(name);
     }
@@ -62,10 +62,10 @@ pub(crate) fn for_client(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
-    // Mostly there is nothing to take off but the framing.
-    let named: Vec<HeaderName> =
-        named_by_connection(headers).into_iter().filter_map(|name| HeaderName::try_from(name).ok()).collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    // Mostly there is nothing to take off but the framing: what is not there is not looked up.
+    let named = named_by_connection(headers);
+    let present: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name, &named)).cloned().collect();
+    for name in &present {
         headers.remove(name);
     }
 }
@@ -93,15 +93,40 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
+/// As it is written, without the formatting machinery: it is done for every request.
+fn dotted(ip: Ipv4Addr) -> String {
+    let mut text = String::with_capacity(15);
+    for (index, octet) in ip.octets().into_iter().enumerate() {
+        if index > 0 {
+            text.push('.');
+        }
+        for (least, divisor) in [(100, 100), (10, 10), (0, 1)] {
+            if octet >= least {
+                text.push(char::from(b'0' + octet / divisor % 10));
+            }
+        }
+    }
+    text
+}
+
 /// The addresses that the request has come by, the last of them appended.
 fn forwarded_for(headers: Option<&HeaderMap>, exchange: &Exchange) -> Option<HeaderValue> {
     let before = headers.into_iter().flat_map(|headers| headers.get_all(X_FORWARDED_FOR)).map(HeaderValue::as_bytes);
-    let client = exchange.client_ip().map(|ip| ip.to_canonical().to_string());
-    let chain: Vec<&[u8]> = before.chain(client.as_deref().map(str::as_bytes)).collect();
-    if chain.is_empty() {
-        return None;
+    let mut chain: Option<Vec<u8>> = None;
+    let mut add = |address: &[u8]| match &mut chain {
+        None => chain = Some(address.to_vec()),
+        Some(chain) => {
+            chain.extend_from_slice(b", ");
+            chain.extend_from_slice(address);
+        }
+    };
+    before.for_each(&mut add);
+    match exchange.client_ip().map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) => add(dotted(ip).as_bytes()),
+        Some(ip) => add(ip.to_string().as_bytes()),
+        None => {}
     }
-    HeaderValue::try_from(chain.join(&b", "[..])).ok()
+    HeaderValue::try_from(chain?).ok()
 }
 
 #[cfg(test)]
@@ -171,6 +196,13 @@ mod tests {
     fn a_client_that_takes_trailers_says_so_on_the_next_connection() {
         let received = [("te", "gzip;q=0.5, Trailers"), ("connection", "TE")];
         assert_eq!(sent(&received, &[], false), ["te: trailers", "connection: te", "x-forwarded-for: 10.0.0.1"]);
+    }
+
+    #[test]
+    fn addresses_are_written_as_they_are_elsewhere() {
+        for ip in [[0, 0, 0, 0], [255, 255, 255, 255], [10, 100, 9, 99], [1, 20, 101, 200]].map(Ipv4Addr::from) {
+            assert_eq!(dotted(ip), ip.to_string());
+        }
     }
 
     #[test]

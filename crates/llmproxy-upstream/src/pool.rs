@@ -37,31 +37,36 @@ impl Pool {
         Ok(Self { keeping: client(settings, settings.max_idle)?, fresh: client(settings, 0)? })
     }
 
-    /// Sends `request` and waits for the head of the answer. A body that can't be sent twice goes over a fresh
-    /// connection.
-    pub(crate) async fn send(&self, backend: &Arc<str>, request: Request) -> Result<Response, UpstreamError> {
-        let failed = |error| UpstreamError::before_head(backend, error);
-        let Some(again) = request.try_clone() else {
-            return self.fresh.execute(request).await.map_err(failed);
-        };
-        match noting_connect(self.keeping.execute(request)).await {
+    /// Sends what `request` makes and waits for the head of the answer. It is made again only where it has to be sent
+    /// again: that is seldom, and a copy kept for it would be one of every head.
+    pub(crate) async fn send(
+        &self,
+        backend: &Arc<str>,
+        request: impl Fn() -> Request,
+    ) -> Result<Response, UpstreamError> {
+        match noting_connect(self.keeping.execute(request())).await {
             Ok(response) => Ok(response),
             Err((error, true)) if !error.is_connect() && !error.is_builder() && !is_protocol(&error) => {
                 // Nothing of an answer came over a connection that had been idle: the backend had closed it, or did so
                 // as the request arrived.
                 metrics::stale_connection();
                 tracing::debug!(%backend, error = %error.without_url(), "sending again over a fresh connection");
-                self.fresh.execute(again).await.map_err(failed)
+                self.send_once(backend, request()).await
             }
-            Err((error, _)) => Err(failed(error)),
+            Err((error, _)) => Err(UpstreamError::before_head(backend, error)),
         }
+    }
+
+    /// Sends `request`, whose body can't be sent twice, over a fresh connection.
+    pub(crate) async fn send_once(&self, backend: &Arc<str>, request: Request) -> Result<Response, UpstreamError> {
+        self.fresh.execute(request).await.map_err(|error| UpstreamError::before_head(backend, error))
     }
 }
 
 fn client(settings: Settings, max_idle: usize) -> Result<Client, reqwest::Error> {
     let builder = Client::builder()
         .redirect(redirect::Policy::none())
-        .retry(retry::never())
+        .retry(retry::never().max_retries_per_request(0))
         .no_proxy()
         .http1_only()
         .tcp_nodelay(true)

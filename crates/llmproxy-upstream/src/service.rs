@@ -15,7 +15,7 @@ use tower::Service;
 use crate::{
     Clients, UpstreamBody, UpstreamError,
     body::{Failure, Sending},
-    head, url,
+    head,
 };
 
 /// Sends each request to the backend that its [`Target`] names.
@@ -70,20 +70,31 @@ impl Service<Request<RequestBody>> for Upstream {
 async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, BoxError> {
     let (mut parts, body) = request.into_parts();
     let target = parts.extensions.remove::<Target>().ok_or(UpstreamError::NoTarget)?;
-    let backend = url::origin(&target.backend.url);
-    let path_and_query = parts.uri.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
-    let uri =
-        target.backend.join(path_and_query).map_err(|_| UpstreamError::Path { backend: backend.clone() }.boxed())?;
-    let pool = clients.pool(&target.backend, &backend).map_err(UpstreamError::boxed)?;
-
-    let mut request = reqwest::Request::new(parts.method, url::render(&uri, &backend).map_err(UpstreamError::boxed)?);
-    *request.headers_mut() = head::for_backend(&parts.headers, &target, &Exchange::of(&mut parts.extensions));
-    let failure = Failure::default();
-    *request.body_mut() = Some(render(body, &target, failure.clone()));
-
-    let response = match pool.send(&backend, request).await {
-        Ok(response) => response,
-        Err(error) => return Err(failure.take().unwrap_or_else(|| error.boxed())),
+    let place = clients.place(&target.backend).map_err(UpstreamError::boxed)?;
+    let backend = place.origin.clone();
+    let url = place.url(&parts.uri, &target.backend).map_err(UpstreamError::boxed)?;
+    let exchange = Exchange::of(&mut parts.extensions);
+    let request = |body: reqwest::Body| {
+        let mut request = reqwest::Request::new(parts.method.clone(), url.clone());
+        *request.headers_mut() = head::for_backend(&parts.headers, &target, &exchange);
+        *request.body_mut() = Some(body);
+        request
+    };
+    let response = match body {
+        RequestBody::Replay(bytes, edits) => {
+            let bytes = edits.apply(&bytes, target.model.as_deref(), target.inject_usage);
+            place.pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?
+        }
+        // Nothing can be sent any number of times.
+        RequestBody::Stream(body) if body.is_end_stream() => {
+            place.pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?
+        }
+        RequestBody::Stream(body) => {
+            let failure = Failure::default();
+            let body = reqwest::Body::wrap(Sending::new(body, failure.clone()));
+            let sent = place.pool.send_once(&backend, request(body)).await;
+            sent.map_err(|error| failure.take().unwrap_or_else(|| error.boxed()))?
+        }
     };
     let (mut parts, body) = http::Response::from(response).into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -93,15 +104,6 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     head::for_client(&mut parts.headers);
     parts.version = Version::HTTP_11;
     Ok(Response::from_parts(parts, UpstreamBody::new(body, backend)))
-}
-
-fn render(body: RequestBody, target: &Target, failure: Failure) -> reqwest::Body {
-    match body {
-        RequestBody::Replay(bytes, edits) => edits.apply(&bytes, target.model.as_deref(), target.inject_usage).into(),
-        // Nothing can be sent any number of times.
-        RequestBody::Stream(body) if body.is_end_stream() => Bytes::new().into(),
-        RequestBody::Stream(body) => reqwest::Body::wrap(Sending::new(body, failure)),
-    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,25 @@ pub trait Shape: Send + 'static {
     fn changes_length(&self) -> bool;
 }
 
+/// A body moves from layer to layer by value: a shape with much state is better boxed.
+impl<S: Shape> Shape for Box<S> {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        (**self).chunk(data, out);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        (**self).end(ending, out);
+    }
+
+    fn poll_silent(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Poll<Result<(), BoxError>> {
+        (**self).poll_silent(cx, out)
+    }
+
+    fn changes_length(&self) -> bool {
+        (**self).changes_length()
+    }
+}
+
 /// Chunks on their way out, in order.
 ///
 /// ```
@@ -141,7 +160,7 @@ enum Last {
     /// More of the inner body.
     Body,
     /// Trailers, then nothing.
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
     /// An error, then nothing.
     Error(BoxError),
     /// Nothing.
@@ -250,7 +269,7 @@ where
                 }
                 last => {
                     return Poll::Ready(match std::mem::replace(last, Last::Nothing) {
-                        Last::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+                        Last::Trailers(trailers) => Some(Ok(Frame::trailers(*trailers))),
                         Last::Error(error) => Some(Err(error)),
                         Last::Body | Last::Nothing => None,
                     });
@@ -267,7 +286,8 @@ where
                     }
                     Err(frame) => {
                         this.shaper.end(Ending::Complete, this.out);
-                        *this.last = frame.into_trailers().map_or(Last::Nothing, Last::Trailers);
+                        *this.last =
+                            frame.into_trailers().map_or(Last::Nothing, |trailers| Last::Trailers(Box::new(trailers)));
                     }
                 },
                 Poll::Ready(Some(Err(error))) => {

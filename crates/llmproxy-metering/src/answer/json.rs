@@ -21,7 +21,8 @@ pub(crate) struct TopLevel {
     string: Quote,
     place: Place,
     // The key that is being read, as far as it can still be one of interest.
-    key: Vec<u8>,
+    key: [u8; Member::LONGEST_KEY],
+    key_len: usize,
     capture: Option<Member>,
     value: Vec<u8>,
     done: bool,
@@ -46,6 +47,34 @@ enum Place {
 
 /// Brackets and quotes are looked for in blocks of this size, which a compiler makes a few vector operations of.
 const BLOCK: usize = 32;
+/// Most values are no longer than this.
+const USUAL: usize = 128;
+/// What is looked for is mostly near: so many bytes are looked at one by one before it is worth to begin anything else.
+const NEAR: usize = 16;
+
+/// Where the next quote or backslash is.
+fn end_or_escape(data: &[u8]) -> Option<usize> {
+    let near = data.len().min(NEAR);
+    match data[..near].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        None => memchr2(b'"', b'\\', &data[near..]).map(|at| near + at),
+        found => found,
+    }
+}
+
+/// Where the next quote or bracket is.
+fn quote_or_bracket(data: &[u8]) -> Option<usize> {
+    // `[` and `]` are `{` and `}` but for one bit.
+    let special = |byte: u8| (byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
+    let near = data.len().min(NEAR);
+    if let Some(at) = data[..near].iter().position(|byte| special(*byte)) {
+        return Some(at);
+    }
+    let far = &data[near..];
+    let plain =
+        far.chunks_exact(BLOCK).take_while(|block| !block.iter().fold(false, |any, byte| any | special(*byte))).count();
+    let from = plain * BLOCK;
+    far[from..].iter().position(|byte| special(*byte)).map(|at| near + from + at)
+}
 
 // === impl Member ===
 
@@ -79,35 +108,37 @@ impl TopLevel {
     pub(crate) fn feed(&mut self, mut data: &[u8], mut found: impl FnMut(Member, &[u8])) {
         while !self.done && !data.is_empty() {
             let len = match self.string {
-                Quote::Outside if self.depth > 1 => self.nested(data),
-                Quote::Outside => self.top(data[0], &mut found),
-                Quote::Inside => self.string(data),
-                Quote::Escape => {
-                    self.string = Quote::Inside;
-                    1
-                }
+                _ if self.depth > 1 => self.nested(data),
+                Quote::Outside => self.top(data, &mut found),
+                Quote::Inside | Quote::Escape => self.string(data),
             };
-            self.keep(&data[..len]);
+            if self.capture.is_some() || (self.place == Place::Key && self.depth == 1) {
+                self.keep(&data[..len]);
+            }
             data = &data[len..];
         }
     }
 
-    /// One byte outside of strings, at the top.
-    fn top(&mut self, byte: u8, found: &mut impl FnMut(Member, &[u8])) -> usize {
-        match byte {
+    /// The next byte that matters outside of strings, at the top, or all that do not before it.
+    fn top(&mut self, data: &[u8], found: &mut impl FnMut(Member, &[u8])) -> usize {
+        let matters = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b':' | b',' | b'}' | b']');
+        match data[0] {
             b'"' => {
                 self.string = Quote::Inside;
                 if self.place == Place::Key {
-                    self.key.clear();
+                    self.key_len = 0;
                 }
             }
             b'{' | b'[' => self.depth += 1,
             b':' => {
                 self.place = Place::Value;
-                self.capture = Member::of(self.key.trim_ascii());
+                self.capture = Member::of(self.key[..self.key_len].trim_ascii());
                 self.value.clear();
+                if self.capture.is_some() {
+                    self.value.reserve(USUAL);
+                }
             }
-            b',' | b'}' | b']' => {
+            byte @ (b',' | b'}' | b']') => {
                 if let Some(member) = self.capture.take() {
                     found(member, self.value.strip_prefix(b":").unwrap_or(&self.value).trim_ascii());
                 }
@@ -116,46 +147,56 @@ impl TopLevel {
                     self.done = true;
                 }
             }
-            _ => {}
+            _ => return data.iter().position(matters).unwrap_or(data.len()),
         }
         1
     }
 
-    /// Up to the end of the string or an escape.
+    /// Up to the end of the string.
     fn string(&mut self, data: &[u8]) -> usize {
-        match memchr2(b'"', b'\\', data) {
-            Some(at) => {
-                self.string = if data[at] == b'"' { Quote::Outside } else { Quote::Escape };
-                at + 1
+        let mut from = usize::from(self.string == Quote::Escape);
+        self.string = Quote::Inside;
+        while let Some(at) = end_or_escape(&data[from..]) {
+            let next = from + at + 1;
+            if data[next - 1] == b'"' {
+                self.string = Quote::Outside;
+                return next;
             }
-            None => data.len(),
+            if next == data.len() {
+                self.string = Quote::Escape;
+                return next;
+            }
+            from = next + 1;
         }
+        data.len()
     }
 
-    /// Up to the next quote or bracket, below the top.
+    /// Up to the end of what stands below the top.
     fn nested(&mut self, data: &[u8]) -> usize {
-        // `[` and `]` are `{` and `}` but for one bit.
-        let special = |byte: u8| (byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
-        let plain = data
-            .chunks_exact(BLOCK)
-            .take_while(|block| !block.iter().fold(false, |any, byte| any | special(*byte)))
-            .count();
-        let from = plain * BLOCK;
-        let Some(at) = data[from..].iter().position(|byte| special(*byte)) else { return data.len() };
-        match data[from + at] {
-            b'"' => self.string = Quote::Inside,
-            b'{' | b'[' => self.depth = self.depth.saturating_add(1),
-            _ => self.depth -= 1,
+        let mut at = 0;
+        while self.depth > 1 && at < data.len() {
+            if self.string != Quote::Outside {
+                at += self.string(&data[at..]);
+                continue;
+            }
+            let Some(next) = quote_or_bracket(&data[at..]) else { return data.len() };
+            at += next + 1;
+            match data[at - 1] {
+                b'"' => self.string = Quote::Inside,
+                b'{' | b'[' => self.depth = self.depth.saturating_add(1),
+                _ => self.depth -= 1,
+            }
         }
-        from + at + 1
+        at
     }
 
     /// Keeps what is of interest of what was just taken.
     fn keep(&mut self, data: &[u8]) {
         match (self.place, self.capture) {
             (Place::Key, _) if self.depth == 1 => {
-                let room = Member::LONGEST_KEY.saturating_sub(self.key.len());
-                self.key.extend_from_slice(&data[..data.len().min(room)]);
+                let len = data.len().min(Member::LONGEST_KEY - self.key_len);
+                self.key[self.key_len..][..len].copy_from_slice(&data[..len]);
+                self.key_len += len;
             }
             (Place::Value, Some(member)) => {
                 if self.value.len() + data.len() > member.max_len() {

@@ -1,6 +1,6 @@
 //! What is known so far of an answer.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use llmproxy_sse::Event;
 
@@ -51,7 +51,13 @@ const MAX_TEXT: usize = 256;
 
 /// A JSON string as text, cut where it is too long; `None` where it is none or empty.
 pub(super) fn text(json: &[u8]) -> Option<Arc<str>> {
-    let text: String = serde_json::from_slice(json).ok()?;
+    // Nearly every one is written without an escape.
+    let plain = json.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
+    let plain = plain.filter(|text| !text.iter().any(|byte| *byte < b' ' || matches!(byte, b'"' | b'\\')));
+    let text: Cow<'_, str> = match plain {
+        Some(plain) => str::from_utf8(plain).ok()?.into(),
+        None => serde_json::from_slice::<String>(json).ok()?.into(),
+    };
     (!text.is_empty()).then(|| text[..text.floor_char_boundary(MAX_TEXT)].into())
 }
 

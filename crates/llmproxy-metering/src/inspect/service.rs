@@ -7,10 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{
-    HeaderMap, Method, Request,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
-};
+use http::{HeaderMap, Method, Request, header::CONTENT_ENCODING};
 use http_body::Body;
 use http_body_util::BodyExt;
 use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody};
@@ -18,6 +15,7 @@ use tower::Service;
 
 use crate::{
     BodyBudget, InspectError, facts,
+    media::{is_json, media_type},
     metrics::REFUSED,
     read::{Limits, Reader},
 };
@@ -165,10 +163,8 @@ impl Kind {
         if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
             return Self::Other;
         }
-        let declared = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
-        let declared = declared.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-        match declared {
-            Some(kind) if kind == "application/json" || kind.ends_with("+json") => Self::Json,
+        match media_type(headers) {
+            Some(kind) if is_json(kind) => Self::Json,
             None => Self::Unsure,
             // `curl -d` calls its JSON a form, and servers that do not look at the type would read past the limits.
             Some(_) if facts::takes_json(endpoint) => Self::Unsure,

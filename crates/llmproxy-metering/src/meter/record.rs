@@ -50,7 +50,7 @@ impl Outcome<'_> {
             served_model: self.tally.model.clone(),
             stream: call.map_or_else(|| self.head.is_some_and(|head| head.stream), |call| call.stream),
             backend: backend.as_ref().map(|backend| backend.name.clone()),
-            backend_url: backend.map(|backend| backend.url.to_string().trim_end_matches('/').into()),
+            backend_url: backend.map(|backend| backend.url_text().into()),
             attempts: u32::try_from(exchange.attempts().len()).unwrap_or(u32::MAX),
             status: self.status(),
             end: self.end,

@@ -48,7 +48,7 @@ pin_project! {
         #[pin]
         inner: F,
         // After the future: what is further in ends before.
-        shaper: Option<Shaper<Metering>>,
+        shaper: Option<Shaper<Box<Metering>>>,
     }
 }
 
@@ -65,7 +65,7 @@ where
     S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    type Response = Response<Shaped<B, Metering>>;
+    type Response = Response<Shaped<B, Box<Metering>>>;
     type Error = BoxError;
     type Future = MeterFuture<S::Future>;
 
@@ -75,7 +75,7 @@ where
 
     fn call(&mut self, mut request: Request<R>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
-        let shaper = Shaper::new(Metering::new(exchange, request.method(), request.uri().path()));
+        let shaper = Shaper::new(Box::new(Metering::new(exchange, request.method(), request.uri().path())));
         MeterFuture { inner: self.inner.call(request), shaper: Some(shaper) }
     }
 }
@@ -88,7 +88,7 @@ where
     E: Into<BoxError>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    type Output = Result<Response<Shaped<B, Metering>>, BoxError>;
+    type Output = Result<Response<Shaped<B, Box<Metering>>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, Method, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    Method, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
     response::Parts,
 };
 use llmproxy_core::{
@@ -22,6 +22,7 @@ use super::record::Outcome;
 use crate::{
     InspectError,
     answer::{Tally, TopLevel, Withhold},
+    media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
 
@@ -87,11 +88,12 @@ impl Metering {
 
     /// The head has come.
     pub(super) fn head(&mut self, head: &mut Parts) {
-        let kind = media_type(&head.headers);
+        let kind = media_type(&head.headers).unwrap_or_default();
         let encoding = head.headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes);
         let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
-        let is_events = kind == "text/event-stream";
-        let is_json = kind == "application/json" || kind.ends_with("+json");
+        let is_events = is_type(kind, "text/event-stream");
+        let is_json = is_json(kind);
+        let is_lines = is_type(kind, "application/x-ndjson");
         self.watch = match plain {
             true if is_events => {
                 let ours = self.exchange.served().is_some_and(|target| target.inject_usage);
@@ -110,7 +112,7 @@ impl Metering {
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
         self.head = Some(Head {
             status: head.status,
-            stream: is_events || kind == "application/x-ndjson",
+            stream: is_events || is_lines,
             counted: is_events && plain,
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
         });
@@ -256,10 +258,4 @@ impl std::fmt::Debug for Metering {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metering").field("exchange", &self.exchange).field("bytes", &self.bytes).finish_non_exhaustive()
     }
-}
-
-/// The media type in lower case, without its parameters.
-fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }

@@ -131,7 +131,7 @@ pub(crate) async fn metered(
     exchange: &Arc<Exchange>,
     path: &str,
     answer: Response<Script>,
-) -> Response<Shaped<Script, Metering>> {
+) -> Response<Shaped<Script, Box<Metering>>> {
     let mut answer = Some(answer);
     let inner = service_fn(move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(answer.take().unwrap())));
     let service: Meter<_> = MeterLayer::new().layer(inner);

@@ -40,7 +40,7 @@ pub(crate) fn config(gap: u64, heartbeat: Option<u64>) -> SseConfig {
     SseConfig { gap_timeout: seconds(gap), heartbeat: heartbeat.map(seconds) }
 }
 
-pub(crate) async fn through<B>(layer: &SseLayer, answer: Response<B>) -> Response<Shaped<B, Stream>>
+pub(crate) async fn through<B>(layer: &SseLayer, answer: Response<B>) -> Response<Shaped<B, Box<Stream>>>
 where
     B: Body<Data = Bytes, Error = BoxError>,
 {
