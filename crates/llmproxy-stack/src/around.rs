@@ -13,7 +13,6 @@ use std::{
 
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
-use http_body::{Frame, SizeHint};
 use llmproxy_core::{Api, Exchange};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
@@ -25,7 +24,8 @@ use crate::respond::Answer;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AroundLayer;
 
-/// Enters the request's span whenever something is done for it. A panic before the head is this one request's end, an
+/// Enters the request's span whenever something is done for it until its answer's head is there: what is logged at the
+/// end of a body names the request itself, and to enter a span for each chunk costs more than the chunk's meter. A panic before the head is this one request's end, an
 /// answer like any other, and not the connection's.
 #[derive(Clone, Debug)]
 pub(crate) struct Around<S>(S);
@@ -50,16 +50,6 @@ pin_project! {
     }
 }
 
-pin_project! {
-    /// A body that is read inside of the request's span.
-    #[derive(Debug)]
-    pub(crate) struct InSpan<B> {
-        #[pin]
-        inner: B,
-        span: Span,
-    }
-}
-
 // === impl AroundLayer ===
 
 impl<S> Layer<S> for AroundLayer {
@@ -76,7 +66,7 @@ impl<S> Service<Request<Body>> for Around<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
-    type Response = Response<InSpan<Body>>;
+    type Response = Response<Body>;
     type Error = S::Error;
     type Future = AroundFuture<S::Future>;
 
@@ -100,7 +90,7 @@ impl<F, E> Future for AroundFuture<F>
 where
     F: Future<Output = Result<Response<Body>, E>>,
 {
-    type Output = Result<Response<InSpan<Body>>, E>;
+    type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -114,7 +104,7 @@ where
                 panicked(&*panic.take().expect("a future is not polled after it was ready"))
             }
         };
-        Poll::Ready(Ok(response.map(|inner| InSpan { inner, span: this.span.clone() })))
+        Poll::Ready(Ok(response))
     }
 }
 
@@ -138,27 +128,6 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
         &"the proxy failed while it handled this request; its log says more",
     )
     .into_response(Api::OpenAi)
-}
-
-// === impl InSpan ===
-
-impl<B: http_body::Body> http_body::Body for InSpan<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let _entered = this.span.enter();
-        this.inner.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -235,6 +235,7 @@ backend mock
 fn plain(port: u16, mock: u16) -> String {
     format!(
         "server: {{listen: '127.0.0.1:{port}'}}
+logging: {{access: {{enabled: false}}}}
 backends:
   - url: http://127.0.0.1:{mock}
 "
