@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use llmproxy_core::{
     BoxError, Exchange, RequestBody, Target,
@@ -60,10 +60,21 @@ struct Answer<B> {
     response: Response<Peeked<B>>,
     flight: Observer<Flight>,
     target: Arc<Target>,
+    /// The attempt's place in the exchange.
+    index: usize,
+}
+
+/// An attempt that is under way.
+struct Attempt {
+    index: usize,
+    target: Arc<Target>,
+    flight: Observer<Flight>,
 }
 
 enum Outcome<B> {
     Answered(Answer<B>),
+    /// Whether it can is known with its first byte.
+    Undecided(Answer<B>),
     Failed {
         failure: Failure,
         /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
@@ -93,14 +104,20 @@ where
     S: Service<Request<RequestBody>, Response = Response<B>, Error = BoxError>,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
-    async fn run(mut self, request: Request<RequestBody>) -> Result<Response<BalanceBody<B>>, BoxError> {
-        let (mut parts, mut body) = request.into_parts();
-        let exchange = Exchange::of(&mut parts.extensions);
+    /// `request` is the first attempt's; while an attempt is under way it is the next one's, if there may be one. The
+    /// parts that are not waited in are functions of their own, so that the future keeps nothing of theirs.
+    async fn run(
+        mut self,
+        mut request: Option<(Parts, RequestBody)>,
+        exchange: Arc<Exchange>,
+    ) -> Result<Response<BalanceBody<B>>, BoxError> {
         exchange.expect_attempts();
         let model = exchange.call().and_then(|call| call.model.clone());
         let upload = Upload::default();
-        if let RequestBody::Stream(stream) = body {
-            body = RequestBody::stream(Observed::new(stream, upload.clone()));
+        if let Some((_, body @ RequestBody::Stream(_))) = &mut request
+            && let RequestBody::Stream(stream) = mem::replace(body, RequestBody::whole(Bytes::new()))
+        {
+            *body = RequestBody::stream(Observed::new(stream, upload.clone()));
         }
         let mut tried = Tried::default();
         let mut kept = None;
@@ -109,19 +126,28 @@ where
             None => Box::pin(self.pool.pick_first(model.as_ref(), &*self.policy)).await?,
         };
         let last = loop {
-            let retries_left = self.pool.retry.max_retries as usize > tried.failed.len();
-            let again = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
             let (index, name) = (pick.index, pick.backend.name.clone());
-            let request = Request::from_parts(parts, body);
-            let (failure, last) = match self.attempt(pick, request, &exchange, upload.clone()).await {
-                Outcome::Answered(answer) => return Ok(answer.serve(&exchange)),
+            let ready = self.inner.ready().await.map(|_| ());
+            let retries_left = self.pool.retry.max_retries as usize > tried.failed.len();
+            let (called, attempt) = self.begin(ready, pick, &mut request, retries_left, &exchange, &upload);
+            let result = match called {
+                Ok(called) => called.await,
+                Err(error) => Err(error),
+            };
+            let outcome = match self.judge(result, attempt, &exchange) {
+                Outcome::Undecided(answer) => Box::pin(commit(answer, self.pool.commit_after, &exchange)).await,
+                outcome => outcome,
+            };
+            let (failure, last) = match outcome {
+                Outcome::Answered(answer) | Outcome::Undecided(answer) => return Ok(answer.serve(&exchange)),
                 Outcome::Failed { failure, last } => (failure, last),
             };
             tried.note(index, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
             let last = last.or_else(|error| kept.take().ok_or(error));
-            let Some(again) = again.filter(|_| self.pool.retry.is_wanted(failure)) else { break last };
-            (parts, body) = again;
+            if request.is_none() || !self.pool.retry.is_wanted(failure) {
+                break last;
+            }
             let Some(next) = Box::pin(self.next(model.as_ref(), &mut tried)).await else { break last };
             counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
             kept = last.ok();
@@ -130,32 +156,41 @@ where
         Ok(last?.serve(&exchange))
     }
 
-    async fn attempt(
+    /// Calls the inner service, if it is ready, and leaves in `request` what another attempt would send.
+    fn begin(
         &mut self,
+        ready: Result<(), BoxError>,
         pick: Pick,
-        mut request: Request<RequestBody>,
+        request: &mut Option<(Parts, RequestBody)>,
+        retries_left: bool,
         exchange: &Exchange,
-        upload: Upload,
-    ) -> Outcome<B> {
+        upload: &Upload,
+    ) -> (Result<S::Future, BoxError>, Attempt) {
         let Pick { backend, in_flight, .. } = pick;
+        let (parts, body) = request.take().expect("whoever begins another attempt has looked");
+        *request = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
         let target = Arc::new(Target {
-            backend: backend.clone(),
+            backend,
             model: self.pool.alias(exchange.call().and_then(|call| call.model.as_ref())),
-            inject_usage: matches!(request.body(), RequestBody::Replay(_, edits) if edits.include_usage.is_some()),
+            inject_usage: matches!(&body, RequestBody::Replay(_, edits) if edits.include_usage.is_some()),
         });
-        let attempt = exchange.begin_attempt(&target);
+        let index = exchange.begin_attempt(&target);
+        let mut request = Request::from_parts(parts, body);
         request.extensions_mut().insert((*target).clone());
         // From here on a drop ends the flight.
-        let mut flight = Observer::new(Flight::new(in_flight, upload));
-        let result = match self.inner.ready().await {
-            Ok(inner) => inner.call(request).await,
-            Err(error) => Err(error),
-        };
+        let flight = Observer::new(Flight::new(in_flight, upload.clone()));
+        (ready.map(|()| self.inner.call(request)), Attempt { index, target, flight })
+    }
+
+    /// What the head of an attempt's answer comes to, or its error.
+    fn judge(&self, result: Result<Response<B>, BoxError>, attempt: Attempt, exchange: &Exchange) -> Outcome<B> {
         let response = match result {
             Ok(response) => response,
-            Err(error) => return failed(flight, &backend.name, exchange, attempt, error),
+            Err(error) => return attempt.failed(exchange, error),
         };
-        exchange.finish_attempt(attempt, Ok(response.status()));
+        let Attempt { index, target, mut flight } = attempt;
+        let backend = &target.backend;
+        exchange.finish_attempt(index, Ok(response.status()));
         let (head, body) = response.into_parts();
         flight.head(&head);
         let status = head.status;
@@ -171,20 +206,19 @@ where
             let error = BalanceError::Misconfigured { backend: backend.name.clone() };
             return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };
         }
-        let mut response = Response::from_parts(head, Peeked::new(body));
         let failure = Failure::Status(status);
-        if self.pool.retry.is_wanted(failure) {
+        let is_wanted = self.pool.retry.is_wanted(failure);
+        if is_wanted {
             tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
-            return Outcome::Failed { failure, last: Ok(Box::new(Answer { response, flight, target })) };
         }
-        // Not in time is no failure: the client gets the head and waits for the rest itself.
-        if self.pool.commit == Commit::FirstByte
-            && is_event_stream(&response)
-            && let Ok(Err(error)) = Box::pin(timeout(self.pool.commit_after, response.body_mut().peek())).await
-        {
-            return failed(flight, &backend.name, exchange, attempt, error);
+        let answer = Answer { response: Response::from_parts(head, Peeked::new(body)), flight, target, index };
+        if is_wanted {
+            return Outcome::Failed { failure, last: Ok(Box::new(answer)) };
         }
-        Outcome::Answered(Answer { response, flight, target })
+        if self.pool.commit == Commit::FirstByte && is_event_stream(&answer.response) {
+            return Outcome::Undecided(answer);
+        }
+        Outcome::Answered(answer)
     }
 
     /// A backend for the next attempt: at once if there is one that has not failed in this request, else after a wait
@@ -233,26 +267,25 @@ where
         // The inner service that is ready goes with the request; a fresh one stays.
         let inner = self.inner.clone();
         let ready = mem::replace(&mut self.inner, inner);
-        Box::pin(Balance::new(ready, self.pool.clone(), self.policy.clone()).run(request))
+        let (mut parts, body) = request.into_parts();
+        let exchange = Exchange::of(&mut parts.extensions);
+        Box::pin(Balance::new(ready, self.pool.clone(), self.policy.clone()).run(Some((parts, body)), exchange))
     }
 }
 
-fn failed<B>(
-    mut flight: Observer<Flight>,
-    backend: &Arc<str>,
-    exchange: &Exchange,
-    attempt: usize,
-    error: BoxError,
-) -> Outcome<B> {
-    let failure = flight.get_mut().map_or(Failure::Reset, |flight| flight.failure(&error));
-    exchange.finish_attempt(attempt, Err(error.to_string().into()));
-    flight.end(Ending::Failed(&error));
-    if failure == Failure::NotTheBackend {
-        return Outcome::Failed { failure, last: Err(error) };
+/// Waits for the first byte of an answer, no longer than `after`.
+async fn commit<B>(mut answer: Answer<B>, after: Duration, exchange: &Exchange) -> Outcome<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    // Not in time is no failure: the client gets the head and waits for the rest itself.
+    match timeout(after, answer.response.body_mut().peek()).await {
+        Ok(Err(error)) => {
+            let Answer { flight, target, index, .. } = answer;
+            Attempt { index, target, flight }.failed(exchange, error)
+        }
+        _ => Outcome::Answered(answer),
     }
-    tracing::warn!(%backend, %error, "an attempt failed");
-    let error = BalanceError::Upstream { backend: backend.clone(), failure, source: error };
-    Outcome::Failed { failure, last: Err(error.into()) }
 }
 
 fn is_event_stream<B>(response: &Response<B>) -> bool {
@@ -262,6 +295,24 @@ fn is_event_stream<B>(response: &Response<B>) -> bool {
     response.status().is_success() && response.headers().get(header::CONTENT_TYPE).is_some_and(of_type)
 }
 
+// === impl Attempt ===
+
+impl Attempt {
+    fn failed<B>(self, exchange: &Exchange, error: BoxError) -> Outcome<B> {
+        let Self { index, target, mut flight } = self;
+        let backend = &target.backend.name;
+        let failure = flight.get_mut().map_or(Failure::Reset, |flight| flight.failure(&error));
+        exchange.finish_attempt(index, Err(error.to_string().into()));
+        flight.end(Ending::Failed(&error));
+        if failure == Failure::NotTheBackend {
+            return Outcome::Failed { failure, last: Err(error) };
+        }
+        tracing::warn!(%backend, %error, "an attempt failed");
+        let error = BalanceError::Upstream { backend: backend.clone(), failure, source: error };
+        Outcome::Failed { failure, last: Err(error.into()) }
+    }
+}
+
 // === impl Answer ===
 
 impl<B> Answer<B>
@@ -269,7 +320,7 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     fn serve(self, exchange: &Exchange) -> Response<BalanceBody<B>> {
-        let Self { response, flight, target } = self;
+        let Self { response, flight, target, .. } = self;
         exchange.set_served(target);
         response.map(|body| Observed::with_observer(body, flight))
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -58,6 +58,15 @@ struct Identity {
     settings: Settings,
 }
 
+/// How a URL is asked: worked out anew only where it is another than the last time. Webhooks ask the same one for every
+/// request that is served.
+struct Asked {
+    uri: Uri,
+    origin: Arc<str>,
+    url: Url,
+    pool: Pool,
+}
+
 // === impl Clients ===
 
 impl Clients {
@@ -105,7 +114,14 @@ impl Clients {
     /// ```
     pub fn http_client(&self, max_answer: usize) -> HttpClient {
         let pools = self.pools.clone();
-        HttpClient::new(tower::service_fn(move |request| ask(pools.clone(), request, max_answer)))
+        let last = Arc::new(ArcSwapOption::<Asked>::empty());
+        HttpClient::new(tower::service_fn(move |request: Request<Bytes>| {
+            let asked = match last.load_full() {
+                Some(asked) if asked.uri == *request.uri() => Ok(asked),
+                _ => pools.asked(request.uri()).inspect(|asked| last.store(Some(asked.clone()))),
+            };
+            ask(asked, request, max_answer)
+        }))
     }
 
     pub(crate) fn place(&self, backend: &Arc<Backend>) -> Result<Arc<Place>, UpstreamError> {
@@ -166,6 +182,18 @@ impl Pools {
         Ok(self.lock().entry(identity).or_insert(pool).clone())
     }
 
+    fn asked(&self, uri: &Uri) -> Result<Arc<Asked>, UpstreamError> {
+        let origin = url::origin(uri);
+        let settings = Settings {
+            tls: url::is_tls(uri),
+            connect_timeout: Clients::SMALL_CONNECT_TIMEOUT,
+            max_idle: Clients::SMALL_MAX_IDLE,
+        };
+        let pool = self.get(Identity { url: None, settings }, &origin)?;
+        let url = url::render(uri, &origin)?;
+        Ok(Arc::new(Asked { uri: uri.clone(), origin, url, pool }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Pool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,23 +212,21 @@ impl Identity {
     }
 }
 
-async fn ask(pools: Arc<Pools>, request: Request<Bytes>, max: usize) -> Result<Response<Bytes>, BoxError> {
+async fn ask(
+    asked: Result<Arc<Asked>, UpstreamError>,
+    request: Request<Bytes>,
+    max: usize,
+) -> Result<Response<Bytes>, BoxError> {
+    let asked = asked.map_err(UpstreamError::boxed)?;
+    let (backend, url) = (asked.origin.clone(), &asked.url);
     let (head, body) = request.into_parts();
-    let backend = url::origin(&head.uri);
-    let settings = Settings {
-        tls: url::is_tls(&head.uri),
-        connect_timeout: Clients::SMALL_CONNECT_TIMEOUT,
-        max_idle: Clients::SMALL_MAX_IDLE,
-    };
-    let pool = pools.get(Identity { url: None, settings }, &backend).map_err(UpstreamError::boxed)?;
-    let url = url::render(&head.uri, &backend).map_err(UpstreamError::boxed)?;
     let request = || {
         let mut request = reqwest::Request::new(head.method.clone(), url.clone());
         request.headers_mut().clone_from(&head.headers);
         *request.body_mut() = Some(body.clone().into());
         request
     };
-    let response = pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
+    let response = asked.pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
     let (head, body) = http::Response::from(response).into_parts();
     let body = Limited::new(UpstreamBody::new(body, backend.clone()), max).collect().await;
     let bytes = body.map_err(|error| match error.downcast::<LengthLimitError>() {

@@ -334,3 +334,27 @@ async fn small_questions_are_answered_whole_up_to_a_bound() {
     };
     tokio::join!(questions, backend);
 }
+
+#[tokio::test]
+async fn one_client_asks_whatever_it_is_asked_for() {
+    let raw = Raw::bind().await;
+    let client = Clients::new().http_client(5);
+    let paths = ["/a", "/b", "/b?x=1", "/a"];
+    let backend = async {
+        let mut conn = raw.accept().await;
+        for path in paths {
+            let head = conn.request().await.unwrap().0;
+            assert!(head.starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{head}");
+            conn.write(answer("ok")).await;
+        }
+    };
+    let questions = async {
+        for path in paths {
+            let request = Request::get(format!("http://{}{path}", raw.addr)).body(Bytes::new()).unwrap();
+            assert_eq!(client.send(request).await.unwrap().into_body(), "ok");
+        }
+        let nowhere = client.send(Request::get("/no/host").body(Bytes::new()).unwrap());
+        assert!(nowhere.await.is_err());
+    };
+    tokio::join!(questions, backend);
+}

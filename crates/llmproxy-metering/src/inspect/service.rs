@@ -83,10 +83,11 @@ where
         // The service that was found ready goes; its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
+        // Taken apart here, as the future would keep room for the whole beside the parts.
+        let (head, body) = request.into_parts();
+        let endpoint = Endpoint::of(head.uri.path());
+        let body = if body.is_end_stream() { None } else { Some(body.map_err(Into::into).boxed_unsync()) };
         Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let endpoint = Endpoint::of(head.uri.path());
-            let body = if body.is_end_stream() { None } else { Some(body.map_err(Into::into).boxed_unsync()) };
             let (call, body) = inspector
                 .inspect(endpoint, &head.method, &head.headers, body)
                 .await
