@@ -61,6 +61,9 @@ impl Process {
         port: u16,
         cores: Cores,
     ) -> Result<Self, String> {
+        if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            return Err(format!("{name} can't be started: something else listens on port {port}"));
+        }
         let out = File::create(log).map_err(|error| format!("{}: {error}", log.display()))?;
         let errors = out.try_clone().map_err(text)?;
         Cores::pin(cores.proxy)?;
