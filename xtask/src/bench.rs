@@ -37,7 +37,8 @@ const SPARE: usize = 300;
 const EVENTS: u64 = 64;
 /// Between two events of a stream that is held.
 const HOLD_GAP: Duration = Duration::from_secs(2);
-const HOLD_EVENTS: u64 = 6;
+const HOLD_EVENTS: u64 = 4;
+const MEMORY_ROUNDS: usize = 3;
 /// How long a record may take until it is reported.
 const RECORDS: Duration = Duration::from_secs(30);
 
@@ -96,10 +97,10 @@ fn local<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
-/// Builds the binary that is measured.
-fn build() -> Result<PathBuf, String> {
-    run_command(&mut cargo(["build", "--locked", "--release", "--bin", "llmproxy"]))?;
-    Ok(root().join("target/release/llmproxy"))
+/// Builds the binary that is measured, with this profile.
+fn build(profile: &str) -> Result<PathBuf, String> {
+    run_command(&mut cargo(["build", "--locked", "--profile", profile, "--bin", "llmproxy"]))?;
+    Ok(root().join("target").join(profile).join("llmproxy"))
 }
 
 /// A place with nothing in it, the mock, and the receiver of records.
@@ -115,7 +116,8 @@ async fn prepare(port: u16) -> Result<(Place, Clock, Rc<Seen>), String> {
 }
 
 async fn measure(options: Options) -> Result<(), String> {
-    let llmproxy = build()?;
+    // The one that is given to others.
+    let llmproxy = build("dist")?;
     let descriptors = raise_descriptors()?;
     let (place, clock, seen) = prepare(options.port).await?;
     let mut targets = target::all(&place, &llmproxy, &options.peers)?;
@@ -168,7 +170,7 @@ impl Bench {
     }
 
     async fn one(&mut self, case: &Case, target: &Target, process: Option<&Process>) -> Result<(), String> {
-        let length = Duration::from_millis(if self.options.quick { 700 } else { 3000 });
+        let length = Duration::from_millis(if self.options.quick { 700 } else { 2000 });
         match case.load {
             Load::Json { clients, size } => {
                 // Connections, and whatever grows with the first requests, are not what is measured.
@@ -258,7 +260,8 @@ impl Bench {
         let counts = if self.options.quick { vec![1000.min(most)] } else { vec![1000.min(most), most] };
         let counts: Vec<usize> = counts.into_iter().filter(|count| self.is_wanted(&held(*count))).collect();
         let targets = std::mem::take(&mut self.targets);
-        let rounds = if counts.is_empty() { 0 } else { self.options.rounds };
+        // Of memory one round is as good as another to a few percent.
+        let rounds = if counts.is_empty() { 0 } else { self.options.rounds.min(MEMORY_ROUNDS) };
         for round in 1..=rounds {
             for target in targets.iter().filter(|target| !target.is_direct()) {
                 eprintln!("==> round {round} of {rounds}: memory of {}", target.name);

@@ -25,7 +25,6 @@ use std::{
 };
 
 use clap::Parser;
-use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Cli, Command};
 
@@ -39,7 +38,7 @@ const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::with_double_dashes(std::env::args_os()));
-    let runtime = match runtime() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime can't be started: {error}")),
     };
@@ -56,14 +55,6 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(message) => failed(&message),
-    }
-}
-
-/// On one core, one thread that does all: nothing is handed from one to another.
-fn runtime() -> std::io::Result<Runtime> {
-    match std::thread::available_parallelism() {
-        Ok(cores) if cores.get() == 1 => Builder::new_current_thread().enable_all().build(),
-        _ => Builder::new_multi_thread().enable_all().build(),
     }
 }
 

@@ -61,7 +61,7 @@ fn compare() -> Result<Option<String>, String> {
         eprintln!("    skipped: valgrind is not installed");
         return Ok(None);
     }
-    let llmproxy = build()?;
+    let llmproxy = build("release")?;
     let counted = super::local(count(&llmproxy))?;
     let budget = budget()?;
     println!("{:16} {:>9} {:>9}", "instructions per", "counted", "budget");

@@ -117,8 +117,8 @@ pub(crate) async fn streams(
     for client in 0..clients {
         let (aim, outcome) = (aim.clone(), outcome.clone());
         tasks.spawn_local(async move {
-            // Evenly over one gap, as independent clients would be.
-            sleep(Duration::from_micros(ask.gap * client / clients)).await;
+            // Evenly over a whole stream, as clients that know nothing of each other would be.
+            sleep(Duration::from_micros(ask.gap * ask.events * client / clients)).await;
             let request = aim.request(ask, 1024);
             let mut conn = Conn::connect(aim.port).await?;
             loop {
