@@ -32,12 +32,14 @@ use self::{
 };
 use crate::cargo::{cargo, root, run as run_command};
 
+const MOST_STREAMS: usize = 10_000;
 /// Descriptors that are not for streams.
 const SPARE: usize = 300;
 const EVENTS: u64 = 64;
 /// Between two events of a stream that is held.
 const HOLD_GAP: Duration = Duration::from_secs(2);
-const HOLD_EVENTS: u64 = 4;
+/// Until memory that was freed has gone back.
+const SETTLE: Duration = Duration::from_secs(2);
 const MEMORY_ROUNDS: usize = 3;
 /// How long a record may take until it is reported.
 const RECORDS: Duration = Duration::from_secs(30);
@@ -52,10 +54,12 @@ struct Bench {
     clock: Clock,
     seen: Rc<Seen>,
     targets: Vec<Target>,
+    /// What they are called, in order.
+    names: Vec<String>,
     figures: Figures,
-    descriptors: usize,
-    /// How many requests the target that counts has answered.
+    /// How many requests the target that counts has had, and how many of them came to their end.
     counted: u64,
+    whole: u64,
     /// The next client that leaves.
     next_id: u64,
 }
@@ -104,8 +108,8 @@ fn build(profile: &str) -> Result<PathBuf, String> {
 }
 
 /// A place with nothing in it, the mock, and the receiver of records.
-async fn prepare(port: u16) -> Result<(Place, Clock, Rc<Seen>), String> {
-    let place = Place { folder: root().join(RESULTS), port, cores: Cores::choose() };
+async fn prepare(port: u16, streams: usize) -> Result<(Place, Clock, Rc<Seen>), String> {
+    let place = Place { folder: root().join(RESULTS), streams, port, cores: Cores::choose()? };
     fs::create_dir_all(&place.folder).map_err(|error| format!("{}: {error}", place.folder.display()))?;
     Cores::pin(place.cores.load)?;
     let (clock, seen) = (Clock::start(), Rc::<Seen>::default());
@@ -119,16 +123,18 @@ async fn measure(options: Options) -> Result<(), String> {
     // The one that is given to others.
     let llmproxy = build("dist")?;
     let descriptors = raise_descriptors()?;
-    let (place, clock, seen) = prepare(options.port).await?;
+    let streams = MOST_STREAMS.min(descriptors.saturating_sub(SPARE) / 2);
+    let (place, clock, seen) = prepare(options.port, streams).await?;
     let mut targets = target::all(&place, &llmproxy, &options.peers)?;
     let wanted = |target: &Target| target.is_direct() || options.targets.iter().any(|part| target.name.contains(part));
     targets.retain(|target| options.targets.is_empty() || wanted(target));
     let figures = Figures::default();
-    let mut bench = Bench { options, place, clock, seen, targets, figures, descriptors, counted: 0, next_id: 1 };
-    bench.speed().await?;
-    let held = bench.memory().await?;
-    bench.records().await?;
-    bench.write(&held)
+    let names = targets.iter().map(|target| target.name.clone()).collect();
+    let mut bench = Bench { options, place, clock, seen, targets, names, figures, counted: 0, whole: 0, next_id: 1 };
+    let result = bench.all().await;
+    // What was measured before something failed is worth something.
+    bench.write()?;
+    result
 }
 
 // === impl Bench ===
@@ -151,6 +157,11 @@ impl Bench {
         }
         // Backends are asked for their models and found to be up.
         tokio::time::sleep(Duration::from_secs(2)).await;
+        for target in targets.iter().filter(|target| target.counts()) {
+            target.check().await?;
+            self.counted += 1;
+            self.whole += 1;
+        }
         let rounds = self.options.rounds;
         for round in 1..=rounds {
             for case in &cases {
@@ -178,31 +189,32 @@ impl Bench {
                 let (mut outcome, cpu, took) =
                     timed(process, load::json(&target.aim, clients, size, length, u64::MAX)).await?;
                 self.count(target, &[&warm, &outcome]);
-                let mut add = |quantity, value| self.figures.add(case.name, &target.name, quantity, value);
+                let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
                 add(Quantity::P50, percentile(&mut outcome.first, 0.5));
                 add(Quantity::P99, percentile(&mut outcome.first, 0.99));
                 if clients > 1 {
-                    add(Quantity::Rate, per(outcome.requests, took));
+                    add(Quantity::Rate, Some(per(outcome.requests, took)));
                 }
                 if let Some(cpu) = cpu {
-                    add(Quantity::CpuRequest, each(cpu, outcome.requests));
+                    add(Quantity::CpuRequest, Some(each(cpu, outcome.requests)));
                     if clients > 1 {
-                        add(Quantity::Busy, cpu.as_secs_f64() / took.as_secs_f64() * 100.0);
+                        add(Quantity::Busy, Some(cpu.as_secs_f64() / took.as_secs_f64() * 100.0));
                     }
                 }
             }
             Load::Streams { clients, gap } => {
                 let ask = Ask { id: 0, events: EVENTS, gap, burst: 1, usage: false };
+                let length = length.mul_f64(1.5);
                 let (mut outcome, cpu, _) =
                     timed(process, load::streams(&target.aim, clients, ask, length, self.clock)).await?;
                 self.count(target, &[&outcome]);
-                let mut add = |quantity, value| self.figures.add(case.name, &target.name, quantity, value);
+                let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
                 add(Quantity::FirstP50, percentile(&mut outcome.first, 0.5));
                 add(Quantity::FirstP99, percentile(&mut outcome.first, 0.99));
                 add(Quantity::DelayP50, percentile(&mut outcome.delays, 0.5));
                 add(Quantity::DelayP99, percentile(&mut outcome.delays, 0.99));
                 if let Some(cpu) = cpu.filter(|_| clients > 1) {
-                    add(Quantity::CpuChunk, each(cpu, outcome.events));
+                    add(Quantity::CpuChunk, Some(each(cpu, outcome.events)));
                 }
             }
             Load::Big { megabytes } => self.big(case, target, process, megabytes).await?,
@@ -229,6 +241,8 @@ impl Bench {
         script::Sender::default().event(0, &mut events);
         let bytes = megabytes * 1_000_000;
         let ask = Ask { id: 0, events: bytes / events.len() as u64, gap: 0, burst: 200, usage: false };
+        // What the case before has left behind is not this one's.
+        tokio::time::sleep(SETTLE).await;
         let before = process.map(Process::memory).transpose()?;
         let (mut most, mut watch) = (0.0_f64, tokio::time::interval(Duration::from_millis(100)));
         let transfer = timed(process, load::streams(&target.aim, 1, ask, Duration::ZERO, self.clock));
@@ -244,21 +258,36 @@ impl Bench {
             }
         };
         self.count(target, &[&outcome]);
-        let mut add = |quantity, value| self.figures.add(case.name, &target.name, quantity, value);
+        let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
         #[expect(clippy::cast_precision_loss, reason = "a hundred million")]
-        add(Quantity::Throughput, bytes as f64 / 1e6 / took.as_secs_f64());
+        add(Quantity::Throughput, Some(bytes as f64 / 1e6 / took.as_secs_f64()));
         if let (Some(before), Some(cpu)) = (before, cpu) {
-            add(Quantity::Growth, (most - before).max(0.0));
-            add(Quantity::CpuChunk, each(cpu, ask.events));
+            add(Quantity::Growth, Some((most - before).max(0.0)));
+            add(Quantity::CpuMegabyte, Some(each(cpu, megabytes)));
         }
         Ok(())
     }
 
-    /// Memory: each target alone and fresh. Returns how many streams were held.
-    async fn memory(&mut self) -> Result<Vec<usize>, String> {
-        let most = 10_000.min((self.descriptors - SPARE) / 2);
-        let counts = if self.options.quick { vec![1000.min(most)] } else { vec![1000.min(most), most] };
-        let counts: Vec<usize> = counts.into_iter().filter(|count| self.is_wanted(&held(*count))).collect();
+    async fn all(&mut self) -> Result<(), String> {
+        self.speed().await?;
+        self.memory().await?;
+        self.records().await
+    }
+
+    /// How many streams are held.
+    fn holds(&self) -> Vec<usize> {
+        let most = self.place.streams;
+        let mut counts = vec![1000.min(most)];
+        if !self.options.quick && most > 1000 {
+            counts.push(most);
+        }
+        counts.retain(|count| self.is_wanted(&held(*count)));
+        counts
+    }
+
+    /// Memory: each target alone and fresh.
+    async fn memory(&mut self) -> Result<(), String> {
+        let counts = self.holds();
         let targets = std::mem::take(&mut self.targets);
         // Of memory one round is as good as another to a few percent.
         let rounds = if counts.is_empty() { 0 } else { self.options.rounds.min(MEMORY_ROUNDS) };
@@ -270,7 +299,7 @@ impl Bench {
             }
         }
         self.targets = targets;
-        Ok(counts)
+        Ok(())
     }
 
     async fn memory_of(&mut self, target: &Target, counts: &[usize]) -> Result<(), String> {
@@ -285,47 +314,66 @@ impl Bench {
             let gap = u64::try_from(HOLD_GAP.as_micros()).unwrap_or(u64::MAX);
             // The first must not have ended before the last has begun.
             let begin = (*count as u64).div_ceil(2000).div_ceil(HOLD_GAP.as_secs());
-            let ask = Ask { id: 0, events: HOLD_EVENTS + begin, gap, burst: 1, usage: false };
+            let ask = Ask { id: 0, events: 3 + begin, gap, burst: 1, usage: false };
             let mut held = load::hold(&target.aim, *count, ask);
             held.open().await?;
             let full = process.memory()?;
             held.finish().await?;
             if target.counts() {
                 self.counted += *count as u64;
+                self.whole += *count as u64;
             }
-            tokio::time::sleep(Duration::from_secs(10)).await;
             let case = self::held(*count);
-            let mut add = |quantity, value| self.figures.add(&case, &target.name, quantity, value);
+            if !self.options.quick {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                self.figures.add(&case, &target.name, Quantity::After, Some(process.memory()?));
+            }
+            let mut add = |quantity, value| self.figures.add(&case, &target.name, quantity, Some(value));
             add(Quantity::Idle, idle);
             #[expect(clippy::cast_precision_loss, reason = "thousands")]
             add(Quantity::PerStream, (full - idle) / *count as f64);
-            add(Quantity::After, process.memory()?);
         }
         self.records().await?;
         process.stop().await
     }
 
-    /// Waits until the receiver has a record of every request that was counted.
+    /// Waits until the receiver has a record of every request that was counted, one of each, and with the backend's own
+    /// counts of those that came to their end.
     async fn records(&self) -> Result<(), String> {
         let deadline = tokio::time::Instant::now() + RECORDS;
-        while self.seen.records.get() != self.counted {
+        loop {
+            let (records, twice, counted) = {
+                let records = self.seen.records.borrow();
+                (records.ids.len() as u64, records.twice, records.counted)
+            };
+            if twice > 0 {
+                return Err(format!("{twice} records came twice"));
+            }
+            if records == self.counted && counted == self.whole {
+                return Ok(());
+            }
             if tokio::time::Instant::now() > deadline {
-                let (came, counted) = (self.seen.records.get(), self.counted);
-                return Err(format!("there were {counted} requests with everything on, and {came} records came"));
+                return Err(format!(
+                    "of {} requests with everything on, {} to their end, {records} records came, {counted} with the \
+                     backend's counts",
+                    self.counted, self.whole
+                ));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
     }
 
     fn count(&mut self, target: &Target, outcomes: &[&Outcome]) {
         if target.counts() {
-            self.counted += outcomes.iter().map(|outcome| outcome.requests).sum::<u64>();
+            let requests = outcomes.iter().map(|outcome| outcome.requests).sum::<u64>();
+            self.counted += requests;
+            self.whole += requests;
         }
     }
 
     /// Prints the tables, and writes them, the numbers and the plots.
-    fn write(&self, holds: &[usize]) -> Result<(), String> {
+    fn write(&self) -> Result<(), String> {
+        let holds = self.holds();
         let mut sections: Vec<Section> =
             CASES.iter().map(|case| Section { case: case.name.to_owned(), about: case.about }).collect();
         sections.extend(holds.iter().map(|count| Section {
@@ -333,8 +381,7 @@ impl Bench {
             about: "Proportional set size: idle, for each live stream that gets a chunk every two seconds, and ten \
                     seconds after the last stream has ended.",
         }));
-        let names: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
-        let tables = report::markdown(&sections, &names, &self.figures);
+        let tables = report::markdown(&sections, &self.names, &self.figures);
         println!("{tables}");
         let versions: Vec<String> = ["nginx", "haproxy"].iter().filter_map(|name| target::version(name)).collect();
         let json = serde_json::json!({
@@ -352,8 +399,11 @@ impl Bench {
             ("chunk-delay", "Added delay of a chunk, p99", "200 streams", Quantity::DelayP99),
             ("memory-per-stream", "Memory per live stream", most.as_str(), Quantity::PerStream),
         ] {
-            if let Some(svg) = report::plot(title, &self.figures, case, quantity, &names) {
+            if let Some(svg) = report::plot(title, &self.figures, case, quantity, &self.names) {
                 files.push((format!("{file}.svg"), svg));
+            } else {
+                // One of an earlier run would not belong to these tables.
+                let _ = fs::remove_file(self.place.folder.join(format!("{file}.svg")));
             }
         }
         for (name, text) in files {

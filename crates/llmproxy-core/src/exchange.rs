@@ -59,6 +59,9 @@ pub struct Exchange {
     sinks: Mutex<Vec<Arc<dyn UsageSink>>>,
 }
 
+// There is one for each open stream: it must not grow unnoticed.
+const _: () = assert!(size_of::<Exchange>() <= 512);
+
 /// Set when the proxy stops and its grace period is over: bodies dropped after that were not left by their clients. A
 /// handle: all clones are one flag.
 ///
@@ -311,9 +314,9 @@ impl StopFlag {
     }
 }
 
-/// A UUIDv7 whose time goes on below the millisecond (RFC 9562, section 6.2, method 3), and whose random part is a count
-/// under a random key: the system is asked for that key, once, and not for every id, which it takes longer for than all else
-/// here.
+/// A UUIDv7 whose time goes on below the millisecond (RFC 9562, section 6.2, method 3), so that ids sort by the time to a
+/// quarter of a microsecond. Its random part is a count under a random key: the system is asked for that key, once, and not
+/// for every id, which it takes longer for than all else here.
 fn new_id(timestamp: Timestamp) -> Uuid {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);

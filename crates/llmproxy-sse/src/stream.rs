@@ -32,6 +32,9 @@ pub struct Stream {
     events: Option<Events>,
 }
 
+// There is one for each open stream: it must not grow unnoticed.
+const _: () = assert!(size_of::<Stream>() <= 320);
+
 /// A limit of time, and how much of it is left.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {

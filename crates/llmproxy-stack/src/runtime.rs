@@ -42,6 +42,8 @@ const MAX_SMALL_ANSWER: usize = 4 << 20;
 const ACCESS_LOG_GRACE: Duration = Duration::from_secs(2);
 /// How often limits forget idle keys.
 const SWEEP: Duration = Duration::from_secs(60);
+/// The most that the bodies of one answer may take, in bytes.
+const MAX_BODY: usize = 512;
 
 /// Renders the metrics in the text format, for `/metrics`.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -303,9 +305,7 @@ impl Runtime {
             Some(policy) => balance.with_policy(policy.clone()),
             None => balance,
         };
-        ServiceBuilder::new()
-            // Errors become answers here, and only here.
-            .layer(RespondLayer::new())
+        let inner = ServiceBuilder::new()
             // What is not part of the API is nobody's business, known or not.
             .layer(PathsLayer(Arc::new(Paths::new(&config.routing_paths.allow_paths))))
             // From the head alone: a stranger's body is never read.
@@ -323,7 +323,9 @@ impl Runtime {
             // Time limits of one attempt, and a visible end when its backend dies.
             .layer(SseLayer::new(&config.sse).with_quiet_start(config.routing.commit == Commit::FirstByte))
             // One exchange with one backend.
-            .service(Upstream::new(self.clients.clone()))
+            .service(Upstream::new(self.clients.clone()));
+        // Errors become answers here, and only here.
+        ServiceBuilder::new().layer(RespondLayer::new()).service(with_small_bodies(inner))
     }
 
     async fn key_store(&self, config: &Config, current: &Current) -> Result<Option<(PathBuf, KeyStore)>, StartError> {
@@ -360,6 +362,16 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         self.sweeper.abort();
     }
+}
+
+/// Passes on a service whose answers' bodies, one around the other, are small; with any other this does not compile. There
+/// is one for each open stream. What they keep elsewhere is bounded in their own crates.
+fn with_small_bodies<S, R>(service: S) -> S
+where
+    S: Service<Request<Body>, Response = Response<R>>,
+{
+    const { assert!(size_of::<R>() <= MAX_BODY, "the bodies of an answer have grown") };
+    service
 }
 
 fn access_log(config: &Config, current: &Current) -> Result<Option<(AccessLogConfig, Arc<AccessLog>)>, StartError> {

@@ -219,3 +219,29 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llmproxy_config::load_str;
+
+    use super::*;
+    use crate::{Options, Runtime};
+
+    /// A task for each connection, for as long as it is open: 1280 bytes with what tokio puts around it.
+    const MAX_CONNECTION: usize = 1280 - 128;
+
+    #[tokio::test]
+    async fn a_connection_takes_little_room() -> Result<(), BoxError> {
+        let text = "server: {listen: '127.0.0.1:0'}\nbackends: [{url: 'http://127.0.0.1:9'}]\n";
+        let config = load_str(text, &Default::default())?.config;
+        let runtime = Runtime::start(&config, Options::default()).await?;
+        let server = Server::bind(&config.server, runtime.stop_flag()).await?;
+        let _client = TcpStream::connect(server.local_addr()?).await?;
+        let (stream, peer) = server.listener.accept().await?;
+        let (builder, graceful) = (http1::Builder::new(), GracefulShutdown::new());
+        let connection = serve_connection(&builder, &graceful, server.patience, stream, peer, runtime.service());
+        let size = size_of_val(&connection);
+        assert!(size <= MAX_CONNECTION, "{size} bytes");
+        Ok(())
+    }
+}

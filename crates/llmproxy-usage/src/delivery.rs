@@ -28,13 +28,15 @@ struct Attempt {
     retries: u32,
     /// How many of the records it was about.
     sent: usize,
+    /// Whether it took too long.
+    late: bool,
 }
 
 /// Delivers `entries` by `report`, which is looked at anew before each try, and tells `settle` what became of which.
 ///
 /// All of them at once, as a rule. A reporter that takes fewer by now gets no more than it takes. A batch that is
 /// refused is halved until it is known which of its records are meant: one that a receiver does not like, or a batch that
-/// is too long for it, must not cost the others.
+/// is too long for it, must not cost the others. One that is not answered in time is halved at each try.
 pub(crate) async fn deliver(
     report: impl Fn() -> Arc<dyn Report>,
     mut entries: &[Entry],
@@ -43,7 +45,7 @@ pub(crate) async fn deliver(
     let (mut tries, mut most) = (0, usize::MAX);
     while !entries.is_empty() {
         let report = report();
-        let Attempt { verdict, retries, sent } = try_once(&*report, &entries[..most.min(entries.len())]).await;
+        let Attempt { verdict, retries, sent, late } = try_once(&*report, &entries[..most.min(entries.len())]).await;
         let end = match verdict {
             Verdict::Delivered => {
                 most = most.saturating_mul(2);
@@ -61,6 +63,10 @@ pub(crate) async fn deliver(
                 let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
                 let wait = after.max(backoff(tries, fastrand::f64()));
                 tracing::debug!(%why, ?wait, tries, sent, "usage records were not taken and will be sent again");
+                if late {
+                    // There may be more of them than can be taken in time.
+                    most = (sent / 2).max(1);
+                }
                 tokio::time::sleep(wait).await;
                 continue;
             }
@@ -89,13 +95,13 @@ async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
             }
         };
         match tokio::time::timeout(limit, trying).await {
-            Ok(verdict) => (verdict, retries),
-            Err(_) => (Verdict::again(format!("no answer within {limit:?}")), retries),
+            Ok(verdict) => (verdict, retries, false),
+            Err(_) => (Verdict::again(format!("no answer within {limit:?}")), retries, true),
         }
     };
-    let panicked = |_| (Verdict::again("the reporter panicked"), DEFAULT_RETRY);
-    let (verdict, retries) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
-    Attempt { verdict, retries, sent }
+    let panicked = |_| (Verdict::again("the reporter panicked"), DEFAULT_RETRY, false);
+    let (verdict, retries, late) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
+    Attempt { verdict, retries, sent, late }
 }
 
 /// From half of the step to all of it: many that failed together must not come back together.

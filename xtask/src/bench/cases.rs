@@ -45,7 +45,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "200 streams",
-        about: "Streams of 64 chunks, one each 20 ms, 200 at a time: 10,000 chunks a second.",
+        about: "Streams of 64 chunks, one each 20 ms, 200 at a time: 10,000 chunks a second while all are there.",
         load: Load::Streams { clients: 200, gap: 20_000 },
     },
     Case {

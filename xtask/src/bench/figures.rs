@@ -9,6 +9,7 @@ pub(crate) enum Quantity {
     Busy,
     CpuRequest,
     CpuChunk,
+    CpuMegabyte,
     P50,
     P99,
     FirstP50,
@@ -46,6 +47,7 @@ impl Quantity {
             Self::Busy => ("proxy's core busy", "%"),
             Self::CpuRequest => ("CPU per request", "µs"),
             Self::CpuChunk => ("CPU per chunk", "µs"),
+            Self::CpuMegabyte => ("CPU per MB", "µs"),
             Self::P50 => ("latency p50", "µs"),
             Self::P99 => ("latency p99", "µs"),
             Self::FirstP50 => ("first token p50", "µs"),
@@ -70,14 +72,17 @@ impl Quantity {
 
     /// Whether it is compared with nginx.
     pub(crate) fn has_ratio(self) -> bool {
-        !matches!(self, Self::Busy)
+        // How much room a proxy makes at its start is its own affair, and set by its file.
+        !matches!(self, Self::Busy | Self::Idle)
     }
 }
 
 // === impl Figures ===
 
 impl Figures {
-    pub(crate) fn add(&mut self, case: &str, target: &str, quantity: Quantity, value: f64) {
+    /// Adds one round's number, where there is one.
+    pub(crate) fn add(&mut self, case: &str, target: &str, quantity: Quantity, value: Option<f64>) {
+        let Some(value) = value else { return };
         self.0.entry((case.to_owned(), target.to_owned(), quantity)).or_default().push(value);
     }
 
@@ -119,20 +124,16 @@ impl Figures {
     }
 }
 
-/// The value below which `share` of `values` are, in microseconds where they are in nanoseconds.
-pub(crate) fn percentile(values: &mut [u64], share: f64) -> f64 {
-    if values.is_empty() {
-        return 0.0;
+/// The value below which `share` of `values` are, in microseconds where they are in nanoseconds; `None` where they are too
+/// few for one of them to be above it.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+pub(crate) fn percentile(values: &mut [u64], share: f64) -> Option<f64> {
+    let at = (values.len() as f64 * share) as usize;
+    if at + 1 >= values.len() {
+        return None;
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index"
-    )]
-    let at = ((values.len() as f64 * share) as usize).min(values.len() - 1);
     let (_, value, _) = values.select_nth_unstable(at);
-    *value as f64 / 1000.0
+    Some(*value as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -144,7 +145,7 @@ mod tests {
         let mut figures = Figures::default();
         for (target, values) in [("direct", [10.0, 30.0, 20.0]), ("nginx", [50.0, 40.0, 90.0])] {
             for value in values {
-                figures.add("case", target, Quantity::P50, value);
+                figures.add("case", target, Quantity::P50, Some(value));
             }
         }
         let summary = figures.summary("case", "nginx", Quantity::P50).unwrap();
@@ -156,9 +157,9 @@ mod tests {
 
     #[test]
     fn a_percentile_is_a_value_that_occurred() {
-        let mut values: Vec<u64> = (1..=100).map(|value| value * 1000).rev().collect();
-        assert!((percentile(&mut values, 0.5) - 51.0).abs() < f64::EPSILON);
-        assert!((percentile(&mut values, 0.99) - 100.0).abs() < f64::EPSILON);
-        assert!((percentile(&mut [], 0.5)).abs() < f64::EPSILON);
+        let mut values: Vec<u64> = (1..=200).map(|value| value * 1000).rev().collect();
+        assert_eq!(percentile(&mut values, 0.5), Some(101.0));
+        assert_eq!(percentile(&mut values, 0.99), Some(199.0));
+        assert_eq!(percentile(&mut values[..50], 0.99), None, "that would be the longest of few");
     }
 }

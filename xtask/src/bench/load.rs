@@ -10,7 +10,7 @@ use tokio::{
 use super::{
     mock::Seen,
     script::{Ask, Clock, JSON, Receiver},
-    wire::Conn,
+    wire::{Conn, Head},
 };
 
 /// How long a client may take to be seen leaving.
@@ -102,8 +102,8 @@ pub(crate) async fn json(
     Ok(outcome.take())
 }
 
-/// `clients` connections, each of which reads one stream like `ask` after another and begins none after `length`; at least
-/// one each.
+/// `clients` connections, each of which reads one stream like `ask` after another; all of them at a time for `length`.
+#[expect(clippy::cast_precision_loss, reason = "counts are small")]
 pub(crate) async fn streams(
     aim: &Aim,
     clients: u64,
@@ -112,13 +112,15 @@ pub(crate) async fn streams(
     clock: Clock,
 ) -> Result<Outcome, String> {
     let outcome = Rc::new(RefCell::new(Outcome::default()));
-    let until = Instant::now() + length;
+    // All are there for `length`; they come before that and go after it.
+    let spread = Duration::from_micros(ask.gap * ask.events) * u32::from(clients > 1);
+    let until = Instant::now() + spread + length;
     let mut tasks = JoinSet::new();
     for client in 0..clients {
         let (aim, outcome) = (aim.clone(), outcome.clone());
         tasks.spawn_local(async move {
             // Evenly over a whole stream, as clients that know nothing of each other would be.
-            sleep(Duration::from_micros(ask.gap * ask.events * client / clients)).await;
+            sleep(spread.mul_f64(client as f64 / clients as f64)).await;
             let request = aim.request(ask, 1024);
             let mut conn = Conn::connect(aim.port).await?;
             loop {
@@ -131,6 +133,15 @@ pub(crate) async fn streams(
     }
     all(tasks).await?;
     Ok(outcome.take())
+}
+
+/// The head of the answer to one small request.
+pub(crate) async fn head(aim: &Aim) -> Result<Head, String> {
+    let mut conn = Conn::connect(aim.port).await?;
+    conn.write(&aim.request(Ask { id: 0, events: 0, gap: 0, burst: 0, usage: false }, 1024)).await?;
+    let mut head = conn.head().await?.ok_or("a connection was closed instead of an answer")?;
+    while conn.piece(&mut head.body).await?.is_some() {}
+    Ok(head)
 }
 
 /// Opens `count` streams like `ask`, some thousand in a second, each on a connection of its own.

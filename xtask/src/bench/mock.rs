@@ -1,8 +1,8 @@
 //! The model server of the benchmark, and the receiver of usage records.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
+    cell::RefCell,
+    collections::{HashMap, HashSet},
     rc::Rc,
     time::Duration,
 };
@@ -11,7 +11,7 @@ use memchr::memmem;
 use tokio::{net::TcpListener, time::Instant};
 
 use super::{
-    script::{Ask, Clock, JSON, Sender},
+    script::{Ask, Clock, JSON, JSON_TOKENS, STREAM_TOKENS, Sender},
     wire::{Conn, text},
 };
 
@@ -23,11 +23,24 @@ const STREAM_HEAD: &[u8] =
 /// What the mock knows and the load wants to.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// Usage records that were reported.
-    pub(crate) records: Cell<u64>,
+    pub(crate) records: RefCell<Records>,
     /// Streams whose reader left, and when that was seen.
     left: RefCell<HashMap<u64, Instant>>,
 }
+
+/// The usage records that were reported.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    pub(crate) ids: HashSet<[u8; ID]>,
+    /// How many had an id that had come before.
+    pub(crate) twice: u64,
+    /// How many have the tokens that the mock says.
+    pub(crate) counted: u64,
+}
+
+/// A UUID in words.
+const ID: usize = 36;
+const ID_KEY: &[u8] = b"\"request_id\":\"";
 
 /// Serves on `listener` until the runtime ends; each connection on a task of its own.
 pub(crate) async fn serve(listener: TcpListener, clock: Clock, seen: Rc<Seen>) {
@@ -50,8 +63,7 @@ async fn answer_all(conn: &mut Conn, clock: Clock, seen: &Seen) -> Result<(), St
         }
         let path = head.line.split(' ').nth(1).unwrap_or_default();
         if path.starts_with("/usage") {
-            let records = memmem::find_iter(&request, b"\"request_id\":").count();
-            seen.records.set(seen.records.get() + records as u64);
+            seen.records.borrow_mut().take(&request);
             conn.write(json("{}").as_bytes()).await?;
         } else if let Some(ask) = Ask::parse(&request) {
             drop(request);
@@ -126,6 +138,24 @@ impl Seen {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+}
+
+// === impl Records ===
+
+impl Records {
+    /// Takes a report of one or more of them.
+    fn take(&mut self, report: &[u8]) {
+        for at in memmem::find_iter(report, ID_KEY) {
+            if let Some(id) = report[at + ID_KEY.len()..].first_chunk::<ID>()
+                && !self.ids.insert(*id)
+            {
+                self.twice += 1;
+            }
+        }
+        let told = [JSON_TOKENS, STREAM_TOKENS].map(|tokens| format!("\"total_tokens\":{tokens},"));
+        // Once in each record: the one inside of `usage` is the last there, and no comma follows it.
+        self.counted += told.iter().map(|told| memmem::find_iter(report, told.as_bytes()).count() as u64).sum::<u64>();
     }
 }
 

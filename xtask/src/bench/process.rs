@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     process::{Pid, Signal, kill_process},
-    thread::{CpuSet, sched_setaffinity},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 use tokio::time::{Instant, sleep};
 
@@ -36,10 +36,12 @@ pub(crate) struct Cores {
 // === impl Cores ===
 
 impl Cores {
-    /// The first for the proxies and the second for all else, where there are two.
-    pub(crate) fn choose() -> Self {
-        let two = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
-        Self { proxy: 0, load: usize::from(two) }
+    /// Of those that may be used the first for the proxies and the second for all else, where there are two.
+    pub(crate) fn choose() -> Result<Self, String> {
+        let allowed = sched_getaffinity(None).map_err(text)?;
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        let proxy = cores.next().ok_or("no core may be used")?;
+        Ok(Self { proxy, load: cores.next().unwrap_or(proxy) })
     }
 
     /// This thread, and what it starts from now on, stays on one core.

@@ -150,10 +150,10 @@ mod tests {
     fn figures() -> Figures {
         let mut figures = Figures::default();
         for (target, latency, busy) in [("direct", 10.0, 0.0), ("nginx", 30.0, 99.0), ("ours", 40.0, 80.0)] {
-            figures.add("small", target, Quantity::P50, latency);
-            figures.add("small", target, Quantity::P50, latency + 2.0);
-            figures.add("small", target, Quantity::Rate, 1000.0);
-            figures.add("small", target, Quantity::Busy, busy);
+            figures.add("small", target, Quantity::P50, Some(latency));
+            figures.add("small", target, Quantity::P50, Some(latency + 2.0));
+            figures.add("small", target, Quantity::Rate, Some(1000.0));
+            figures.add("small", target, Quantity::Busy, Some(busy));
         }
         figures
     }

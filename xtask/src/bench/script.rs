@@ -16,6 +16,10 @@ const LAST_SUFFIX: &str = r#"","object":"chat.completion.chunk","created":170000
 const USAGE: &str = r#"data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench","choices":[],"usage":{"prompt_tokens":210,"completion_tokens":64,"total_tokens":274}}"#;
 const DONE: &str = "data: [DONE]\n\n";
 
+/// What the two answers say that they came to in all.
+pub(crate) const JSON_TOKENS: u64 = 262;
+pub(crate) const STREAM_TOKENS: u64 = 274;
+
 /// What a request asks of the mock; written into its body, whose fields of other meaning a proxy may read or change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ask {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    load::Aim,
+    load::{self, Aim},
     process::{Cores, Process},
 };
 use crate::cargo::run;
@@ -42,6 +42,8 @@ enum Kind {
 pub(crate) struct Place {
     /// For configurations and logs.
     pub(crate) folder: PathBuf,
+    /// How many streams each must be able to hold.
+    pub(crate) streams: usize,
     /// The first of some ports: the mock's; the next is that of the receiver of records.
     pub(crate) port: u16,
     pub(crate) cores: Cores,
@@ -64,7 +66,7 @@ pub(crate) fn all(place: &Place, llmproxy: &Path, peers: &[String]) -> Result<Ve
     if let Some(program) = installed("haproxy") {
         let port = next();
         let args = ["-db", "-f"].map(str::to_owned).to_vec();
-        let kind = Kind::Program { program, args, file: "haproxy.cfg".to_owned(), text: haproxy(port, place.port) };
+        let kind = Kind::Program { program, args, file: "haproxy.cfg".to_owned(), text: haproxy(port, place) };
         targets.push(Target { name: "haproxy".to_owned(), aim: aim(port, ""), kind });
     }
     for (name, header, text) in [
@@ -119,6 +121,16 @@ impl Target {
         Process::start(&self.name, &mut command, &log, self.aim.port, place.cores).await.map(Some)
     }
 
+    /// Whether a stranger is refused, and a client told of its limits: that they are on.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        let stranger = load::head(&Aim { header: String::new(), ..self.aim.clone() }).await?;
+        let client = load::head(&self.aim).await?;
+        match stranger.line.contains(" 401 ") && client.is_ok() && client.names.contains("x-ratelimit-limit-tokens") {
+            true => Ok(()),
+            false => Err(format!("{} has no keys or no limits: {stranger:?}, {client:?}", self.name)),
+        }
+    }
+
     pub(crate) fn counts(&self) -> bool {
         self.name == "llmproxy full"
     }
@@ -130,26 +142,26 @@ impl Target {
 
 /// What Debian calls the package is what the program is called. Elsewhere there is no comparison with it.
 fn installed(name: &str) -> Option<PathBuf> {
-    let find = || {
-        let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
-        std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
-    };
-    find().or_else(|| {
-        if Path::new("/usr/bin/apt-get").exists() {
-            eprintln!("\n==> installing {name}");
-            let _ = run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", name]));
-        }
-        let program = find();
-        if program.is_none() {
-            eprintln!("    {name} is not installed, so there is no comparison with it");
-        }
-        program
-    })
+    if find(name).is_none() && Path::new("/usr/bin/apt-get").exists() {
+        eprintln!("\n==> installing {name}");
+        let install = ["install", "--yes", "--no-install-recommends", name];
+        let _ = run(Command::new("apt-get").arg("update")).and_then(|()| run(Command::new("apt-get").args(install)));
+    }
+    let program = find(name);
+    if program.is_none() {
+        eprintln!("    {name} is not installed, so there is no comparison with it");
+    }
+    program
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 /// The version of a program, as it tells it; for the report.
 pub(crate) fn version(name: &str) -> Option<String> {
-    let output = Command::new(installed(name)?).arg("-v").stdin(Stdio::null()).output().ok()?;
+    let output = Command::new(find(name)?).arg("-v").stdin(Stdio::null()).output().ok()?;
     let all = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&all).lines().next().map(str::to_owned)
 }
@@ -178,12 +190,13 @@ fn peer(peer: &str) -> Result<Target, String> {
 }
 
 fn nginx(port: u16, place: &Place) -> String {
-    let (folder, mock) = (place.folder.display(), place.port);
+    // It makes room for all of them when it starts.
+    let (folder, mock, connections) = (place.folder.display(), place.port, 2 * place.streams + 100);
     format!(
         "worker_processes 1;
 worker_rlimit_nofile 1048576;
 pid {folder}/nginx.pid;
-events {{ worker_connections 40000; }}
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     tcp_nodelay on;
@@ -211,10 +224,11 @@ http {{
     )
 }
 
-fn haproxy(port: u16, mock: u16) -> String {
+fn haproxy(port: u16, place: &Place) -> String {
+    let (most, mock) = (place.streams + 50, place.port);
     format!(
         "global
-    maxconn 9950
+    maxconn {most}
     nbthread 1
 defaults
     mode http

@@ -25,6 +25,8 @@ pub(crate) struct Conn {
 pub(crate) struct Head {
     /// Request line or status line.
     pub(crate) line: String,
+    /// The names of those headers that are the sender's own, in lines.
+    pub(crate) names: String,
     pub(crate) body: Body,
 }
 
@@ -167,16 +169,20 @@ impl Head {
         let head = std::str::from_utf8(head).map_err(text)?;
         let mut lines = head.split("\r\n");
         let line = lines.next().unwrap_or_default().to_owned();
-        let mut body = Body::Length(0);
+        let (mut body, mut names) = (Body::Length(0), String::new());
         for line in lines {
             let (name, value) = line.split_once(':').ok_or_else(|| format!("`{line}` is no header"))?;
+            if name.starts_with("x-") {
+                names.push_str(name);
+                names.push('\n');
+            }
             if name.eq_ignore_ascii_case("content-length") {
                 body = Body::Length(value.trim().parse().map_err(text)?);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 body = Body::ChunkSize;
             }
         }
-        Ok(Self { line, body })
+        Ok(Self { line, names, body })
     }
 
     pub(crate) fn is_ok(&self) -> bool {

@@ -21,12 +21,14 @@ use std::path::{Path, PathBuf};
 const REASONS: &[&str] = &[
     "builds the program",
     "needs Docker",
+    "needs another proxy",
     "needs root",
     "needs the client",
     "needs the network",
     "runs an example",
     "runs every test",
     "starts a model server",
+    "takes half an hour",
 ];
 
 /// One block.

@@ -40,6 +40,9 @@ pub struct Metering {
     first_token: bool,
 }
 
+// There is one for each open stream: it must not grow unnoticed.
+const _: () = assert!(size_of::<Metering>() + size_of::<Events>() <= 1024);
+
 /// What is kept of the head.
 pub(super) struct Head {
     pub(super) status: StatusCode,

@@ -162,6 +162,30 @@ async fn a_record_that_is_refused_costs_none_of_its_batch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_takes_too_long_is_sent_in_parts() {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let inbox = taken.clone();
+    // More than two at a time are too much for it.
+    let client = HttpClient::new(service_fn(move |request: Request<Bytes>| {
+        let records: Vec<Value> = serde_json::from_slice(request.body()).unwrap();
+        let inbox = inbox.clone();
+        async move {
+            if records.len() > 2 {
+                std::future::pending::<()>().await;
+            }
+            let ids = records.iter().map(|record| record["request_id"].as_str().unwrap().to_owned());
+            inbox.lock().unwrap().extend(ids);
+            Ok::<_, BoxError>(Response::new(Bytes::new()))
+        }
+    }));
+    let reporters = Reporters::new(client);
+    reporters.apply(&batches(json!({"batch_size": 8, "retry": 2}), json!({})));
+    let ids = end_some(&reporters, 8).await;
+    assert_eq!(reporters.flush(LONG).await, 0);
+    assert_eq!(*taken.lock().unwrap(), ids, "each once, in their order");
+}
+
+#[tokio::test(start_paused = true)]
 async fn records_keep_their_places_until_their_batch_is_taken() {
     let (client, sent) = client(&[429]);
     let reporters = batching(client, json!({"queue_size": 3, "admit_timeout": "30s"}));
