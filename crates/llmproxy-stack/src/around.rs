@@ -25,8 +25,8 @@ use crate::respond::Answer;
 pub(crate) struct AroundLayer;
 
 /// Enters the request's span whenever something is done for it until its answer's head is there: what is logged at the
-/// end of a body names the request itself, and to enter a span for each chunk costs more than the chunk's meter. A panic before the head is this one request's end, an
-/// answer like any other, and not the connection's.
+/// end of a body names the request itself, and to enter a span for each chunk costs a third of what its meter does. A panic
+/// before the head is this one request's end, an answer like any other, and not the connection's.
 #[derive(Clone, Debug)]
 pub(crate) struct Around<S>(S);
 

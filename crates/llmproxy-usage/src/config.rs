@@ -54,8 +54,8 @@ pub struct ReporterConfig {
     pub webhook: WebhookConfig,
 }
 
-/// HTTP requests with JSON: one for each record, an object, or one for each batch of them, an array of the same objects. The key that the request came with is never in it; its name and
-/// fingerprint always are, where they are known.
+/// HTTP requests with JSON: one for each record, an object, or one for each batch of them, an array of the same objects.
+/// The key that the request came with is never in it; its name and fingerprint always are, where they are known.
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct WebhookConfig {
