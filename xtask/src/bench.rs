@@ -66,26 +66,18 @@ struct Bench {
 
 /// Runs what `options` say. Returns whether all answers were right.
 pub(crate) fn run(args: &[String], options: Options) -> bool {
-    if options.instructions {
-        return budget::print();
-    }
-    if cfg!(debug_assertions) {
+    let result = if options.instructions {
+        budget::compare()
+    } else if cfg!(debug_assertions) {
         // A load that is not optimized would be what is measured.
-        return match run_command(&mut optimized(args)) {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("==> bench FAILED: {error}");
-                false
-            }
-        };
+        run_command(&mut optimized(args))
+    } else {
+        local(measure(options))
+    };
+    if let Err(error) = &result {
+        eprintln!("==> bench FAILED: {error}");
     }
-    match local(measure(options)) {
-        Ok(()) => true,
-        Err(error) => {
-            eprintln!("==> bench FAILED: {error}");
-            false
-        }
-    }
+    result.is_ok()
 }
 
 /// This program again, as fast as it can be.
@@ -159,8 +151,7 @@ impl Bench {
         tokio::time::sleep(Duration::from_secs(2)).await;
         for target in targets.iter().filter(|target| target.counts()) {
             target.check().await?;
-            self.counted += 1;
-            self.whole += 1;
+            self.count(target, 1);
         }
         let rounds = self.options.rounds;
         for round in 1..=rounds {
@@ -188,7 +179,7 @@ impl Bench {
                 let warm = load::json(&target.aim, clients, size, length / 10, u64::MAX).await?;
                 let (mut outcome, cpu, took) =
                     timed(process, load::json(&target.aim, clients, size, length, u64::MAX)).await?;
-                self.count(target, &[&warm, &outcome]);
+                self.count(target, warm.requests + outcome.requests);
                 let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
                 add(Quantity::P50, percentile(&mut outcome.first, 0.5));
                 add(Quantity::P99, percentile(&mut outcome.first, 0.99));
@@ -207,7 +198,7 @@ impl Bench {
                 let length = length.mul_f64(1.5);
                 let (mut outcome, cpu, _) =
                     timed(process, load::streams(&target.aim, clients, ask, length, self.clock)).await?;
-                self.count(target, &[&outcome]);
+                self.count(target, outcome.requests);
                 let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
                 add(Quantity::FirstP50, percentile(&mut outcome.first, 0.5));
                 add(Quantity::FirstP99, percentile(&mut outcome.first, 0.99));
@@ -257,7 +248,7 @@ impl Bench {
                 }
             }
         };
-        self.count(target, &[&outcome]);
+        self.count(target, outcome.requests);
         let mut add = |quantity, value: Option<f64>| self.figures.add(case.name, &target.name, quantity, value);
         #[expect(clippy::cast_precision_loss, reason = "a hundred million")]
         add(Quantity::Throughput, Some(bytes as f64 / 1e6 / took.as_secs_f64()));
@@ -308,7 +299,7 @@ impl Bench {
         // What the first request brings is not a stream's.
         let ask = Ask { id: 0, events: 2, gap: 1000, burst: 1, usage: false };
         let outcome = load::streams(&target.aim, 1, ask, Duration::ZERO, self.clock).await?;
-        self.count(target, &[&outcome]);
+        self.count(target, outcome.requests);
         let idle = process.memory()?;
         for count in counts {
             let gap = u64::try_from(HOLD_GAP.as_micros()).unwrap_or(u64::MAX);
@@ -319,10 +310,7 @@ impl Bench {
             held.open().await?;
             let full = process.memory()?;
             held.finish().await?;
-            if target.counts() {
-                self.counted += *count as u64;
-                self.whole += *count as u64;
-            }
+            self.count(target, *count as u64);
             let case = self::held(*count);
             if !self.options.quick {
                 tokio::time::sleep(Duration::from_secs(10)).await;
@@ -363,9 +351,9 @@ impl Bench {
         }
     }
 
-    fn count(&mut self, target: &Target, outcomes: &[&Outcome]) {
+    /// So many requests came to their end.
+    fn count(&mut self, target: &Target, requests: u64) {
         if target.counts() {
-            let requests = outcomes.iter().map(|outcome| outcome.requests).sum::<u64>();
             self.counted += requests;
             self.whole += requests;
         }

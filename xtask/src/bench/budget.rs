@@ -1,4 +1,4 @@
-//! Instructions, counted by valgrind: the one figure of speed that two runs agree on.
+//! Instructions, counted by valgrind: the figure of speed that other load disturbs least.
 
 use std::{
     fs,
@@ -32,38 +32,29 @@ const PORT: u16 = 18_140;
 /// What is counted, in the order in which it is told.
 const NAMES: [&str; 4] = ["request, plain", "chunk, plain", "request, full", "chunk, full"];
 
-/// Prints the instructions beside what they may be.
-pub(crate) fn print() -> bool {
-    match compare() {
-        Ok(Some(wrong)) => {
-            eprintln!("==> {wrong}");
-            false
-        }
-        Ok(None) => true,
-        Err(error) => {
-            eprintln!("==> bench FAILED: {error}");
-            false
-        }
-    }
+/// What a proxy is to answer while its instructions are counted.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    everything: bool,
+    requests: u64,
+    streams: u64,
+    events: u64,
 }
 
 /// The guard against a slower hot path.
 pub(crate) fn step() -> Step {
-    Step::new("instructions", || match compare()? {
-        Some(wrong) => Err(wrong),
-        None => Ok(()),
-    })
+    Step::new("instructions", compare)
 }
 
-/// Counts, and says what is over its budget.
-fn compare() -> Result<Option<String>, String> {
+/// Prints the instructions beside what they may be; an error says what is over its budget.
+pub(crate) fn compare() -> Result<(), String> {
     if !cfg!(target_arch = "x86_64") {
         eprintln!("    skipped: the budget is one of x86-64's instructions");
-        return Ok(None);
+        return Ok(());
     }
     if Command::new("valgrind").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         eprintln!("    skipped: valgrind is not installed");
-        return Ok(None);
+        return Ok(());
     }
     let llmproxy = build("release")?;
     let counted = super::local(count(&llmproxy))?;
@@ -76,13 +67,14 @@ fn compare() -> Result<Option<String>, String> {
             over.push(format!("{name}: {counted:.0} instead of {budget:.0}"));
         }
     }
-    Ok((!over.is_empty()).then(|| {
-        format!(
-            "more than 5 % over the budget of instructions per {}; make it cheaper, or raise the budget in {FILE}, in a \
-             commit of its own that names the feature and its cost",
-            over.join(", per ")
-        )
-    }))
+    if over.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "more than 5 % over the budget of instructions per {}; make it cheaper, or raise the budget in {FILE}, in a commit \
+         of its own that names the feature and its cost",
+        over.join(", per ")
+    ))
 }
 
 fn budget() -> Result<[f64; 4], String> {
@@ -100,7 +92,7 @@ async fn count(llmproxy: &Path) -> Result<[f64; 4], String> {
     let (place, ..) = prepare(PORT, 0).await?;
     let mut all = [0.0; 4];
     for (index, everything) in [false, true].into_iter().enumerate() {
-        let run = |requests, streams, events| least(&place, llmproxy, everything, requests, streams, events);
+        let run = |requests, streams, events| least(&place, llmproxy, Work { everything, requests, streams, events });
         let few = run(WARM, 0, 0).await?;
         let many = run(WARM + REQUESTS, 0, 0).await?;
         let short = run(WARM, STREAMS, SHORT).await?;
@@ -115,28 +107,15 @@ async fn count(llmproxy: &Path) -> Result<[f64; 4], String> {
 }
 
 /// The fewer of two runs: whatever disturbs one only adds to it.
-async fn least(
-    place: &Place,
-    llmproxy: &Path,
-    everything: bool,
-    requests: u64,
-    streams: u64,
-    events: u64,
-) -> Result<f64, String> {
-    let once = one_run(place, llmproxy, everything, requests, streams, events).await?;
-    let again = one_run(place, llmproxy, everything, requests, streams, events).await?;
+async fn least(place: &Place, llmproxy: &Path, work: Work) -> Result<f64, String> {
+    let once = one_run(place, llmproxy, work).await?;
+    let again = one_run(place, llmproxy, work).await?;
     Ok(once.min(again))
 }
 
-/// All the instructions of a proxy's life in which it answered so many requests and streams.
-async fn one_run(
-    place: &Place,
-    llmproxy: &Path,
-    everything: bool,
-    requests: u64,
-    streams: u64,
-    events: u64,
-) -> Result<f64, String> {
+/// All the instructions of a proxy's life in which it did that work.
+async fn one_run(place: &Place, llmproxy: &Path, work: Work) -> Result<f64, String> {
+    let Work { everything, requests, streams, events } = work;
     let (yaml, aim) = target::llmproxy(place, everything);
     let config: PathBuf = place.folder.join("instructions.yaml");
     // Nor what is done beside the requests, which is more the longer they take.
