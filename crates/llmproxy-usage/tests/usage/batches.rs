@@ -122,7 +122,7 @@ async fn a_flush_does_not_wait_for_batches_to_fill_nor_do_records_that_come_mean
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_not_taken_is_sent_again_as_it_was() {
-    let (client, sent) = client(&[500, 0, 1, 429]);
+    let (client, sent) = client(&[500, 0, 503, 429]);
     let reporters = Reporters::new(client);
     reporters.apply(&batches(json!({"batch_size": 3, "retry": 4}), json!({})));
     let ids = end_some(&reporters, 3).await;
