@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -21,6 +21,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
+
+use crate::pace::Backlog;
 
 /// What a client reads whose head was not complete in time (RFC 9110, 15.5.9).
 const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -46,6 +48,8 @@ pub(crate) struct Activity {
     /// The reader that waits without a limit while an answer is on its way. hyper does not read again at the end of an
     /// answer when its last read found nothing, so the reader must be woken to begin the wait for the next request.
     reader: AtomicWaker,
+    /// What waits to be written to the client.
+    pub(crate) backlog: Backlog,
 }
 
 /// Counts a request as long as it lives.
@@ -194,7 +198,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        // hyper flushes once all that it had is written.
+        ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
+        this.activity.backlog.clear();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -49,6 +49,7 @@ mod around;
 mod error;
 mod io;
 mod models;
+mod pace;
 mod paths;
 mod respond;
 mod routes;

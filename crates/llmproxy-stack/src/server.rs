@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::body::Body;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
@@ -23,12 +23,16 @@ use tower::{Service, ServiceExt};
 
 use crate::{
     Peer,
-    io::{Activity, Patience, PatientIo},
+    io::{Activity, Busy, Patience, PatientIo},
     metrics::CONNECTIONS,
+    pace::PacedBody,
 };
 
 /// After the streams' grace period, how long their ends may take before the process goes on without them.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// The body of an answer as hyper is given it.
+type Served<B> = Observed<PacedBody<B>, Hold<Busy>>;
 
 /// A bound listener, ready to serve HTTP/1.1 (RFC 9112). See [`Runtime`](crate::Runtime) for an example.
 #[derive(Debug)]
@@ -157,10 +161,9 @@ where
     let activity = Arc::<Activity>::default();
     let io = TokioIo::new(PatientIo::new(stream, patience, activity.clone()));
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let busy = activity.begin();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
-        answer(service.clone(), request, busy)
+        answer(service.clone(), request, &activity)
     });
     let connection = builder.serve_connection(io, service);
     let connection = graceful.watch(connection);
@@ -175,16 +178,19 @@ where
     })
 }
 
-async fn answer<S, R>(
+fn answer<S, R>(
     service: S,
     request: Request<Body>,
-    busy: crate::io::Busy,
-) -> Result<Response<Observed<R, Hold<crate::io::Busy>>>, BoxError>
+    activity: &Arc<Activity>,
+) -> impl Future<Output = Result<Response<Served<R>>, BoxError>> + Send + use<S, R>
 where
-    S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>>,
-    R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>>,
+    S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>> + Send + 'static,
+    S::Future: Send,
+    R: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    observe(service.oneshot(request), Hold(busy)).await
+    let (busy, activity) = (activity.begin(), activity.clone());
+    let paced = move |response: Response<R>| response.map(|body| PacedBody::new(body, activity));
+    observe(service.oneshot(request).map_ok(paced), Hold(busy))
 }
 
 /// Counts a connection as long as it lives.

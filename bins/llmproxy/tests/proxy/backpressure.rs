@@ -1,0 +1,78 @@
+//! A client that reads slowly slows its backend, and costs the proxy little meanwhile.
+
+use std::time::Duration;
+
+use llmproxy_testkit::{Backend, BodyEnd, Client, Wire};
+use rustix::process::Pid;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::harness::{Proxy, within};
+
+const STALLED: usize = 8;
+/// For each of them, in KiB. Most of it is what the HTTP library reads ahead of a backend, which has no setting.
+const MOST: u64 = 1024;
+/// More than anything reads at a time, so that every buffer on the way is as large as it gets.
+const PIECE: usize = 512 * 1024;
+/// More than the kernel holds between three processes.
+const EVENTS: usize = 128;
+
+/// The proxy's share of memory, in KiB.
+fn memory(pid: Pid) -> u64 {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+    let text = std::fs::read_to_string(path).expect("the proxy runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("the kernel tells");
+    line.trim_end_matches("kB").trim().parse().expect("a number")
+}
+
+/// Sends all the events in a task of its own, which says how many have gone.
+fn send(mut wire: Wire) -> watch::Receiver<usize> {
+    let (sent, progress) = watch::channel(0);
+    tokio::spawn(async move {
+        let piece = format!("data: {}\n\n", "x".repeat(PIECE - "data: \n\n".len()));
+        for number in 1..=EVENTS {
+            wire.chunk(&piece).await.expect("the proxy keeps the connection");
+            sent.send_replace(number);
+        }
+        wire.finish().await.expect("the proxy keeps the connection");
+    });
+    progress
+}
+
+/// Waits until nothing more goes.
+async fn stalled(progress: &mut watch::Receiver<usize>) {
+    while tokio::time::timeout(Duration::from_millis(500), progress.changed()).await.is_ok_and(|more| more.is_ok()) {}
+    assert!(*progress.borrow() < EVENTS, "nothing slows the backend");
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_stop_their_backends_and_cost_less_than_a_megabyte_each() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let mut proxy = Proxy::start(&format!(
+        "server: {{write_timeout: 5m}}\nbackends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n",
+        backend.url()
+    ))
+    .await;
+    let ask = json!({"model": "m", "stream": true, "messages": []});
+    let mut clients = Vec::new();
+    let mut before = 0;
+    for number in 0..=STALLED {
+        let mut client = Client::connect(proxy.address()).await;
+        client.send_json("/v1/chat/completions", &[], &ask).await;
+        let (_, mut wire) = requests.next().await;
+        wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+        assert_eq!(client.head().await.status, 200);
+        // The first makes what all others share.
+        if number == 1 {
+            before = memory(proxy.pid());
+        }
+        stalled(&mut send(wire)).await;
+        clients.push(client);
+    }
+    let each = memory(proxy.pid()).saturating_sub(before) / STALLED as u64;
+    assert!(each < MOST, "{each} KiB each");
+    // Whoever reads again gets it all.
+    let all = within("the rest", clients.pop().expect("there are some").read_to_end()).await;
+    assert_eq!((all.end, all.body().len()), (BodyEnd::Complete, EVENTS * PIECE));
+    assert_eq!(proxy.ended().await["end"], "complete");
+}
