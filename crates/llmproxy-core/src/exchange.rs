@@ -46,6 +46,7 @@ pub struct Exchange {
     started: Instant,
     timestamp: Timestamp,
     stop: StopFlag,
+    panicked: AtomicBool,
     client: OnceLock<Client>,
     caller: OnceLock<Caller>,
     call: OnceLock<Call>,
@@ -97,6 +98,7 @@ impl Exchange {
             started: Instant::now(),
             timestamp,
             stop,
+            panicked: AtomicBool::new(false),
             client: OnceLock::new(),
             caller: OnceLock::new(),
             call: OnceLock::new(),
@@ -154,6 +156,16 @@ impl Exchange {
     /// Whether the proxy has stopped and given up on what was still running.
     pub fn is_stopped(&self) -> bool {
         self.stop.is_set()
+    }
+
+    /// Written by whoever catches a panic, before the rest of the exchange is dropped: that is no leaving of the client's.
+    pub fn set_panicked(&self) {
+        self.panicked.store(true, Ordering::Release);
+    }
+
+    /// Whether a panic ends the exchange: one that was caught, or one that is on its way through the caller.
+    pub fn is_panicked(&self) -> bool {
+        self.panicked.load(Ordering::Acquire) || std::thread::panicking()
     }
 
     /// Written by the server: where the request came from and the id that the client gave it.

@@ -22,6 +22,8 @@ pub enum End {
     Timeout,
     /// The proxy was stopped, and the grace period was over.
     Shutdown,
+    /// The proxy itself failed at it: a panic, which its log tells of.
+    ProxyFailed,
 }
 
 /// Who counted.
@@ -141,6 +143,7 @@ impl End {
             Self::BackendFailed => "backend_failed",
             Self::Timeout => "timeout",
             Self::Shutdown => "shutdown",
+            Self::ProxyFailed => "proxy_failed",
         }
     }
 }

@@ -173,6 +173,27 @@ async fn what_the_proxy_drops_when_it_stops_was_not_left_by_the_client() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_panic_drops_was_not_left_by_the_client() {
+    let exchange = exchange(CHAT, true);
+    let records = Records::of(&exchange);
+    let body = metered(&exchange, CHAT, events(Script::chunks([DELTA]))).await.into_body();
+    let unwinds = move || {
+        let _body = body;
+        panic!("whoever reads the body fails");
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(unwinds)).unwrap_err();
+    assert_eq!(records.one().end, End::ProxyFailed);
+    // One that was caught further out says so before it lets go.
+    let exchange = support::exchange(CHAT, true);
+    let records = Records::of(&exchange);
+    let pending = || std::future::pending::<Result<Response<Script>, BoxError>>();
+    let waiting = MeterLayer::new().layer(service_fn(move |_| pending())).call(request(&exchange, CHAT));
+    exchange.set_panicked();
+    drop(waiting);
+    assert_eq!((records.one().end, records.one().status), (End::ProxyFailed, 500));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_event_is_a_failure_even_if_the_stream_ends_well() {
     let error = "data: {\"error\":{\"message\":\"out of memory\",\"code\":500}}\n\n";
     let record = record_of(CHAT, events(Script::chunks([DELTA, error, "data: [DONE]\n\n"]))).await;

@@ -191,7 +191,7 @@ fn describe(error: &BoxError) -> ApiError {
         (None, End::Shutdown) => {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the proxy was stopped before the end")
         }
-        (None, End::Complete | End::ClientGone | End::BackendFailed) => {
+        (None, End::Complete | End::ClientGone | End::BackendFailed | End::ProxyFailed) => {
             ApiError::new(StatusCode::BAD_GATEWAY, "backend_error", "the backend failed in the middle of its answer")
         }
     }

@@ -38,15 +38,18 @@ pin_project! {
     pub(crate) struct AroundFuture<F> {
         #[pin]
         called: Called<F>,
+        exchange: Option<Arc<Exchange>>,
         span: Span,
     }
 }
 
 pin_project! {
     #[project = CalledProjection]
+    #[project_replace = CalledReplaced]
     enum Called<F> {
         Future { #[pin] future: F },
         Panicked { panic: Option<Panic> },
+        Done,
     }
 }
 
@@ -75,12 +78,14 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let span = span(&request);
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned();
+        let span =
+            exchange.as_ref().map_or_else(Span::none, |exchange| tracing::info_span!("request", id = %exchange.id()));
         let called = span.in_scope(|| match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
             Ok(future) => Called::Future { future },
             Err(panic) => Called::Panicked { panic: Some(panic) },
         });
-        AroundFuture { called, span }
+        AroundFuture { called, exchange, span }
     }
 }
 
@@ -93,25 +98,26 @@ where
     type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let _entered = this.span.enter();
-        let response = match this.called.project() {
+        let response = match this.called.as_mut().project() {
             CalledProjection::Future { future } => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
                 Ok(result) => ready!(result)?,
-                Err(panic) => panicked(&*panic),
+                Err(panic) => {
+                    if let Some(exchange) = this.exchange {
+                        exchange.set_panicked();
+                    }
+                    // Whatever is held for the exchange, and its record, end here and not when the answer has been read.
+                    this.called.project_replace(Called::Done);
+                    panicked(&*panic)
+                }
             },
             CalledProjection::Panicked { panic } => {
                 panicked(&*panic.take().expect("a future is not polled after it was ready"))
             }
+            CalledProjection::Done => panic!("a future is not polled after it was ready"),
         };
         Poll::Ready(Ok(response))
-    }
-}
-
-fn span(request: &Request<Body>) -> Span {
-    match request.extensions().get::<Arc<Exchange>>() {
-        Some(exchange) => tracing::info_span!("request", id = %exchange.id()),
-        None => Span::none(),
     }
 }
 
@@ -158,6 +164,26 @@ mod tests {
             assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
             assert!(text.starts_with(b"{\"error\"") && !text.windows(what.len()).any(|part| part == what.as_bytes()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_exchange_before_its_answer_is_read() {
+        let mut request = Request::new(Body::empty());
+        let exchange = Exchange::of(request.extensions_mut());
+        let held = Arc::new(());
+        let kept = held.clone();
+        // What is in a layer's own future, not on the stack of the poll that fails.
+        let failing = std::future::poll_fn(move |_| -> Poll<Result<Response<Body>, Infallible>> {
+            panic!("{} hold it", Arc::strong_count(&kept))
+        });
+        let mut failing = Some(failing);
+        let mut service = AroundLayer.layer(service_fn(move |_| failing.take().expect("called once")));
+        let mut future = Box::pin(service.call(request));
+        let response = future.as_mut().await.expect("infallible");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(exchange.is_panicked());
+        assert_eq!(Arc::strong_count(&held), 1);
+        drop(future);
     }
 
     #[tokio::test]

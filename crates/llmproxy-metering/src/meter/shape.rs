@@ -185,6 +185,7 @@ impl Metering {
             Ending::Complete if failed || refused => Some(End::BackendFailed),
             Ending::Complete => Some(End::Complete),
             Ending::Dropped if self.tally.terminal && !failed => Some(End::Complete),
+            Ending::Dropped if self.exchange.is_panicked() => Some(End::ProxyFailed),
             Ending::Dropped if self.exchange.is_stopped() => Some(End::Shutdown),
             Ending::Dropped if failed => Some(End::BackendFailed),
             Ending::Dropped => Some(End::ClientGone),
