@@ -17,6 +17,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     Config, Mistake, Warning,
     table::{self, Kind},
+    tree,
 };
 
 const NO_BACKEND: &str = "at least one is needed, such as:\nbackends:\n  - url: http://localhost:11434";
@@ -52,6 +53,10 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         sse: SseConfig::default(),
     };
     let streams: Streams = parts.block("routing");
+    // Where only others are named, there is none at the default address.
+    if !config.server.listeners.is_empty() && tree::get(&dict, &["server", "listen"]).is_none() {
+        config.server.listen.clear();
+    }
     // A duration of 0 is how `off` is written.
     config.server.heartbeat = config.server.heartbeat.filter(|heartbeat| !heartbeat.is_zero());
     config.inspect = InspectConfig {

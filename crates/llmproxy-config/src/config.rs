@@ -96,10 +96,15 @@ impl Config {
         let (new, was) = (&self.server, &old.server);
         [
             ("server.listen", new.listen != was.listen),
+            ("server.tls", new.tls != was.tls),
+            ("server.listeners", new.listeners != was.listeners),
+            ("server.http2", new.http2 != was.http2),
+            ("server.max_connections", new.max_connections != was.max_connections),
             ("server.read_timeout", new.read_timeout != was.read_timeout),
             ("server.write_timeout", new.write_timeout != was.write_timeout),
             ("server.idle_timeout", new.idle_timeout != was.idle_timeout),
             ("server.max_header_bytes", new.max_header_bytes != was.max_header_bytes),
+            ("server.max_headers", new.max_headers != was.max_headers),
             ("server.shutdown_timeout", new.shutdown_timeout != was.shutdown_timeout),
             ("log", self.log != old.log),
         ]

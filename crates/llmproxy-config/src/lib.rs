@@ -46,6 +46,7 @@ mod compose;
 mod config;
 mod error;
 mod expand;
+mod listener;
 mod live;
 mod load;
 mod logging;
@@ -60,6 +61,7 @@ mod walk;
 
 pub use config::{AdminConfig, Config, MetricsConfig, PathsConfig};
 pub use error::{LoadError, Mistake, Warning};
+pub use listener::{ClientAuth, ListenAddress, ListenerConfig, TlsConfig};
 pub use live::{Live, LiveHandle};
 pub use load::{LoadOptions, Loaded, load, load_str};
 pub use logging::{
@@ -67,4 +69,4 @@ pub use logging::{
     LoggingConfig,
 };
 pub use reference::{KeyDoc, KeyState, reference, reference_markdown};
-pub use server::{ListenAddress, ServerConfig};
+pub use server::{Http2Config, ServerConfig};

@@ -91,7 +91,7 @@ fn kind(kind: Kind) -> String {
         Kind::Block => "map".into(),
         Kind::Blocks => "list of maps".into(),
         Kind::Map => "map of names".into(),
-        Kind::Text => "string".into(),
+        Kind::Text | Kind::File => "string".into(),
         Kind::Secret => "secret".into(),
         Kind::Url => "URL".into(),
         Kind::Texts => "list of strings".into(),

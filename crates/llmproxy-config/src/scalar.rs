@@ -30,7 +30,7 @@ pub(crate) struct Coerced {
 pub(crate) fn coerce(kind: Kind, value: &Value) -> Result<Coerced, String> {
     let plain = |value| Ok(Coerced { value, warning: None });
     match kind {
-        Kind::Text | Kind::Url => plain(string(text(value)?)),
+        Kind::Text | Kind::File | Kind::Url => plain(string(text(value)?)),
         Kind::Secret => match value {
             Value::String(_, text) => plain(string(text)),
             // A number has lost its leading zeros, and a long one its last digits.

@@ -1,21 +1,31 @@
-//! The `server:` block: what the listener does.
+//! The `server:` block: what the listeners do.
 
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// The listener and what it allows a client.
+use crate::{ListenerConfig, TlsConfig};
+
+/// The listeners and what they allow a client.
 ///
 /// ```
 /// let server = llmproxy_config::ServerConfig::default();
-/// assert_eq!(server.addresses(), ["[::]:8000", "0.0.0.0:8000"]);
+/// assert_eq!(server.all_listeners()[0].addresses(), ["[::]:8000", "0.0.0.0:8000"]);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ServerConfig {
-    /// Where to listen: `:8000` on all interfaces, or `host:port`.
+    /// Where to listen: `:8000` on all interfaces, or `host:port`. Empty where only `listeners` say it.
     pub listen: String,
+    /// What is encrypted there.
+    pub tls: TlsConfig,
+    /// More places to listen at.
+    pub listeners: Vec<ListenerConfig>,
+    /// What HTTP/2 clients may do.
+    pub http2: Http2Config,
+    /// How many connections may be open at a time, over all listeners; 0 for any number.
+    pub max_connections: usize,
     /// The longest wait for a request's head, and for each next piece of its body.
     #[serde(with = "llmproxy_core::duration")]
     pub read_timeout: Duration,
@@ -27,6 +37,8 @@ pub struct ServerConfig {
     pub idle_timeout: Duration,
     /// The largest head, in bytes.
     pub max_header_bytes: u64,
+    /// The most headers that a request may have.
+    pub max_headers: usize,
     /// The largest body of a request that is read whole, in bytes.
     pub max_body_size: u64,
     /// The most that all bodies together may take while they are held, in bytes.
@@ -41,20 +53,18 @@ pub struct ServerConfig {
     pub heartbeat: Option<Duration>,
 }
 
-/// Where to listen, taken apart.
+/// The `http2:` block: what a client may do on one HTTP/2 connection.
 ///
 /// ```
-/// use llmproxy_config::{ListenAddress, ServerConfig};
-///
-/// let server = ServerConfig { listen: "127.0.0.1:9000".into(), ..ServerConfig::default() };
-/// assert_eq!(server.listen_address(), Ok(ListenAddress::Host("127.0.0.1".into(), 9000)));
+/// assert!(llmproxy_config::Http2Config::default().enabled);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddress {
-    /// On this port of all interfaces.
-    All(u16),
-    /// On this port of one address or of what a name stands for.
-    Host(String, u16),
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Http2Config {
+    /// Whether HTTP/2 is spoken at all.
+    pub enabled: bool,
+    /// How many requests may be under way on a connection at a time.
+    pub max_streams: u32,
 }
 
 // === impl ServerConfig ===
@@ -68,6 +78,10 @@ impl ServerConfig {
     pub const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
     /// 120 s.
     pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+    /// Ten thousand: far more streams than a machine's models serve, and some hundred megabytes where each is an idle one.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+    /// 100, which is also what the HTTP library has room for without asking for memory.
+    pub const DEFAULT_MAX_HEADERS: usize = 100;
     /// 1 MiB, in bytes.
     pub const DEFAULT_MAX_HEADER_BYTES: u64 = 1024 * 1024;
     /// 8 KiB, in bytes: the smallest buffer that the HTTP library reads a head into.
@@ -79,34 +93,25 @@ impl ServerConfig {
     /// 30 s.
     pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Where to listen.
+    /// All listeners: that of `listen` and `tls`, unless only others are named, then those of `listeners`.
     ///
-    /// # Errors
+    /// ```
+    /// use llmproxy_config::{ListenerConfig, ServerConfig};
     ///
-    /// A sentence saying what is allowed, where `listen` names no port.
-    pub fn listen_address(&self) -> Result<ListenAddress, String> {
-        let text = self.listen.trim();
-        let wrong = || format!("`{text}` is no address to listen on; write `:8000` for all interfaces, or `host:port`");
-        // A port alone is what remains of `:8000` where YAML or a variable made it a number.
-        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-        let port: u16 = port.parse().map_err(|_| wrong())?;
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        match (host, bare) {
-            ("" | "*", _) => Ok(ListenAddress::All(port)),
-            (_, Some(v6)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => Ok(ListenAddress::Host(host.into(), port)),
-            (_, None) if !host.contains([':', '/', '[', ']', ' ']) => Ok(ListenAddress::Host(host.into(), port)),
-            _ => Err(wrong()),
-        }
+    /// let more = ListenerConfig { listen: ":8443".into(), ..ListenerConfig::default() };
+    /// let server = ServerConfig { listeners: vec![more], ..ServerConfig::default() };
+    /// let addresses: Vec<String> = server.all_listeners().into_iter().map(|listener| listener.listen).collect();
+    /// assert_eq!(addresses, [":8000", ":8443"]);
+    /// ```
+    pub fn all_listeners(&self) -> Vec<ListenerConfig> {
+        let first = ListenerConfig { listen: self.listen.clone(), tls: self.tls.clone() };
+        let first = (!self.has_only_listeners()).then_some(first);
+        first.into_iter().chain(self.listeners.iter().cloned()).collect()
     }
 
-    /// What to bind, in the order to try: the first that can be had is the one. On all interfaces that is IPv6's, which
-    /// takes IPv4 along, then IPv4's alone where a machine has no IPv6. Empty where `listen` is no address.
-    pub fn addresses(&self) -> Vec<String> {
-        match self.listen_address() {
-            Ok(ListenAddress::All(port)) => vec![format!("[::]:{port}"), format!("0.0.0.0:{port}")],
-            Ok(ListenAddress::Host(host, port)) => vec![format!("{host}:{port}")],
-            Err(_) => Vec::new(),
-        }
+    /// Whether `listen` was left out beside `listeners`.
+    fn has_only_listeners(&self) -> bool {
+        self.listen.is_empty() && !self.listeners.is_empty()
     }
 
     /// Everything that is wrong with the block: the key below `server`, and what is allowed.
@@ -117,8 +122,21 @@ impl ServerConfig {
                 mistakes.push((key.to_owned(), message));
             }
         };
-        if let Err(message) = self.listen_address() {
-            check(true, "listen", message);
+        if self.has_only_listeners() {
+            check(
+                self.tls != TlsConfig::default() && self.tls.enabled != Some(false),
+                "tls",
+                "is for server.listen, which is not given beside server.listeners; move it into the listener that it is for"
+                    .into(),
+            );
+        } else {
+            let first = ListenerConfig { listen: self.listen.clone(), tls: self.tls.clone() };
+            first.validate().into_iter().for_each(|(key, message)| check(true, &key, message));
+        }
+        for (index, listener) in self.listeners.iter().enumerate() {
+            for (key, message) in listener.validate() {
+                check(true, &format!("listeners[{index}].{key}"), message);
+            }
         }
         for (key, value) in [
             ("read_timeout", self.read_timeout),
@@ -127,6 +145,12 @@ impl ServerConfig {
         ] {
             check(value.is_zero(), key, "must be longer than 0; leave it out for the default".into());
         }
+        check(self.max_headers == 0, "max_headers", "must be larger than 0; leave it out for the default".into());
+        check(
+            self.http2.max_streams == 0,
+            "http2.max_streams",
+            "must be larger than 0; to turn HTTP/2 off, set server.http2.enabled to false".into(),
+        );
         let least = Self::MIN_HEADER_BYTES;
         check(self.max_header_bytes < least, "max_header_bytes", format!("must be at least {least}"));
         check(self.max_body_size == 0, "max_body_size", "must be larger than 0".into());
@@ -143,10 +167,15 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: Self::DEFAULT_LISTEN.into(),
+            tls: TlsConfig::default(),
+            listeners: Vec::new(),
+            http2: Http2Config::default(),
+            max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             read_timeout: Self::DEFAULT_READ_TIMEOUT,
             write_timeout: Self::DEFAULT_WRITE_TIMEOUT,
             idle_timeout: Self::DEFAULT_IDLE_TIMEOUT,
             max_header_bytes: Self::DEFAULT_MAX_HEADER_BYTES,
+            max_headers: Self::DEFAULT_MAX_HEADERS,
             max_body_size: Self::DEFAULT_MAX_BODY_SIZE,
             max_buffered_bytes: Self::DEFAULT_MAX_BUFFERED_BYTES,
             shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
@@ -156,30 +185,38 @@ impl Default for ServerConfig {
     }
 }
 
+// === impl Http2Config ===
+
+impl Http2Config {
+    /// 256 requests at a time on a connection: many for one client, and a bound for what it may have begun.
+    pub const DEFAULT_MAX_STREAMS: u32 = 256;
+}
+
+impl Default for Http2Config {
+    fn default() -> Self {
+        Self { enabled: true, max_streams: Self::DEFAULT_MAX_STREAMS }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(listen: &str) -> Result<ListenAddress, String> {
-        ServerConfig { listen: listen.into(), ..ServerConfig::default() }.listen_address()
+    #[test]
+    fn a_listener_s_mistakes_are_named_by_its_place() {
+        let listener = ListenerConfig { listen: "here".into(), ..ListenerConfig::default() };
+        let config = ServerConfig { listeners: vec![listener.clone(), listener], ..ServerConfig::default() };
+        let keys: Vec<String> = config.validate().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["listeners[0].listen", "listeners[1].listen"]);
     }
 
     #[test]
-    fn addresses_are_read_as_people_write_them() {
-        let host = |name: &str, port| Ok(ListenAddress::Host(name.into(), port));
-        assert_eq!(at(":8000"), Ok(ListenAddress::All(8000)));
-        assert_eq!(at("*:8000"), Ok(ListenAddress::All(8000)));
-        assert_eq!(at("8000"), Ok(ListenAddress::All(8000)));
-        assert_eq!(at("127.0.0.1:0"), host("127.0.0.1", 0));
-        assert_eq!(at("localhost:8000"), host("localhost", 8000));
-        assert_eq!(at("[::1]:8000"), host("[::1]", 8000));
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused() {
-        for text in ["", ":", "localhost", ":99999", "http://localhost:8000", "::1:8000", "[x]:80", "a b:80"] {
-            assert!(at(text).is_err(), "{text}");
-        }
+    fn encryption_for_a_listener_that_is_not_there_is_refused() {
+        let listener = ListenerConfig { listen: ":8443".into(), ..ListenerConfig::default() };
+        let tls = TlsConfig { cert_file: Some("c".into()), key_file: Some("k".into()), ..TlsConfig::default() };
+        let config = ServerConfig { listen: String::new(), tls, listeners: vec![listener], ..ServerConfig::default() };
+        let keys: Vec<String> = config.validate().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["tls"]);
     }
 
     #[test]

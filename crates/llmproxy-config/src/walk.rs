@@ -155,6 +155,7 @@ impl Walk {
             if text.is_empty() {
                 match key.kind {
                     Kind::Text | Kind::Url | Kind::Networks | Kind::Scalar | Kind::Any => return None,
+                    Kind::File if !at.active => return None,
                     Kind::Secret => {}
                     _ if key.state != State::Supported => return None,
                     _ => {
@@ -327,7 +328,6 @@ mod tests {
             let found = mistakes(text);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{path}: ")), "{text}: {found:?}");
         };
-        check("server: {tls: {enabled: true, cert_file: a}}", "server.tls.enabled");
         check("auth: {enabled: true, pipeline: [{type: redis}]}", "auth.pipeline[0].type");
         check(
             "auth: {enabled: true, pipeline: [{type: static, static: {keys: [{key: a, total_quota: 5}]}}]}",
@@ -386,12 +386,13 @@ mod tests {
             "rate_limit.per_key.requests_per_minute",
         );
         check("auth: {mode: ''}", "auth.mode");
+        check("server: {tls: {cert_file: ''}}", "server.tls.cert_file");
         check(
             "auth: {pipeline: [{static: {keys: [{key: a, allowed_ips: ''}]}}]}",
             "auth.pipeline[0].static.keys[0].allowed_ips",
         );
         let (dict, walk) = walk(
-            "server: {trusted_proxies: '', listen: ''}\nstorage: {databases: [{port: ''}]}\nauth: {pipeline: [{name: ''}]}",
+            "server: {trusted_proxies: '', listen: '', tls: {enabled: false, key_file: ''}}\nstorage: {databases: [{port: ''}]}\nauth: {pipeline: [{name: ''}]}",
         );
         assert!(walk.mistakes.is_empty() && tree::get(&dict, &["server", "listen"]).is_none(), "{:?}", walk.mistakes);
     }

@@ -36,7 +36,7 @@ fn every_file_that_we_ship_loads_without_a_warning() {
 #[test]
 fn the_published_configuration_does_what_it_says() {
     let config = without_warnings("whole.yaml");
-    assert_eq!(config.server.addresses(), ["[::]:8000", "0.0.0.0:8000"]);
+    assert_eq!(config.server.all_listeners()[0].addresses(), ["[::]:8000", "0.0.0.0:8000"]);
     assert_eq!(config.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [5, 3]);
     assert!(config.auth.enabled && config.auth.needs_store());
     assert_eq!(config.auth.skip_paths, ["/health", "/metrics"]);

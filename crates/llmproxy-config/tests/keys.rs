@@ -4,8 +4,13 @@ use std::{env, fs, path::PathBuf};
 
 use llmproxy_config::{Config, KeyDoc, KeyState, LoadOptions, load_str, reference, reference_markdown};
 
+const TLS: &str = "cert_file: c, key_file: k, client_ca_file: ca, client_auth: none";
+
 /// What must stand beside a key so that its block is valid.
 const BESIDE: &[(&str, &str)] = &[
+    ("server.tls", TLS),
+    ("server.listeners[]", "listen: ':9'"),
+    ("server.listeners[].tls", TLS),
     ("backends[]", "url: 'http://a'"),
     ("auth.pipeline[]", "type: static"),
     ("auth.pipeline[]", "static: {keys: [{key: sk-a}]}"),
@@ -19,6 +24,9 @@ const BESIDE: &[(&str, &str)] = &[
 const SAMPLES: &[(&str, &str)] = &[
     ("server.listen", "':9'"),
     ("server.max_body_size", "11MiB"),
+    ("server.tls.client_auth", "require"),
+    ("server.listeners[].listen", "':8443'"),
+    ("server.listeners[].tls.client_auth", "require"),
     ("metrics.path", "/other"),
     ("auth.skip_paths", "[/other]"),
     ("auth.status_codes.active.http_code", "418"),
@@ -88,12 +96,18 @@ fn below(parent: &str, path: &[&str], value: Option<&str>) -> String {
         return value.map(|value| format!("{key}: {value}")).unwrap_or_default();
     }
     let mut parts = vec![below(&at, rest, value)];
-    parts.extend(BESIDE.iter().filter(|(place, _)| *place == at).map(|(_, beside)| (*beside).to_owned()));
+    parts.extend(BESIDE.iter().filter(|(place, _)| *place == at).flat_map(|(_, beside)| split(beside)));
     parts.retain(|part| !part.is_empty());
     // What the key itself sets stands first, and what would stand beside it gives way.
     dedup(&mut parts);
     let inner = parts.join(", ");
     if list { format!("{key}: [{{{inner}}}]") } else { format!("{key}: {{{inner}}}") }
+}
+
+/// What stands beside one another; a value in brackets is one piece.
+fn split(beside: &str) -> Vec<String> {
+    let pieces = if beside.contains(['[', '{']) { vec![beside] } else { beside.split(", ").collect() };
+    pieces.into_iter().map(str::to_owned).collect()
 }
 
 /// Keeps the first part for each key.

@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     Map,
     /// A string.
     Text,
+    /// The name of a file that protects something: empty is a mistake, not absent.
+    File,
     /// A string that no message quotes.
     Secret,
     /// A string in which user and password, if it has them, are not quoted.

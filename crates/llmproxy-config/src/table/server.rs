@@ -4,9 +4,17 @@ use super::{Key, Kind::*, Words, block, key};
 
 const CLIENT_AUTH: Words = Words::of(&["none", "request", "require"]);
 
+// A listener has the same block wherever it stands.
+const ENABLED: &str = "whether it is on; where it is left out, it is as soon as a certificate is named";
+const CERT: &str = "the certificate and those that it was signed by, in PEM; read again when it changes";
+const KEY: &str = "the certificate's private key, in PEM; read again when it changes";
+const CLIENT_CA: &str = "the certificates that sign clients' certificates, in PEM; read again when it changes";
+const AUTH: &str = "whether clients must show a certificate: `request` checks one if there is one, `none` asks for none; needs \
+                    `client_ca_file`";
+
 pub(super) const KEYS: &[Key] = &[
     key("listen", Text, "", "the address to listen on").renamed("server.listen"),
-    block("server", "the listener, and what it allows a client"),
+    block("server", "the listeners, and what they allow a client"),
     key(
         "server.listen",
         Text,
@@ -27,6 +35,13 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("server.idle_timeout", Duration, "120s", "how long a connection without a request is kept"),
     key("server.max_header_bytes", Bytes, "1MiB", "the largest head of a request; at least 8192"),
+    key("server.max_headers", Integer, "100", "the most headers that a request may have; one with more is answered with 431"),
+    key(
+        "server.max_connections",
+        Integer,
+        "10000",
+        "how many client connections may be open at a time, over all listeners; 0 for any number. One more is answered with 503",
+    ),
     key(
         "server.max_body_size",
         Bytes,
@@ -65,11 +80,21 @@ pub(super) const KEYS: &[Key] = &[
     key("server.cors.expose_headers", Texts, "", "headers that they may read").no_effect(),
     key("server.cors.allow_credentials", Switch, "", "whether they may send credentials").no_effect(),
     key("server.cors.max_age", Scalar, "", "how long browsers may remember").no_effect(),
-    block("server.tls", "encryption by the proxy itself"),
-    key("server.tls.enabled", Switch, "false", "whether it is on")
-        .refused("the proxy would serve clear text; let a TLS terminator stand before it, and set this to false"),
-    key("server.tls.cert_file", Text, "", "the certificate").no_effect(),
-    key("server.tls.key_file", Text, "", "its key").no_effect(),
-    key("server.tls.client_ca_file", Text, "", "who signs clients' certificates").no_effect(),
-    key("server.tls.client_auth", Word(&CLIENT_AUTH), "", "whether clients must have one").no_effect(),
+    block("server.http2", "HTTP/2 from clients, by prior knowledge and over TLS"),
+    key("server.http2.enabled", Switch, "true", "whether it is spoken"),
+    key("server.http2.max_streams", Integer, "256", "how many requests may be under way on one connection at a time"),
+    block("server.tls", "encryption at `server.listen`"),
+    key("server.tls.enabled", Switch, "", ENABLED),
+    key("server.tls.cert_file", File, "", CERT),
+    key("server.tls.key_file", File, "", KEY),
+    key("server.tls.client_ca_file", File, "", CLIENT_CA),
+    key("server.tls.client_auth", Word(&CLIENT_AUTH), "", AUTH),
+    Key { kind: Blocks, ..block("server.listeners", "more places to listen at; with `server.listen` left out, the only ones") },
+    key("server.listeners[].listen", Text, "", "the address to listen on, as in `server.listen`"),
+    block("server.listeners[].tls", "encryption there"),
+    key("server.listeners[].tls.enabled", Switch, "", ENABLED),
+    key("server.listeners[].tls.cert_file", File, "", CERT),
+    key("server.listeners[].tls.key_file", File, "", KEY),
+    key("server.listeners[].tls.client_ca_file", File, "", CLIENT_CA),
+    key("server.listeners[].tls.client_auth", Word(&CLIENT_AUTH), "", AUTH),
 ];
