@@ -16,6 +16,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
+    llmproxy_stack::check_tls(&loaded.config.server).map_err(|error| error.to_string())?;
     say(format_args!(
         "{}: ok, {} backend(s), {} warning(s)",
         args.config.display(),

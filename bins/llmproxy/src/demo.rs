@@ -33,11 +33,10 @@ pub(crate) async fn run(listen: &str, once: bool) -> Result<ExitCode, String> {
     let render = options.render_metrics.clone().ok_or("no metrics")?;
     let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
     let runtime = Runtime::start(&config, options).await.map_err(|error| error.to_string())?;
-    let server = Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| {
-        format!(
-            "can't listen on {listen}: {error}; stop what listens there, or choose another with --listen 127.0.0.1:8001"
-        )
-    })?;
+    let server = Server::bind(&config.server, runtime.stop_flag())
+        .await
+        .map_err(|error| format!("{error}; stop what listens there, or choose another with --listen 127.0.0.1:8001"))?;
+    let server = server.with_refusals(runtime.refusals());
     let address = server.local_addr().map_err(|error| error.to_string())?;
 
     if !once {

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use llmproxy_config::{Config, LoadOptions, load};
-use llmproxy_stack::{Options, Runtime, Server, StartError};
+use llmproxy_stack::{BindError, Options, Runtime, Server, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -28,10 +28,12 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     // Signals are caught before anything can be asked to stop.
     let signals = Signals::new().map_err(|error| format!("signals can't be caught: {error}"))?;
     let runtime = Runtime::start(&config, options).await.map_err(|error: StartError| error.to_string())?;
-    let server =
-        Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| explain_bind(&config, &error))?;
-    let address = server.local_addr().map_err(|error| error.to_string())?;
-    tracing::info!(%address, backends = config.backends.len(), auth = config.auth.enabled, "listening");
+    let server = Server::bind(&config.server, runtime.stop_flag()).await.map_err(|error| explain_bind(&error))?;
+    let server = server.with_refusals(runtime.refusals());
+    for listening in server.listening().map_err(|error| error.to_string())? {
+        let (address, tls) = (listening.address, listening.tls);
+        tracing::info!(%address, tls, backends = config.backends.len(), auth = config.auth.enabled, "listening");
+    }
     let shutdown = signals.wait(runtime.clone(), args.clone(), config);
     server.run(runtime.service(), shutdown).await;
     let lost = runtime.shutdown(FLUSH_TIMEOUT).await;
@@ -113,9 +115,9 @@ async fn reload(runtime: &Runtime, args: &ConfigArgs, old: &Config) -> Option<Co
     Some(loaded.config)
 }
 
-fn explain_bind(config: &Config, error: &std::io::Error) -> String {
-    let listen = &config.server.listen;
-    let advice = match error.kind() {
+fn explain_bind(error: &BindError) -> String {
+    let BindError::Listen { source, .. } = error else { return error.to_string() };
+    let advice = match source.kind() {
         std::io::ErrorKind::AddrInUse => {
             "another process listens there; find it with `ss -ltnp` and stop it, or set server.listen to another port"
         }
@@ -125,5 +127,5 @@ fn explain_bind(config: &Config, error: &std::io::Error) -> String {
         }
         _ => "set server.listen to an address and port of this machine",
     };
-    format!("can't listen on {listen}: {error}; {advice}")
+    format!("{error}; {advice}")
 }

@@ -105,6 +105,36 @@ pin_project! {
 
 // === impl AccessLayer ===
 
+impl AccessLayer {
+    /// Writes down an answer that came before there was a request, and gives the id that it has.
+    pub(crate) fn note(&self, peer: SocketAddr, status: StatusCode, error: &str) -> HeaderValue {
+        let exchange = Exchange::with_stop_flag(self.stop.clone());
+        let status = status.as_u16();
+        let kind = Kind { path: Endpoint::of("").template(), stream: false, backend: None, status };
+        self.series.get(kind, Series::of).requests.increment(1);
+        if let Some(log) = &self.settings.load().log {
+            log.write(&Line {
+                timestamp: exchange.timestamp(),
+                request_id: exchange.id(),
+                // What proxies before us say about it could not be read either.
+                client_ip: Some(peer.ip().to_canonical()),
+                method: "-",
+                path: "-",
+                status_code: status,
+                latency_ms: 0,
+                backend_url: None,
+                api_key: "-",
+                user_id: None,
+                model: None,
+                is_stream: false,
+                end: None,
+                error: Some(error),
+            });
+        }
+        exchange.id_value()
+    }
+}
+
 impl<S> Layer<S> for AccessLayer {
     type Service = Access<S>;
 

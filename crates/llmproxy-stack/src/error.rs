@@ -5,6 +5,24 @@ use std::path::PathBuf;
 use llmproxy_auth::{AuthConfigError, KeyStoreError};
 use llmproxy_config::AccessOutput;
 
+use crate::TlsError;
+
+/// Why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address is taken, or not ours.
+    #[error("can't listen on {listen}: {source}")]
+    Listen {
+        /// As the configuration has it.
+        listen: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 /// Why a configuration can't be put in force, although it has no mistake in itself. Each text names the key to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -3,16 +3,23 @@
 //! hyper has one timer for the head, which also runs while a kept connection is idle, and none for a client that stops
 //! reading. Here each wait has its own limit, and a timer is touched only when the socket has nothing for us, never per
 //! chunk.
+//!
+//! On HTTP/2 there are no heads to wait for: frames may come at any time, and the client is waited for only while it has no
+//! request under way.
+//!
+//! Here is also found out which of the two a client speaks that was not asked in a handshake: by its first bytes, as they
+//! are read for the other, so that HTTP/1 pays nothing for it.
 
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,10 +29,12 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::pace::Backlog;
+use crate::{metrics::CLIENT_TIMEOUTS, pace::Backlog};
 
-/// What a client reads whose head was not complete in time (RFC 9110, 15.5.9).
-const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// What an HTTP/2 client sends first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// After an HTTP/2 client was told that its connection will be closed, how long it has to agree.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How long a client may keep a connection waiting.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +47,11 @@ pub(crate) struct Patience {
     pub(crate) write: Duration,
 }
 
-/// What the service tells the connection that carries its requests.
-#[derive(Debug, Default)]
+/// What the service tells the connection that carries its requests, and the other way round.
+#[derive(Debug)]
 pub(crate) struct Activity {
+    /// Who is at the other end.
+    pub(crate) peer: SocketAddr,
     /// Requests whose answers have not ended.
     busy: AtomicUsize,
     /// Requests so far.
@@ -50,6 +61,12 @@ pub(crate) struct Activity {
     reader: AtomicWaker,
     /// What waits to be written to the client.
     pub(crate) backlog: Backlog,
+    /// The client has begun HTTP/2; nothing of it was read as anything else.
+    preface: AtomicBool,
+    /// A head was begun and not finished in time.
+    head_late: AtomicBool,
+    /// An HTTP/2 client is to be told that its connection will be closed, or was.
+    closing: AtomicBool,
 }
 
 /// Counts a request as long as it lives.
@@ -69,11 +86,26 @@ pub(crate) struct PatientIo<T> {
     idle: Option<(Instant, usize)>,
     read_timer: Timer,
     write_timer: Timer,
+    first: First,
+    http2: bool,
+}
+
+/// The first bytes of a connection.
+#[derive(Debug)]
+enum First {
+    /// None have come.
+    Awaited,
+    /// So far they are the beginning of HTTP/2's preface.
+    Doubtful(Vec<u8>),
+    /// They are to be given to whoever reads next.
+    Decided(Vec<u8>),
+    /// They are read.
+    Passed,
 }
 
 /// A timer that is made when it is first needed and moved only when it fires.
 #[derive(Debug, Default)]
-struct Timer {
+pub(crate) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
 }
@@ -81,11 +113,46 @@ struct Timer {
 // === impl Activity ===
 
 impl Activity {
+    /// Nothing has happened yet.
+    pub(crate) fn new(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            busy: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            reader: AtomicWaker::new(),
+            backlog: Backlog::default(),
+            preface: AtomicBool::new(false),
+            head_late: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+        }
+    }
+
     /// A request has begun.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::AcqRel);
         self.calls.fetch_add(1, Ordering::AcqRel);
         Busy(self.clone())
+    }
+
+    /// Whether the client has begun HTTP/2.
+    pub(crate) fn saw_preface(&self) -> bool {
+        self.preface.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection was given up over a head that was not complete in time.
+    pub(crate) fn is_head_late(&self) -> bool {
+        self.head_late.load(Ordering::Relaxed)
+    }
+
+    /// From now on an HTTP/2 client without a request is waited for only as long as a good-bye takes. `false` where that
+    /// was said before.
+    pub(crate) fn close(&self) -> bool {
+        !self.closing.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether [`close`](Self::close) was said.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 }
 
@@ -100,7 +167,8 @@ impl Drop for Busy {
 // === impl PatientIo ===
 
 impl<T> PatientIo<T> {
-    pub(crate) fn new(inner: T, patience: Patience, activity: Arc<Activity>) -> Self {
+    /// A client that speaks HTTP/1, or HTTP/2 if it `may` and says so.
+    pub(crate) fn new(inner: T, patience: Patience, activity: Arc<Activity>, may_http2: bool) -> Self {
         Self {
             inner,
             patience,
@@ -110,7 +178,15 @@ impl<T> PatientIo<T> {
             idle: None,
             read_timer: Timer::default(),
             write_timer: Timer::default(),
+            first: if may_http2 { First::Awaited } else { First::Passed },
+            http2: false,
         }
+    }
+
+    /// From now on the client speaks HTTP/2; what was read of it comes again.
+    pub(crate) fn into_http2(mut self) -> Self {
+        (self.http2, self.head) = (true, None);
+        self
     }
 
     /// Until when the next byte must have come, if there is a limit.
@@ -136,27 +212,106 @@ impl<T> PatientIo<T> {
                 now
             }
         };
-        Some(began + self.patience.idle)
+        let closing = self.http2 && self.activity.is_closing();
+        Some(began + if closing { GOODBYE.min(self.patience.idle) } else { self.patience.idle })
     }
+
+    /// The wait for the client is over.
+    fn expire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.http2 {
+            // Of a client that may speak HTTP/2 it is not known in which words to say no.
+            let late = self.head.is_some() && !matches!(self.first, First::Doubtful(_));
+            self.activity.head_late.store(late, Ordering::Relaxed);
+            return Poll::Ready(());
+        }
+        if !self.activity.close() {
+            return Poll::Ready(());
+        }
+        // The one who drives the connection says good-bye. The rest of the wait begins now, for a first request as well.
+        let calls = self.activity.calls.load(Ordering::Acquire);
+        let now = Instant::now();
+        (self.opened, self.idle) = (now, Some((now, calls)));
+        self.patience.head = GOODBYE;
+        self.read_timer.poll(Some(now + GOODBYE), cx).map(drop)
+    }
+}
+
+impl<T: AsyncRead + Unpin> PatientIo<T> {
+    /// Reads the first bytes for an HTTP/1 reader, unless they are HTTP/2's: then they are kept, and nothing comes.
+    fn poll_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let before = buf.filled().len();
+            if let First::Decided(bytes) = &mut self.first {
+                let taken = bytes.len().min(buf.remaining());
+                buf.put_slice(&bytes[..taken]);
+                bytes.drain(..taken);
+                if bytes.is_empty() {
+                    self.first = First::Passed;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if Pin::new(&mut self.inner).poll_read(cx, buf)?.is_pending() {
+                return Poll::Pending;
+            }
+            let new = &buf.filled()[before..];
+            let ended = new.is_empty();
+            if self.head.is_none() && !ended {
+                self.head = Some((Instant::now(), 0));
+            }
+            let bytes = match &mut self.first {
+                // As nearly always: the first bytes are no preface, and stay where they are.
+                First::Awaited if !agrees(new) || ended => {
+                    self.first = First::Passed;
+                    return Poll::Ready(Ok(()));
+                }
+                First::Doubtful(bytes) => {
+                    bytes.extend_from_slice(new);
+                    std::mem::take(bytes)
+                }
+                _ => new.to_vec(),
+            };
+            buf.set_filled(before);
+            if ended || !agrees(&bytes) {
+                self.first = First::Decided(bytes);
+            } else if bytes.len() < PREFACE.len() {
+                self.first = First::Doubtful(bytes);
+            } else {
+                self.first = First::Decided(bytes);
+                self.activity.preface.store(true, Ordering::Relaxed);
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Whether these may be the first bytes of an HTTP/2 client, as far as they go.
+fn agrees(bytes: &[u8]) -> bool {
+    let both = bytes.len().min(PREFACE.len());
+    bytes[..both] == PREFACE[..both]
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buf) {
-            if this.head.is_none() && this.activity.busy.load(Ordering::Acquire) == 0 {
+        let read = match this.first {
+            First::Passed => Pin::new(&mut this.inner).poll_read(cx, buf),
+            _ => this.poll_first(cx, buf),
+        };
+        if let Poll::Ready(result) = read {
+            if this.head.is_none() && !this.http2 && this.activity.busy.load(Ordering::Acquire) == 0 {
                 this.head = Some((Instant::now(), this.activity.calls.load(Ordering::Acquire)));
             }
             return Poll::Ready(result);
+        }
+        if this.activity.saw_preface() && !this.http2 {
+            return Poll::Pending;
         }
         // Registered before the count is looked at, so that no end in between is missed.
         this.activity.reader.register(cx.waker());
         let deadline = this.read_deadline();
         let waited = this.read_timer.poll(deadline, cx);
-        if waited.is_ready() && this.head.is_some() {
-            // Nothing of ours can be on its way to a client whose head is not complete, so this is all that it reads. A
-            // client that does not take it gets the close alone.
-            let _ = Pin::new(&mut this.inner).poll_write(cx, HEAD_TIMEOUT);
+        if waited.is_ready() && this.expire(cx).is_pending() {
+            return Poll::Pending;
         }
         waited
     }
@@ -170,7 +325,10 @@ impl<T: AsyncWrite + Unpin> PatientIo<T> {
         }
         let deadline = self.write_timer.armed.unwrap_or_else(|| Instant::now() + self.patience.write);
         match self.write_timer.poll(Some(deadline), cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Err(error)) => {
+                metrics::counter!(CLIENT_TIMEOUTS, "kind" => "write").increment(1);
+                Poll::Ready(Err(error))
+            }
             _ => Poll::Pending,
         }
     }
@@ -199,10 +357,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper flushes once all that it had is written.
-        ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
-        this.activity.backlog.clear();
-        Poll::Ready(Ok(()))
+        // TLS takes what the socket does not, up to a buffer's size, and waits here.
+        let result = Pin::new(&mut this.inner).poll_flush(cx);
+        if matches!(result, Poll::Ready(Ok(()))) {
+            // hyper flushes once all that it had is written.
+            this.activity.backlog.clear();
+        }
+        this.written(cx, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -214,7 +375,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
 
 impl Timer {
     /// Pending until `deadline`; an error from then on. `None` waits without a limit.
-    fn poll(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(deadline) = deadline else {
             self.disarm();
             return Poll::Pending;
@@ -237,7 +398,7 @@ impl Timer {
         }
     }
 
-    fn disarm(&mut self) {
+    pub(crate) fn disarm(&mut self) {
         self.armed = None;
     }
 }
@@ -250,6 +411,10 @@ mod tests {
 
     const PATIENCE: Patience =
         Patience { head: Duration::from_secs(30), idle: Duration::from_secs(120), write: Duration::from_secs(60) };
+
+    fn activity() -> Arc<Activity> {
+        Arc::new(Activity::new(([127, 0, 0, 1], 50_000).into()))
+    }
 
     async fn seconds_until_given_up(io: &mut PatientIo<tokio::io::DuplexStream>) -> u64 {
         let start = Instant::now();
@@ -268,14 +433,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_nothing_is_given_the_time_of_a_head() {
         let (_client, server) = duplex(1024);
-        let mut io = PatientIo::new(server, PATIENCE, Arc::default());
+        let mut io = PatientIo::new(server, PATIENCE, activity(), true);
         assert_eq!(seconds_until_given_up(&mut io).await, 30);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_trickles_in_does_not_buy_time() {
         let (mut client, server) = duplex(1024);
-        let mut io = PatientIo::new(server, PATIENCE, Arc::default());
+        let mut io = PatientIo::new(server, PATIENCE, activity(), true);
         tokio::spawn(async move {
             loop {
                 client.write_all(b"x").await.expect("the duplex is open");
@@ -288,8 +453,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
         let (mut client, server) = duplex(1024);
-        let activity = Arc::<Activity>::default();
-        let mut io = PatientIo::new(server, PATIENCE, activity.clone());
+        let activity = activity();
+        let mut io = PatientIo::new(server, PATIENCE, activity.clone(), true);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("the duplex is open");
         let mut buf = [0; 64];
         assert_eq!(io.read(&mut buf).await.expect("reads"), 18);
@@ -300,8 +465,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_its_time() {
         let (_client, server) = duplex(1024);
-        let activity = Arc::<Activity>::default();
-        let mut io = PatientIo::new(server, PATIENCE, activity.clone());
+        let activity = activity();
+        let mut io = PatientIo::new(server, PATIENCE, activity.clone(), true);
         let busy = activity.begin();
         let mut buf = [0; 1];
         tokio::time::timeout(Duration::from_secs(3600), io.read(&mut buf)).await.expect_err("waits on");
@@ -315,7 +480,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_reading_is_given_up() {
         let (_client, server) = duplex(8);
-        let mut io = PatientIo::new(server, PATIENCE, Arc::default());
+        let mut io = PatientIo::new(server, PATIENCE, activity(), true);
         let start = Instant::now();
         let error = io.write_all(&[0; 64]).await.expect_err("nobody reads");
         assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));
@@ -324,7 +489,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_slowly_is_not() {
         let (mut client, server) = duplex(8);
-        let mut io = PatientIo::new(server, PATIENCE, Arc::default());
+        let mut io = PatientIo::new(server, PATIENCE, activity(), true);
         tokio::spawn(async move {
             let mut buf = [0; 8];
             while client.read(&mut buf).await.is_ok_and(|read| read > 0) {

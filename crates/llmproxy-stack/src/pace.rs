@@ -10,11 +10,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -34,6 +35,16 @@ pin_project! {
         #[pin]
         inner: B,
         activity: Arc<Activity>,
+    }
+}
+
+pin_project! {
+    /// An answer whose body will wait.
+    #[derive(Debug)]
+    pub(crate) struct PacedFuture<F> {
+        #[pin]
+        inner: F,
+        activity: Option<Arc<Activity>>,
     }
 }
 
@@ -60,13 +71,29 @@ impl Backlog {
     }
 }
 
-// === impl PacedBody ===
+// === impl PacedFuture ===
 
-impl<B> PacedBody<B> {
-    pub(crate) fn new(inner: B, activity: Arc<Activity>) -> Self {
-        Self { inner, activity }
+impl<F> PacedFuture<F> {
+    pub(crate) fn new(inner: F, activity: Arc<Activity>) -> Self {
+        Self { inner, activity: Some(activity) }
     }
 }
+
+impl<F, B, E> Future for PacedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<PacedBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        let activity = this.activity.take().expect("a future is not polled after it was ready");
+        Poll::Ready(Ok(response.map(|inner| PacedBody { inner, activity })))
+    }
+}
+
+// === impl PacedBody ===
 
 impl<B: Body<Data = Bytes>> Body for PacedBody<B> {
     type Data = Bytes;

@@ -32,6 +32,7 @@ use crate::{
     metrics::{MetricsSink, RELOADS},
     models::Models,
     paths::{Paths, PathsLayer},
+    refusals::Refusals,
     respond::RespondLayer,
     routes::Routes,
 };
@@ -228,6 +229,11 @@ impl Runtime {
     /// Set by the server when it cuts what is still open; exchanges end by [`llmproxy_core::End::Shutdown`] then.
     pub fn stop_flag(&self) -> StopFlag {
         self.stop.clone()
+    }
+
+    /// What the server writes down of its own answers; see [`Server::with_refusals`](crate::Server::with_refusals).
+    pub fn refusals(&self) -> Refusals {
+        Refusals::new(self.access.clone())
     }
 
     /// From now on `/ready` says no, so that whoever balances over us sends nothing new.

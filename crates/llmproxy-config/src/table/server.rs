@@ -35,7 +35,12 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("server.idle_timeout", Duration, "120s", "how long a connection without a request is kept"),
     key("server.max_header_bytes", Bytes, "1MiB", "the largest head of a request; at least 8192"),
-    key("server.max_headers", Integer, "100", "the most headers that a request may have; one with more is answered with 431"),
+    key(
+        "server.max_headers",
+        Integer,
+        "100",
+        "the most headers that a request may have; one with more is answered with 431",
+    ),
     key(
         "server.max_connections",
         Integer,
@@ -89,7 +94,10 @@ pub(super) const KEYS: &[Key] = &[
     key("server.tls.key_file", File, "", KEY),
     key("server.tls.client_ca_file", File, "", CLIENT_CA),
     key("server.tls.client_auth", Word(&CLIENT_AUTH), "", AUTH),
-    Key { kind: Blocks, ..block("server.listeners", "more places to listen at; with `server.listen` left out, the only ones") },
+    Key {
+        kind: Blocks,
+        ..block("server.listeners", "more places to listen at; with `server.listen` left out, the only ones")
+    },
     key("server.listeners[].listen", Text, "", "the address to listen on, as in `server.listen`"),
     block("server.listeners[].tls", "encryption there"),
     key("server.listeners[].tls.enabled", Switch, "", ENABLED),
