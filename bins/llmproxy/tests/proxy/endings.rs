@@ -1,11 +1,18 @@
-//! Every way an exchange can end: what the client saw, what the backend saw, one record, everything given back.
+//! Every way an exchange can end, over HTTP/1 and HTTP/2: what the client saw, what the backend saw, one record,
+//! everything given back.
 
-use llmproxy_testkit::{Backend, BodyEnd, Client, DONE, Receiver, Refused, Requests, Wire};
+use std::net::SocketAddr;
+
+use llmproxy_testkit::{Backend, BodyEnd, Client, DONE, Receiver, Refused, Requests, Response, Wire};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Proxy, within};
+use crate::{
+    harness::{Proxy, within},
+    http2_client::{Http2, Stream},
+};
 
+const PATH: &str = "/v1/chat/completions";
 const KEY: &str = "sk-test-0123456789abcdef";
 const EVENT: &str = "data: {\"id\":\"c1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"word\"}}]}\n\n";
 const USAGE_EVENT: &str = "data: {\"id\":\"c1\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
@@ -68,12 +75,82 @@ use Step::{
     Close, Done, Event, Finish, HalfEvent, HalfJson, Leave, Refuse, Reload, Reset, Stall, Stop, StreamHead, UsageEvent,
 };
 
+/// A client, whatever it speaks.
+trait Asks: Sized {
+    /// Connects and asks.
+    async fn ask(address: SocketAddr, headers: &[(&str, &str)], json: &Value) -> Self;
+    async fn status(&mut self) -> u16;
+    async fn expect(&mut self, piece: &str);
+    async fn rest(&mut self) -> Response;
+    /// Closes its connection, or resets its stream where that goes without.
+    fn leave(self);
+}
+
+impl Asks for Client {
+    async fn ask(address: SocketAddr, headers: &[(&str, &str)], json: &Value) -> Self {
+        let mut client = Self::connect(address).await;
+        client.send_json(PATH, headers, json).await;
+        client
+    }
+
+    async fn status(&mut self) -> u16 {
+        self.head().await.status
+    }
+
+    async fn expect(&mut self, piece: &str) {
+        self.expect_piece(piece).await;
+    }
+
+    async fn rest(&mut self) -> Response {
+        self.read_to_end().await
+    }
+
+    fn leave(self) {
+        Client::leave(self);
+    }
+}
+
+impl Asks for Stream {
+    async fn ask(address: SocketAddr, headers: &[(&str, &str)], json: &Value) -> Self {
+        Http2::connect(address).await.post(PATH, headers, json).await
+    }
+
+    async fn status(&mut self) -> u16 {
+        self.head().await
+    }
+
+    async fn expect(&mut self, piece: &str) {
+        self.expect_piece(piece).await;
+    }
+
+    async fn rest(&mut self) -> Response {
+        self.read_to_end().await
+    }
+
+    fn leave(self) {
+        Stream::leave(self);
+    }
+}
+
 macro_rules! cases {
     ($($name:ident: $case:expr;)*) => {
-        $(#[tokio::test]
-        async fn $name() {
-            check($case).await;
-        })*
+        mod http1 {
+            use super::*;
+
+            $(#[tokio::test]
+            async fn $name() {
+                check::<Client>($case).await;
+            })*
+        }
+
+        mod http2 {
+            use super::*;
+
+            $(#[tokio::test]
+            async fn $name() {
+                check::<Stream>($case).await;
+            })*
+        }
     };
 }
 
@@ -200,20 +277,18 @@ cases! {
     };
 }
 
-async fn check(case: Case) {
+async fn check<C: Asks>(case: Case) {
     let receiver = Receiver::start().await;
     let (backend, mut requests) = Backend::stepped().await;
     let refused = (case.script == [Refuse]).then(Refused::new);
     let yaml = config(&refused.as_ref().map_or(backend.url(), Refused::url), &receiver.url());
     let mut proxy = Proxy::start(&yaml).await;
-    let mut client = Some(Client::connect(proxy.address()).await);
-
-    ask(client.as_mut().expect("it is there"), case.stream).await;
+    let mut client = Some(ask::<C>(proxy.address(), case.stream).await);
     let stopped = play(&case, &mut proxy, &yaml, &mut client, &mut requests, refused.as_ref()).await;
 
     // What the client saw.
     if let (Some(expected), Some(client)) = (case.client, &mut client) {
-        let answer = client.read_to_end().await;
+        let answer = client.rest().await;
         assert_eq!((answer.status, answer.end), (case.status, expected), "{}", answer.text());
         let last = answer.pieces.last().map(|piece| String::from_utf8_lossy(piece).into_owned()).unwrap_or_default();
         assert_eq!(last.contains("\"error\"") && last.starts_with("data: "), case.error_event, "{last}");
@@ -274,11 +349,11 @@ async fn check(case: Case) {
 }
 
 /// Plays the script; `true` when the proxy was stopped.
-async fn play(
+async fn play<C: Asks>(
     case: &Case,
     proxy: &mut Proxy,
     yaml: &str,
-    client: &mut Option<Client>,
+    client: &mut Option<C>,
     requests: &mut Requests,
     refused: Option<&Refused>,
 ) -> bool {
@@ -286,7 +361,7 @@ async fn play(
         return false;
     }
     let (seen, wire) = requests.next().await;
-    assert_eq!(seen.path, "/v1/chat/completions");
+    assert_eq!(seen.path, PATH);
     assert_eq!(seen.header("authorization"), None, "the client's key must not reach the backend");
     let mut wire = Some(wire);
     let mut stopped = false;
@@ -295,18 +370,18 @@ async fn play(
             StreamHead => {
                 let headers = [("content-type", "text/event-stream; charset=utf-8")];
                 open(&mut wire).head(200, &headers).await.expect("the proxy reads");
-                assert_eq!(there(client).head().await.status, 200);
+                assert_eq!(there(client).status().await, 200);
             }
             Event => {
                 open(&mut wire).chunk(EVENT).await.expect("the proxy reads");
-                there(client).expect_piece(EVENT).await;
+                there(client).expect(EVENT).await;
             }
             HalfEvent => open(&mut wire).chunk(&EVENT[..EVENT.len() / 2]).await.expect("the proxy reads"),
             // Asked for by the proxy, so taken out again: the client sees nothing of it.
             UsageEvent => open(&mut wire).chunk(USAGE_EVENT).await.expect("the proxy reads"),
             Done => {
                 open(&mut wire).chunk(DONE).await.expect("the proxy reads");
-                there(client).expect_piece(DONE).await;
+                there(client).expect(DONE).await;
             }
             Step::Json(status) => {
                 let body =
@@ -324,7 +399,7 @@ async fn play(
                 let wire = open(&mut wire);
                 wire.head(200, &headers).await.expect("the proxy reads");
                 wire.raw(&ANSWER[..20]).await.expect("the proxy reads");
-                there(client).expect_piece(&ANSWER[..20]).await;
+                there(client).expect(&ANSWER[..20]).await;
             }
             Step::RestOfJson => open(&mut wire).raw(&ANSWER[20..]).await.expect("the proxy reads"),
             Finish => wire.take().expect("still open").finish().await.expect("the proxy reads"),
@@ -338,7 +413,7 @@ async fn play(
             }
             Stall => {}
             Leave => {
-                drop(client.take());
+                client.take().expect("still there").leave();
                 within("the backend to see the client leave", open(&mut wire).client_gone()).await;
             }
             Reload => proxy.reload(yaml, "reloaded").await,
@@ -365,7 +440,7 @@ fn open(wire: &mut Option<Wire>) -> &mut Wire {
     wire.as_mut().expect("still open")
 }
 
-fn there(client: &mut Option<Client>) -> &mut Client {
+fn there<C>(client: &mut Option<C>) -> &mut C {
     client.as_mut().expect("still there")
 }
 
@@ -387,18 +462,16 @@ fn check_usage(record: &Value, expected: Usage) {
     }
 }
 
-async fn ask(client: &mut Client, stream: bool) {
+async fn ask<C: Asks>(address: SocketAddr, stream: bool) -> C {
     let body = json!({
         "model": "any", "stream": stream, "max_tokens": 64,
         "messages": [{"role": "user", "content": "Say two words, please."}]
     });
-    client.send_json("/v1/chat/completions", &[("authorization", &format!("Bearer {KEY}"))], &body).await;
+    C::ask(address, &[("authorization", &format!("Bearer {KEY}"))], &body).await
 }
 
-async fn second_at(address: std::net::SocketAddr) -> llmproxy_testkit::Response {
-    let mut client = Client::connect(address).await;
-    ask(&mut client, false).await;
-    client.read_to_end().await
+async fn second_at(address: SocketAddr) -> Response {
+    ask::<Client>(address, false).await.read_to_end().await
 }
 
 /// One key that may do one thing at a time, one backend, short limits of time.

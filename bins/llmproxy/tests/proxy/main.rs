@@ -3,9 +3,12 @@
 mod backpressure;
 mod balance;
 mod cli;
+mod connections;
 mod endings;
 mod exchanges;
 mod harness;
+mod http2;
+mod http2_client;
 mod limits;
 mod operator;
 mod refusals;
@@ -16,3 +19,4 @@ mod settings;
 mod spellings;
 mod start;
 mod streams;
+mod tls;
