@@ -134,7 +134,7 @@ async fn first_bytes_that_come_one_by_one_are_understood_as_what_they_are() {
 #[tokio::test]
 async fn all_before_a_failure_arrives_through_a_window_that_opens_late() {
     let (backend, mut requests) = Backend::stepped().await;
-    let proxy = Proxy::start(&config(&backend.url(), "")).await;
+    let mut proxy = Proxy::start(&config(&backend.url(), "")).await;
     // Room for all of the backend's events and the beginning of the proxy's own: the rest of it waits when the stream fails.
     let window = EVENT.len() * 50 + 10;
     let mut client = Http2::connect_as(proxy.address(), &narrow(u32::try_from(window).expect("small"))).await;
@@ -145,7 +145,9 @@ async fn all_before_a_failure_arrives_through_a_window_that_opens_late() {
     // A chunk size that is none: the answer breaks right behind the last event, in the same segment.
     let segment = format!("{:x}\r\n{EVENT}\r\n", EVENT.len()).repeat(50);
     wire.raw(format!("{segment}nonsense\r\n")).await.expect("the proxy reads");
-    within("the proxy to let the backend go", wire.client_gone()).await;
+    // The stream has failed in the proxy before anything of it is read.
+    assert_eq!(proxy.ended().await["end"], "backend_failed");
+    assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
     let answer = stream.read_to_end().await;
     let text = answer.text();
     assert!(text.starts_with(&EVENT.repeat(50)), "{text}");
