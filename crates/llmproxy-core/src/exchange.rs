@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-use crate::{Attempt, Backend, Call, Caller, End, Target, UsageSink};
+use crate::{Attempt, Backend, Call, Caller, End, Hop, Target, UsageSink};
 
 /// One request on its way through the layers: an `Arc` in the request's extensions.
 ///
@@ -48,6 +48,7 @@ pub struct Exchange {
     stop: StopFlag,
     panicked: AtomicBool,
     client: OnceLock<Client>,
+    hop: OnceLock<Hop>,
     caller: OnceLock<Caller>,
     call: OnceLock<Call>,
     /// Present from the moment that a balancer took the request: then a backend was asked only if there is an attempt.
@@ -100,6 +101,7 @@ impl Exchange {
             stop,
             panicked: AtomicBool::new(false),
             client: OnceLock::new(),
+            hop: OnceLock::new(),
             caller: OnceLock::new(),
             call: OnceLock::new(),
             attempts: OnceLock::new(),
@@ -176,6 +178,16 @@ impl Exchange {
     /// Where the request came from, as far as the proxies before us are believed.
     pub fn client_ip(&self) -> Option<IpAddr> {
         self.client.get().and_then(|client| client.ip)
+    }
+
+    /// Written by the server: the connection that the request came by.
+    pub fn set_hop(&self, hop: Hop) {
+        set(&self.hop, hop);
+    }
+
+    /// The connection that the request came by; `None` where nobody wrote down its address.
+    pub fn hop(&self) -> Option<Hop> {
+        self.hop.get().copied()
     }
 
     /// The id that the client gave.

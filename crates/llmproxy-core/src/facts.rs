@@ -1,6 +1,6 @@
 //! The facts that parts tell each other through the exchange.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, Uri};
 
@@ -19,6 +19,25 @@ pub struct Caller {
     fingerprint: Option<Arc<str>>,
     masked_key: Option<Arc<str>>,
     allowed_models: Option<Arc<BTreeSet<String>>>,
+}
+
+/// The connection that a request came by. Written by the server.
+///
+/// ```
+/// use llmproxy_core::{Exchange, Hop};
+///
+/// let exchange = Exchange::new();
+/// exchange.set_hop(Hop { ip: [10, 0, 0, 1].into(), tls: true, trusted: false });
+/// assert!(exchange.hop().is_some_and(|hop| hop.tls));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The address at its other end: the client's own, or that of the last proxy before us.
+    pub ip: IpAddr,
+    /// Whether it was encrypted.
+    pub tls: bool,
+    /// Whether what it says of those before it is believed, because the configuration says so.
+    pub trusted: bool,
 }
 
 /// What is asked for. Written by inspect.
@@ -73,6 +92,12 @@ pub struct Backend {
     pub connect_timeout: Duration,
     /// How many idle connections are kept.
     pub max_idle_conns: usize,
+    /// Whether it is asked over HTTP/2: at once over `http`, over `https` where it agrees.
+    pub http2: bool,
+    /// Whether it gets the Host that the client sent, in the place of its own.
+    pub preserve_host: bool,
+    /// The certificates, in PEM, of which one must vouch for it; those that the machine trusts where there are none.
+    pub ca: Option<Arc<[u8]>>,
 }
 
 /// Where one attempt goes and in what form. Left in the request's extensions by the balancer, for each attempt anew.
@@ -230,6 +255,9 @@ impl Backend {
             timeout: Self::DEFAULT_TIMEOUT,
             connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
             max_idle_conns: Self::DEFAULT_MAX_IDLE_CONNS,
+            http2: false,
+            preserve_host: false,
+            ca: None,
         })
     }
 

@@ -103,7 +103,7 @@ pub use client::HttpClient;
 pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
-pub use facts::{Attempt, Backend, Call, Caller, Target};
+pub use facts::{Attempt, Backend, Call, Caller, Hop, Target};
 pub use record::{End, TokenUsage, UsageRecord, UsageSource};
 pub use request::{BoxBody, Edits, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};

@@ -1,7 +1,7 @@
 //! The outermost layer: every request gets an exchange, every answer an id, a log line and a count.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, re
 use http_body::Body;
 use ipnet::IpNet;
 use llmproxy_core::{
-    BoxError, Endpoint, Exchange, StopFlag, UsageSink,
+    BoxError, Endpoint, Exchange, Hop, StopFlag, UsageSink,
     body::{Ending, Observe, ObserveFuture, Observed, observe},
 };
 use metrics::{Counter, Histogram};
@@ -22,12 +22,12 @@ use tower::{Layer, Service};
 
 use crate::{
     access_log::{AccessLog, Line},
+    forwarded::{client_ip, is_trusted},
     metrics::{Known, LATENCY, REQUESTS},
     respond::Refusal,
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A client's own id is returned, logged and recorded; longer ones than this are cut off from that.
 const MAX_CLIENT_ID: usize = 128;
 
@@ -43,10 +43,22 @@ const MAX_CLIENT_ID: usize = 128;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// Says that the client's connection is encrypted; left beside [`Peer`] by whoever accepts it. Backends are told that the
+/// request came by `https`, without it by `http`.
+///
+/// ```
+/// use llmproxy_stack::OverTls;
+///
+/// let mut request = http::Request::new(axum::body::Body::empty());
+/// request.extensions_mut().insert(OverTls);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
+
 /// What may change with a reload.
 #[derive(Debug, Default)]
 pub(crate) struct AccessSettings {
-    /// Proxies before us whose X-Forwarded-For is believed.
+    /// Proxies before us whose word about where a request comes from is believed.
     pub(crate) trusted: Vec<IpNet>,
     pub(crate) log: Option<Arc<AccessLog>>,
 }
@@ -162,9 +174,17 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let settings = self.layer.settings.load();
         let exchange = Exchange::with_stop_flag(self.layer.stop.clone());
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
+        let hop = request.extensions().get::<Peer>().map(|peer| {
+            let ip = peer.0.ip().to_canonical();
+            let tls = request.extensions().get::<OverTls>().is_some();
+            Hop { ip, tls, trusted: is_trusted(ip, &settings.trusted) }
+        });
         let client_id = request.headers().get(X_REQUEST_ID).and_then(client_id);
-        exchange.set_client(client_ip(peer, request.headers(), &settings.trusted), client_id);
+        let ip = hop.map(|hop| client_ip(hop.ip, request.headers(), &settings.trusted));
+        exchange.set_client(ip, client_id);
+        if let Some(hop) = hop {
+            exchange.set_hop(hop);
+        }
         for sink in self.layer.sinks.iter() {
             exchange.add_sink(sink.clone());
         }
@@ -201,29 +221,6 @@ where
 fn client_id(value: &HeaderValue) -> Option<Arc<str>> {
     let text = value.to_str().ok()?;
     (!text.is_empty() && text.len() <= MAX_CLIENT_ID).then(|| text.into())
-}
-
-/// The last address of the chain that no trusted proxy vouches for.
-fn client_ip(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
-    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let mut client = peer?;
-    // Appended to by each proxy on the way: read from the end, as long as the one who wrote is believed.
-    let hops: Vec<&str> = headers
-        .get_all(X_FORWARDED_FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .collect();
-    for hop in hops.iter().rev() {
-        if !is_trusted(&client) {
-            break;
-        }
-        match hop.trim().parse::<IpAddr>() {
-            Ok(ip) => client = ip.to_canonical(),
-            Err(_) => break,
-        }
-    }
-    Some(client)
 }
 
 // === impl Series ===
@@ -300,36 +297,5 @@ fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
     };
     if let Some(value) = value {
         headers.insert(X_REQUEST_ID, value);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(peer: [u8; 4], forwarded: &[&'static str], expected: [u8; 4]) {
-        let trusted = ["10.0.0.0/8".parse().expect("a net")];
-        let mut headers = HeaderMap::new();
-        for value in forwarded {
-            headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
-        }
-        assert_eq!(client_ip(Some(peer.into()), &headers, &trusted), Some(expected.into()), "{forwarded:?}");
-    }
-
-    #[test]
-    fn a_stranger_s_word_about_its_address_counts_nothing() {
-        check([9, 9, 9, 9], &["1.2.3.4"], [9, 9, 9, 9]);
-    }
-
-    #[test]
-    fn a_trusted_proxy_s_word_counts_and_what_was_there_before_does_not() {
-        check([10, 0, 0, 1], &["6.6.6.6, 1.2.3.4"], [1, 2, 3, 4]);
-        check([10, 0, 0, 1], &["6.6.6.6", "1.2.3.4, 10.0.0.7"], [1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn nonsense_in_the_chain_ends_it() {
-        check([10, 0, 0, 1], &["1.2.3.4, unknown"], [10, 0, 0, 1]);
-        check([10, 0, 0, 1], &[], [10, 0, 0, 1]);
     }
 }

@@ -49,6 +49,7 @@ mod around;
 mod connection;
 mod crowd;
 mod error;
+mod forwarded;
 mod http2;
 mod io;
 mod models;
@@ -62,7 +63,7 @@ mod server;
 mod tls;
 mod transport;
 
-pub use access::Peer;
+pub use access::{OverTls, Peer};
 pub use error::{BindError, StartError};
 pub use refusals::Refusals;
 pub use respond::{Respond, RespondFuture, RespondLayer};

@@ -1,35 +1,45 @@
 //! What a gateway does to heads.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Version,
     header::{
         ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRANSFER_ENCODING, UPGRADE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
+    request::Parts,
 };
 use llmproxy_core::{Exchange, Target};
 
+use crate::forwarded;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The head as the backend gets it. The order and the repetitions of what stays are kept.
-pub(crate) fn for_backend(headers: &HeaderMap, target: &Target, exchange: &Exchange) -> HeaderMap {
+pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -> HeaderMap {
+    let headers = &parts.headers;
     let backend = &target.backend.headers;
     let named = named_by_connection(headers);
+    let hop = exchange.hop();
     let ours = |name: &HeaderName| {
-        // The length is the rendered body's; Host is the backend's; an expectation was met by our server.
-        [HOST, CONTENT_LENGTH, EXPECT, X_REQUEST_ID, X_FORWARDED_FOR].contains(name)
+        // The length is the rendered body's; Host is written below; an expectation was met by our server.
+        [HOST, CONTENT_LENGTH, EXPECT, X_REQUEST_ID].contains(name)
+            || hop.is_some_and(|hop| forwarded::is_rewritten(name, hop))
             || (target.inject_usage && name == ACCEPT_ENCODING)
             || backend.contains_key(name)
     };
-    let mut sent = HeaderMap::with_capacity(headers.len() + backend.len() + 4);
+    let mut sent = HeaderMap::with_capacity(headers.len() + backend.len() + 8);
+    // What a trusted proxy has said of those before it: seldom anything.
+    let mut believed = Vec::new();
     for (name, value) in headers {
-        if !is_hop_by_hop(name, &named) && !ours(name) {
+        if is_hop_by_hop(name, &named) {
+            continue;
+        }
+        if !ours(name) {
             sent.append(name, value.clone());
+        } else if hop.is_some_and(|hop| hop.trusted) {
+            believed.push((name, value));
         }
     }
     if takes_trailers(headers) {
@@ -41,10 +51,16 @@ pub(crate) fn for_backend(headers: &HeaderMap, target: &Target, exchange: &Excha
         // A compressed stream can't lose the event that we ask for.
         sent.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
-    let forwarded = Some(headers).filter(|_| !is_hop_by_hop(&X_FORWARDED_FOR, &named));
-    if let Some(chain) = forwarded_for(forwarded, exchange) {
-        sent.insert(X_FORWARDED_FOR, chain);
+    let host = host(parts);
+    if target.backend.preserve_host
+        && let Some(host) = &host
+    {
+        sent.insert(HOST, host.clone());
     }
+    if let Some(hop) = hop {
+        forwarded::append(&mut sent, hop, host.as_ref(), &believed);
+    }
+    sent.append(VIA, via(parts.version));
     sent.insert(X_REQUEST_ID, exchange.id_value());
     for name in backend.keys() {
         sent.remove(name);
@@ -53,6 +69,28 @@ pub(crate) fn for_backend(headers: &HeaderMap, target: &Target, exchange: &Excha
         sent.append(name, value.clone());
     }
     sent
+}
+
+/// Which server the client asked for: what stands in the target overrules the header (RFC 9112, section 3.2.2), and HTTP/2
+/// has it nowhere else.
+fn host(parts: &Parts) -> Option<HeaderValue> {
+    match parts.uri.authority() {
+        Some(authority) => {
+            let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+            HeaderValue::from_str(host).ok()
+        }
+        None => parts.headers.get(HOST).cloned(),
+    }
+}
+
+/// RFC 9110, section 7.6.3: a gateway says on requests by which protocol it has received them. The name is one for all:
+/// where the proxy stands is nobody's business.
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
+        Version::HTTP_10 => "1.0 llmproxy",
+        Version::HTTP_2 => "2 llmproxy",
+        _ => "1.1 llmproxy",
+    })
 }
 
 /// Takes off what the backend meant for its connection with us only.
@@ -93,47 +131,11 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// As it is written, without the formatting machinery: it is done for every request.
-fn dotted(ip: Ipv4Addr) -> String {
-    let mut text = String::with_capacity(15);
-    for (index, octet) in ip.octets().into_iter().enumerate() {
-        if index > 0 {
-            text.push('.');
-        }
-        for (least, divisor) in [(100, 100), (10, 10), (0, 1)] {
-            if octet >= least {
-                text.push(char::from(b'0' + octet / divisor % 10));
-            }
-        }
-    }
-    text
-}
-
-/// The addresses that the request has come by, the last of them appended.
-fn forwarded_for(headers: Option<&HeaderMap>, exchange: &Exchange) -> Option<HeaderValue> {
-    let before = headers.into_iter().flat_map(|headers| headers.get_all(X_FORWARDED_FOR)).map(HeaderValue::as_bytes);
-    let mut chain: Option<Vec<u8>> = None;
-    let mut add = |address: &[u8]| match &mut chain {
-        None => chain = Some(address.to_vec()),
-        Some(chain) => {
-            chain.extend_from_slice(b", ");
-            chain.extend_from_slice(address);
-        }
-    };
-    before.for_each(&mut add);
-    match exchange.client_ip().map(|ip| ip.to_canonical()) {
-        Some(IpAddr::V4(ip)) => add(dotted(ip).as_bytes()),
-        Some(ip) => add(ip.to_string().as_bytes()),
-        None => {}
-    }
-    HeaderValue::try_from(chain?).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use llmproxy_core::Backend;
+    use llmproxy_core::{Backend, Hop};
 
     use super::*;
 
@@ -141,24 +143,30 @@ mod tests {
         list.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
+    fn all_sent(request: http::request::Builder, backend: Backend, inject: bool, trusted: bool) -> Vec<String> {
+        let target = Target { backend: Arc::new(backend), model: None, inject_usage: inject };
+        let exchange = Exchange::new();
+        exchange.set_hop(Hop { ip: [10, 0, 0, 1].into(), tls: false, trusted });
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let sent = for_backend(&parts, &target, &exchange);
+        assert_eq!(sent["x-request-id"].to_str().unwrap(), exchange.id().hyphenated().to_string());
+        let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
+        sent.iter().filter(|(name, _)| *name != X_REQUEST_ID).map(line).collect()
+    }
+
+    /// What goes on of these headers, but for what says where the request came from.
     fn sent(
         received: &[(&'static str, &'static str)],
         backend: &[(&'static str, &'static str)],
         inject: bool,
     ) -> Vec<String> {
-        let mut target = Backend::new("http://b").unwrap();
-        target.headers = headers(backend);
-        let target = Target { backend: Arc::new(target), model: None, inject_usage: inject };
-        let exchange = Exchange::new();
-        exchange.set_client(Some([10, 0, 0, 1].into()), None);
-        let mut map = HeaderMap::new();
-        for &(name, value) in received {
-            map.append(name, HeaderValue::from_static(value));
-        }
-        let sent = for_backend(&map, &target, &exchange);
-        assert_eq!(sent["x-request-id"].to_str().unwrap(), exchange.id().hyphenated().to_string());
-        let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
-        sent.iter().filter(|(name, _)| *name != X_REQUEST_ID).map(line).collect()
+        let mut to = Backend::new("http://b").unwrap();
+        to.headers = headers(backend);
+        let request =
+            received.iter().fold(http::Request::get("/"), |request, (name, value)| request.header(*name, *value));
+        let mut lines = all_sent(request, to, inject, false);
+        lines.retain(|line| !["forwarded: ", "x-forwarded-", "via: "].iter().any(|start| line.starts_with(start)));
+        lines
     }
 
     #[test]
@@ -180,52 +188,86 @@ mod tests {
             ("x-request-id", "req-1"),
             ("x-kept", "a"),
         ];
-        assert_eq!(sent(&received, &[], false), ["x-kept: a", "x-forwarded-for: 10.0.0.1"]);
+        assert_eq!(sent(&received, &[], false), ["x-kept: a"]);
     }
 
     #[test]
     fn other_headers_keep_their_order_and_repetitions() {
         let received =
             [("b", "1"), ("a", "2"), ("cookie", "x"), ("cookie", "y"), ("accept", "*/*"), ("user-agent", "u")];
-        let expected =
-            ["b: 1", "a: 2", "cookie: x", "cookie: y", "accept: */*", "user-agent: u", "x-forwarded-for: 10.0.0.1"];
+        let expected = ["b: 1", "a: 2", "cookie: x", "cookie: y", "accept: */*", "user-agent: u"];
         assert_eq!(sent(&received, &[], false), expected);
     }
 
     #[test]
     fn a_client_that_takes_trailers_says_so_on_the_next_connection() {
         let received = [("te", "gzip;q=0.5, Trailers"), ("connection", "TE")];
-        assert_eq!(sent(&received, &[], false), ["te: trailers", "connection: te", "x-forwarded-for: 10.0.0.1"]);
+        assert_eq!(sent(&received, &[], false), ["te: trailers", "connection: te"]);
     }
 
     #[test]
-    fn addresses_are_written_as_they_are_elsewhere() {
-        for ip in [[0, 0, 0, 0], [255, 255, 255, 255], [10, 100, 9, 99], [1, 20, 101, 200]].map(Ipv4Addr::from) {
-            assert_eq!(dotted(ip), ip.to_string());
-        }
+    fn where_a_request_came_from_is_said_and_a_stranger_s_word_about_it_is_not_passed_on() {
+        let request = || {
+            http::Request::get("/v1/models")
+                .header("host", "api.example:8000")
+                .header("x-forwarded-for", "6.6.6.6")
+                .header("x-forwarded-proto", "https")
+                .header("x-forwarded-host", "other.example")
+                .header("forwarded", "for=6.6.6.6")
+                .header("via", "1.1 cache")
+        };
+        let backend = || Backend::new("http://b").unwrap();
+        let mut expected = [
+            "forwarded: for=10.0.0.1;host=\"api.example:8000\";proto=http",
+            "via: 1.1 cache",
+            "via: 1.1 llmproxy",
+            "x-forwarded-for: 10.0.0.1",
+            "x-forwarded-host: api.example:8000",
+            "x-forwarded-proto: http",
+        ];
+        let mut lines = all_sent(request(), backend(), false, false);
+        lines.sort();
+        assert_eq!(lines, expected);
+        // Of a proxy that is trusted it is.
+        expected[0] = "forwarded: for=6.6.6.6, for=10.0.0.1;host=\"api.example:8000\";proto=http";
+        expected[3] = "x-forwarded-for: 6.6.6.6, 10.0.0.1";
+        expected[4] = "x-forwarded-host: other.example";
+        expected[5] = "x-forwarded-proto: https";
+        let mut lines = all_sent(request(), backend(), false, true);
+        lines.sort();
+        assert_eq!(lines, expected);
+        // Unless it was meant for its connection with us.
+        let hop = http::Request::get("/").header("connection", "x-forwarded-for").header("x-forwarded-for", "6.6.6.6");
+        assert!(all_sent(hop, backend(), false, true).contains(&"x-forwarded-for: 10.0.0.1".into()));
     }
 
     #[test]
-    fn the_chain_of_addresses_grows_by_one() {
-        let received = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-for", "3.3.3.3")];
-        assert_eq!(sent(&received, &[], false), ["x-forwarded-for: 1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1"]);
+    fn the_host_is_the_backends_unless_it_takes_the_clients() {
+        let check = |uri: &str, preserve: bool, ours: &[(&'static str, &'static str)], expected: Option<&str>| {
+            let mut backend = Backend::new("http://b").unwrap();
+            (backend.preserve_host, backend.headers) = (preserve, headers(ours));
+            let sent = all_sent(http::Request::get(uri).header("host", "api.example"), backend, false, false);
+            let hosts: Vec<&str> = sent.iter().filter_map(|line| line.strip_prefix("host: ")).collect();
+            assert_eq!(hosts, expected.into_iter().collect::<Vec<_>>(), "{uri}");
+        };
+        check("/v1/models", false, &[], None);
+        check("/v1/models", true, &[], Some("api.example"));
+        check("http://me@other.example:81/v1/models", true, &[], Some("other.example:81"));
+        check("/v1/models", true, &[("host", "virtual.example")], Some("virtual.example"));
     }
 
     #[test]
     fn the_backends_headers_replace_the_clients() {
         let received = [("authorization", "Bearer client"), ("x-a", "1"), ("x-a", "2"), ("host", "proxy")];
         let backend = [("authorization", "Bearer ours"), ("x-a", "3"), ("host", "virtual.example")];
-        assert_eq!(
-            sent(&received, &backend, false),
-            ["x-forwarded-for: 10.0.0.1", "authorization: Bearer ours", "x-a: 3", "host: virtual.example"]
-        );
+        assert_eq!(sent(&received, &backend, false), ["authorization: Bearer ours", "x-a: 3", "host: virtual.example"]);
     }
 
     #[test]
     fn a_stream_that_must_lose_an_event_is_asked_for_uncompressed() {
         let received = [("accept-encoding", "gzip"), ("accept-encoding", "br")];
-        assert_eq!(sent(&received, &[], true), ["accept-encoding: identity", "x-forwarded-for: 10.0.0.1"]);
-        assert_eq!(sent(&received[..1], &[], false), ["accept-encoding: gzip", "x-forwarded-for: 10.0.0.1"]);
+        assert_eq!(sent(&received, &[], true), ["accept-encoding: identity"]);
+        assert_eq!(sent(&received[..1], &[], false), ["accept-encoding: gzip"]);
     }
 
     #[test]

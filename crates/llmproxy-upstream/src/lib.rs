@@ -46,7 +46,7 @@
 //!
 //! Innermost: inside of it is the network. Outside is `llmproxy-sse`, and outside of that `llmproxy-balancer`, which writes
 //! the [`Target`](llmproxy_core::Target) anew for each attempt. Of the [`Exchange`](llmproxy_core::Exchange) it reads the id
-//! and the client's address, which the backend is told; it writes no fact.
+//! and the connection that the request came by, which the backend is told; it writes no fact.
 //!
 //! Beside the stack, [`Clients::http_client`] is the [`HttpClient`](llmproxy_core::HttpClient) of the parts that must ask
 //! something themselves: `llmproxy-balancer`'s health checks, `llmproxy-usage`'s webhooks.
@@ -59,7 +59,8 @@
 //! # Used alone
 //!
 //! - Without a [`Target`](llmproxy_core::Target) in its extensions a request fails: [`UpstreamError::NoTarget`].
-//! - Without an [`Exchange`](llmproxy_core::Exchange) one is made for its id, and the backend is told no address.
+//! - Without an [`Exchange`](llmproxy_core::Exchange) one is made for its id. Without the connection in it (its hop) the
+//!   backend is told what the client says of where it comes from, and nothing is added.
 //! - Without `llmproxy-sse` outside of it there is no limit of time past the connection's.
 
 pub mod metrics;
@@ -67,6 +68,7 @@ pub mod metrics;
 mod body;
 mod clients;
 mod error;
+mod forwarded;
 mod fresh;
 mod head;
 mod pool;

@@ -20,11 +20,12 @@ use crate::{
 
 /// Sends each request to the backend that its [`Target`] names.
 ///
-/// Of the head, the backend gets everything but what RFC 9110, section 7.6.1, keeps to one connection, with its own Host,
-/// an exact Content-Length, our `x-request-id`, the client's address appended to `x-forwarded-for`, the backend's own
-/// headers in place of the client's, and `accept-encoding: identity` where usage is asked for. A request without an Accept
-/// header gets `accept: */*`, which says the same; the client library can't be kept from it. `Via`, which gateways may
-/// leave out (section 7.6.3), is left out. User and password in a backend's URL are not sent: credentials are headers.
+/// Of the head, the backend gets everything but what RFC 9110, section 7.6.1, keeps to one connection, with its own Host
+/// (or the client's, where the backend's `preserve_host` says so), an exact Content-Length, our `x-request-id`, `Via`, the
+/// connection that it came by in `x-forwarded-for`, `-proto`, `-host` and `Forwarded`, the backend's own headers in place
+/// of the client's, and `accept-encoding: identity` where usage is asked for. A request without an Accept header gets
+/// `accept: */*`, which says the same; the client library can't be kept from it. User and password in a backend's URL are
+/// not sent: credentials are headers. Answers get no `Via`: on them a gateway may leave it out (section 7.6.3).
 ///
 /// Used alone, without an [`Exchange`] in the request, it makes one for its id. The [crate] has an example.
 ///
@@ -76,7 +77,7 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     let exchange = Exchange::of(&mut parts.extensions);
     let request = |body: reqwest::Body| {
         let mut request = reqwest::Request::new(parts.method.clone(), url.clone());
-        *request.headers_mut() = head::for_backend(&parts.headers, &target, &exchange);
+        *request.headers_mut() = head::for_backend(&parts, &target, &exchange);
         *request.body_mut() = Some(body);
         request
     };
