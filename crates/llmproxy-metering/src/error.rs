@@ -1,9 +1,9 @@
 //! Why a request's body was refused.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use http::StatusCode;
-use llmproxy_core::BoxError;
+use llmproxy_core::{BoxError, cause_ref};
 
 /// Why a request was refused for its body, or came to nothing while it was read.
 ///
@@ -68,6 +68,12 @@ pub enum InspectError {
     /// The bodies of all requests together take as much memory as they may.
     #[error("too many large requests at the same time; try again in a moment")]
     Busy,
+    /// The body does not come as its head says that it does.
+    #[error("the body can't be read: {problem}")]
+    BadFraming {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The client left before its body was complete.
     #[error("the client left before its body was complete")]
     ClientGone {
@@ -84,6 +90,16 @@ impl InspectError {
     /// nginx's number for a client that closed its request.
     const CLIENT_CLOSED_REQUEST: u16 = 499;
 
+    /// From what a body says when it can't be read on: either nothing more came, or something that is none of a body's.
+    pub(crate) fn of_body(source: BoxError) -> Self {
+        match cause_ref::<io::Error>(&*source) {
+            Some(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+                Self::BadFraming { problem: error.to_string() }
+            }
+            _ => Self::ClientGone { source },
+        }
+    }
+
     /// The status of the answer: 400, 408, 413, 415 (RFC 9110, section 15.5), 503, and 499 where nobody is left to read it.
     #[expect(clippy::missing_panics_doc, reason = "499 is a status to the http crate")]
     pub fn status(&self) -> StatusCode {
@@ -92,7 +108,8 @@ impl InspectError {
             | Self::NotObject
             | Self::WrongType { .. }
             | Self::Duplicate { .. }
-            | Self::Misspelt { .. } => StatusCode::BAD_REQUEST,
+            | Self::Misspelt { .. }
+            | Self::BadFraming { .. } => StatusCode::BAD_REQUEST,
             Self::Encoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -116,6 +133,7 @@ impl InspectError {
             Self::TooLarge { .. } => "request_too_large",
             Self::Timeout { .. } => "request_timeout",
             Self::Busy => "overloaded",
+            Self::BadFraming { .. } => "bad_framing",
             Self::ClientGone { .. } => "client_gone",
         }
     }
@@ -150,7 +168,18 @@ mod tests {
         check(InspectError::TooLarge { limit: 1 }, 413);
         check(InspectError::Timeout { after: Duration::from_secs(1) }, 408);
         check(InspectError::Busy, 503);
+        check(InspectError::BadFraming { problem: "no chunk".into() }, 400);
         check(InspectError::ClientGone { source: "reset".into() }, 499);
+    }
+
+    #[test]
+    fn a_body_that_is_none_is_told_from_one_that_did_not_come() {
+        let code = |kind: io::ErrorKind| InspectError::of_body(io::Error::new(kind, "why").into()).code();
+        assert_eq!(code(io::ErrorKind::InvalidInput), "bad_framing");
+        assert_eq!(code(io::ErrorKind::InvalidData), "bad_framing");
+        assert_eq!(code(io::ErrorKind::UnexpectedEof), "client_gone");
+        assert_eq!(code(io::ErrorKind::ConnectionReset), "client_gone");
+        assert_eq!(InspectError::of_body("reset".into()).code(), "client_gone");
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Reader {
                 .await
                 .map_err(|_| InspectError::Timeout { after: self.limits.gap })?
                 .transpose()
-                .map_err(|source| InspectError::ClientGone { source })?;
+                .map_err(InspectError::of_body)?;
             match frame.map(Frame::into_data) {
                 None => return Ok(false),
                 Some(Ok(data)) if !data.is_empty() => return self.push(data).map(|()| true),
@@ -178,7 +178,7 @@ impl Body for Passing {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(source)) => Self::fail(InspectError::ClientGone { source }),
+            Some(Err(source)) => Self::fail(InspectError::of_body(source)),
             None => Poll::Ready(None),
         }
     }
