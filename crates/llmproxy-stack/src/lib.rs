@@ -52,6 +52,7 @@ mod error;
 mod forwarded;
 mod http2;
 mod io;
+mod message;
 mod models;
 mod pace;
 mod paths;

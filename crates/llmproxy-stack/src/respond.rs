@@ -25,7 +25,7 @@ use llmproxy_usage::UsageError;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use crate::paths::PathError;
+use crate::{message::MessageError, paths::PathError};
 
 #[cfg(test)]
 mod tests;
@@ -80,6 +80,9 @@ pin_project! {
 
 /// What the client sees of `error`: a flat list, one entry for each part's errors.
 pub(crate) fn answer(error: &(dyn std::error::Error + 'static)) -> Answer {
+    if let Some(error) = cause_ref::<MessageError>(error) {
+        return Answer::new(error.status(), error.code(), error);
+    }
     if let Some(error) = cause_ref::<PathError>(error) {
         return match error {
             PathError::Unknown(_) => Answer::new(StatusCode::NOT_FOUND, "not_found", error),

@@ -12,13 +12,18 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use futures_util::future::{BoxFuture, Either};
+use futures_util::future::{BoxFuture, Either, ready};
 use http::{Method, Request, StatusCode, header};
 use llmproxy_auth::AuthLayer;
 use llmproxy_core::{Api, Endpoint};
 use tower::{Service, ServiceBuilder, ServiceExt};
 
-use crate::{models::Models, respond::RespondLayer, runtime::Shared};
+use crate::{
+    message,
+    models::Models,
+    respond::{RespondLayer, answer},
+    runtime::Shared,
+};
 
 /// What a request is handed to: a stack for all that goes to a backend, and what the proxy answers itself.
 ///
@@ -76,6 +81,12 @@ impl Service<Request<Body>> for Routes {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let asked = Endpoint::of(path);
+        if let Err(error) = message::check(&request) {
+            return Either::Left(Box::pin(ready(Ok(answer(&error).into_response(asked.api())))));
+        }
+        if message::is_server_wide(request.method(), request.uri()) {
+            return Either::Left(Box::pin(ready(Ok(StatusCode::NO_CONTENT.into_response()))));
+        }
         let is_operation = asked.is_known() && asked.api() != Api::Proxy && asked.template() != "/v1/models";
         if is_operation && request.method() == Method::POST && self.0.metrics_path.as_deref() != Some(path) {
             return Either::Left((self.0.stack)(request));

@@ -32,6 +32,11 @@ fn table() -> Vec<(BoxError, u16, &'static str, bool, Option<&'static str>)> {
     };
     let param = "model";
     vec![
+        (MessageError::Hosts(0).into(), 400, "bad_host", false, None),
+        (MessageError::Host.into(), 400, "bad_host", false, None),
+        (MessageError::Target.into(), 400, "bad_target", false, None),
+        (MessageError::Coding.into(), 501, "unknown_transfer_coding", false, None),
+        (MessageError::Method(http::Method::TRACE).into(), 501, "method_not_offered", false, None),
         (PathError::Unknown("/x".into()).into(), 404, "not_found", false, None),
         (PathError::Ambiguous.into(), 400, "bad_path", false, None),
         (InspectError::BadJson { problem: "x".into() }.into(), 400, "invalid_json", false, None),
@@ -43,6 +48,7 @@ fn table() -> Vec<(BoxError, u16, &'static str, bool, Option<&'static str>)> {
         (InspectError::TooLarge { limit: 1 }.into(), 413, "request_too_large", false, None),
         (InspectError::Timeout { after: SECOND }.into(), 408, "request_timeout", false, None),
         (InspectError::Busy.into(), 503, "overloaded", true, None),
+        (InspectError::BadFraming { problem: "x".into() }.into(), 400, "bad_framing", false, None),
         (InspectError::ClientGone { source: "x".into() }.into(), 499, "client_gone", false, None),
         (UsageError::Full.into(), 503, "usage_queue_full", true, None),
         (UsageError::Stopped.into(), 503, "usage_queue_full", true, None),

@@ -1,0 +1,452 @@
+//! What RFC 9110 and RFC 9112 ask of a gateway, from the client's side: the bytes of a request, and what becomes of them.
+
+use llmproxy_testkit::{Backend, BodyEnd, Client, Seen, script};
+use serde_json::json;
+
+use crate::{
+    harness::Proxy,
+    raw::{Raw, RawBackend},
+};
+
+/// What becomes of a request.
+enum Becomes {
+    /// This status of the proxy's own, no word to a backend, and the end of the connection.
+    Refused(u16),
+    /// This status of the proxy's own, and the connection goes on.
+    Answered(u16),
+    /// One request at the backend, with this framing and this body, and the connection goes on.
+    One(&'static str, &'static str),
+    /// The same, and the end of the connection.
+    Last(&'static str, &'static str),
+}
+use Becomes::*;
+
+const CHUNKED: &str = "transfer-encoding: chunked";
+
+struct Gateway {
+    proxy: Proxy,
+    backend: Backend,
+}
+
+impl Gateway {
+    async fn start(server: &str) -> Self {
+        let backend = Backend::start(script::json(200, json!({"object": "file"}))).await;
+        let yaml = format!(
+            "backends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\nserver: {{{server}}}\n",
+            backend.url()
+        );
+        Self { proxy: Proxy::start(&yaml).await, backend }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(self.proxy.address()).await
+    }
+
+    /// What the backend saw of the only request that came of these bytes.
+    async fn passed(&self, sent: &str) -> Seen {
+        let before = self.backend.counts().requests;
+        let mut client = self.client().await;
+        client.send_raw(sent).await.expect("the proxy reads");
+        let answer = client.read_to_end().await;
+        assert_eq!(answer.status, 200, "{sent}: {}", answer.text());
+        assert_eq!(self.backend.counts().requests, before + 1, "{sent}");
+        self.backend.seen().pop().expect("it came")
+    }
+
+    async fn check(&self, sent: impl AsRef<[u8]>, becomes: Becomes) {
+        let sent = sent.as_ref();
+        let shown = String::from_utf8_lossy(sent);
+        let before = self.backend.counts().requests;
+        let mut client = self.client().await;
+        client.send_raw(sent).await.expect("the proxy reads");
+        let answer = client.read_to_end().await;
+        assert_eq!(answer.end, BodyEnd::Complete, "{shown}");
+        let (status, passes, goes_on) = match becomes {
+            Refused(status) => (status, None, false),
+            Answered(status) => (status, None, true),
+            One(framing, body) => (200, Some((framing, body)), true),
+            Last(framing, body) => (200, Some((framing, body)), false),
+        };
+        assert_eq!(answer.status, status, "{shown}: {}", answer.text());
+        if goes_on {
+            // Whoever reads the next request where it begins has read this one to its end.
+            client.send("GET", "/health", &[], b"").await;
+            assert_eq!(client.read_to_end().await.text(), "OK", "{shown}");
+        } else {
+            client.closed().await;
+        }
+        let came = self.backend.seen().split_off(before);
+        assert_eq!(came.len(), usize::from(passes.is_some()), "{shown}: {came:?}");
+        for (seen, (framing, body)) in came.iter().zip(passes) {
+            assert_eq!((framings(seen), &seen.body[..]), (framing.to_owned(), body.as_bytes()), "{shown}");
+        }
+    }
+}
+
+/// The lines of a head that say how its body is framed, as the backend got them.
+fn framings(seen: &Seen) -> String {
+    let head = String::from_utf8_lossy(&seen.head);
+    assert!(!head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{head:?}");
+    let lines = head.lines().filter(|line| {
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        matches!(name.trim(), "content-length" | "transfer-encoding")
+    });
+    lines.collect::<Vec<_>>().join(", ")
+}
+
+fn post(rest: &str) -> String {
+    format!("POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n{rest}")
+}
+
+#[tokio::test]
+async fn ambiguous_framing_is_refused_or_becomes_one_request() {
+    let gateway = Gateway::start("").await;
+    let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n";
+    let check = async |head: &str, becomes| gateway.check(post(head), becomes).await;
+    // One length, said once.
+    check("Content-Length: 5\r\n\r\nhello", One("content-length: 5", "hello")).await;
+    check("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", One(CHUNKED, "hello")).await;
+    check("Transfer-Encoding:\tCHUNKED \r\n\r\n5\r\nhello\r\n0\r\n\r\n", One(CHUNKED, "hello")).await;
+    check("\r\n", One("", "")).await;
+    // Two ways to say it: the chunks count, and nothing is read after them (RFC 9112, section 6.1).
+    for head in ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3"] {
+        check(&format!("{head}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{hidden}"), Last(CHUNKED, "hello")).await;
+    }
+    check("Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", One("content-length: 5", "hello")).await;
+    for lengths in [
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5, 5",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: -5",
+        "Content-Length: 0x5",
+        "Content-Length: 5 5",
+        "Content-Length: 99999999999999999999999",
+        "Content-Length:",
+        "Content-Length : 5",
+        "Content-Length\t: 5",
+        " Content-Length: 5",
+    ] {
+        check(&format!("{lengths}\r\n\r\nhello{hidden}"), Refused(400)).await;
+    }
+    for coding in ["xchunked", "chunked, identity", "identity", "chunked;q=1", "\"chunked\"", "chunked,", "\x0bchunked"]
+    {
+        check(&format!("Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n{hidden}"), Refused(400)).await;
+    }
+}
+
+#[tokio::test]
+async fn chunks_are_read_as_the_rfc_has_them_or_the_request_is_broken_off() {
+    let gateway = Gateway::start("").await;
+    let check = async |body: &str, becomes| {
+        gateway.check(post(&format!("Transfer-Encoding: chunked\r\n\r\n{body}")), becomes).await;
+    };
+    let hello = || One(CHUNKED, "hello");
+    check("5;a=b;c=\"d\"\r\nhello\r\n0\r\n\r\n", hello()).await;
+    check("2\r\nhe\r\n03\r\nllo\r\n000;last\r\n\r\n", hello()).await;
+    check("A\r\n0123456789\r\n0\r\n\r\n", One(CHUNKED, "0123456789")).await;
+    for body in [
+        "x\r\nhello\r\n0\r\n\r\n",
+        "-5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\n0\n\n",
+        "\r\nhello\r\n0\r\n\r\n",
+        "fffffffffffffffff5\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhelloworld\r\n0\r\n\r\n",
+        "5\r\nhello0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nno trailer\r\n\r\n",
+    ] {
+        check(&format!("{body}GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n"), Refused(400)).await;
+    }
+}
+
+/// A body that passes as it comes.
+const UPLOAD: &str =
+    "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n";
+
+#[tokio::test]
+async fn an_upload_that_turns_out_to_be_none_is_broken_off_at_the_backend() {
+    let backend = RawBackend::bind().await;
+    let mut proxy = Proxy::start(&backend.config("")).await;
+    let mut client = Client::connect(proxy.address()).await;
+    client.send_raw(format!("{UPLOAD}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")).await.expect("reads");
+    let mut conn = backend.accept().await;
+    let came = conn.read_until("5\r\nhello\r\n").await;
+    assert!(came.contains("transfer-encoding: chunked\r\n"), "{came}");
+    client.send_raw("x\r\nhello\r\n0\r\n\r\n").await.expect("reads");
+    assert_eq!(client.head().await.status, 400);
+    client.closed().await;
+    // No last chunk: the backend can't take what it has for the whole.
+    assert_eq!(conn.read_to_end().await, "");
+    let line = proxy.ended().await;
+    assert_eq!((&line["end"], &line["status_code"]), (&json!("client_gone"), &json!(400)), "{line}");
+}
+
+#[tokio::test]
+async fn a_head_is_one_that_nobody_can_read_in_two_ways() {
+    let gateway = Gateway::start("").await;
+    let get = |rest: &str| format!("GET /v1/files HTTP/1.1\r\nHost: x\r\n{rest}\r\n");
+    for (sent, becomes) in [
+        (get("X-A: b\r\n c\r\n"), Refused(400)),
+        (get("X-A: b\r\n\tc\r\n"), Refused(400)),
+        (get("X-A: b\0c\r\n"), Refused(400)),
+        (get("X-A: b\rc\r\n"), Refused(400)),
+        (get("X-A: b\x0bc\r\n"), Refused(400)),
+        (get("X A: b\r\n"), Refused(400)),
+        (get("X-A\0: b\r\n"), Refused(400)),
+        (get(": b\r\n"), Refused(400)),
+        (get("X-A\r\n"), Refused(400)),
+        // A bare LF may end a line (RFC 9112, section 2.2); what the backend gets has none.
+        (get("X-A: b\nX-B: c\n").replace("\r\n", "\n"), One("", "")),
+        ("\r\n".to_owned() + &get(""), One("", "")),
+        ("GET /v1/files HTTP/1.1\r\n\r\n".into(), Answered(400)),
+        (get("Host: x\r\n"), Answered(400)),
+        (get("Host: y\r\n"), Answered(400)),
+        ("GET /v1/files HTTP/1.1\r\nHost: a b\r\n\r\n".into(), Answered(400)),
+        ("GET /v1/files HTTP/1.1\r\nHost: me@a\r\n\r\n".into(), Answered(400)),
+        ("GET /v1/files HTTP/1.1\r\nHost:\r\n\r\n".into(), One("", "")),
+        ("GET /v1/files HTTP/1.0\r\n\r\n".into(), Last("", "")),
+        ("GET /v1/files HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        ("POST /v1/files HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), Refused(400)),
+        ("GET /v1/files HTTP/1.2\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        ("GET /v1/files HTTP/2.0\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        ("GET /v1/files\r\n\r\n".into(), Refused(400)),
+        ("GET  /v1/files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        ("GET /v1/ files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        ("GE(T /v1/files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
+        // Of two codings only one can be framed again (RFC 9112, section 6.1).
+        (post("Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
+        (post("Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
+        (post("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
+    ] {
+        gateway.check(sent, becomes).await;
+    }
+}
+
+#[tokio::test]
+async fn the_target_of_a_request_is_a_path_or_a_url() {
+    let gateway = Gateway::start("").await;
+    let request = |line: &str| format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+    for (line, becomes) in [
+        ("CONNECT example.com:443", Answered(501)),
+        ("CONNECT /v1/files", Answered(501)),
+        ("TRACE /v1/files", Answered(501)),
+        ("GET example.com:443", Answered(400)),
+        ("GET *", Answered(400)),
+        ("GET v1/files", Refused(400)),
+        ("OPTIONS *", Answered(204)),
+        ("GET /v1/../files", Answered(400)),
+        ("GET /v1/%2e%2E/files", Answered(400)),
+        ("GET /v1/files/.", Answered(400)),
+        ("GET http://x/v1/%2e./files", Answered(400)),
+        ("PURGE /v1/files", One("", "")),
+    ] {
+        gateway.check(request(line), becomes).await;
+    }
+    for (target, path) in [
+        // A URL's host is no way to another server: it is the path that is asked for.
+        ("http://example.com/v1/files", "/v1/files"),
+        ("https://example.com:8443/v1/files?a=b", "/v1/files?a=b"),
+        (
+            "/v1/files/a%20b%2Fc%C3%A9%e2%82%ac/~x;y=1,2?q=%20+&r=[1]|^",
+            "/v1/files/a%20b%2Fc%C3%A9%e2%82%ac/~x;y=1,2?q=%20+&r=[1]|^",
+        ),
+        ("/v1/files/a//b/", "/v1/files/a//b/"),
+    ] {
+        let seen = gateway.passed(&request(&format!("GET {target}"))).await;
+        assert_eq!(seen.path, path);
+        let host = gateway.backend.addr().to_string();
+        assert_eq!(seen.header("host"), Some(&*host), "{target}");
+    }
+}
+
+/// What the backend gets of the last request of a connection, and the client of its answer, byte for byte.
+async fn exchange(request: &str, answer: &str) -> (String, String) {
+    let backend = RawBackend::bind().await;
+    let proxy = Proxy::start(&backend.config("")).await;
+    let mut client = Raw::connect(proxy.address()).await;
+    // So that the end of the answer can be seen.
+    client.write(request.replacen("\r\n", "\r\nConnection: close\r\n", 1)).await;
+    let mut conn = backend.accept().await;
+    let seen = conn.request().await;
+    conn.write(answer).await;
+    drop(conn);
+    (seen, client.read_to_end().await)
+}
+
+/// The names of a head's lines, sorted.
+fn names(message: &str) -> Vec<&str> {
+    let head = message.split("\r\n\r\n").next().unwrap_or_default();
+    let mut names: Vec<&str> = head.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0)).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn what_is_meant_for_one_connection_stays_there_both_ways() {
+    let request = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
+        Connection: x-other\r\nX-Other: 2\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\n\
+        Proxy-Authorization: Basic eA==\r\nTE: gzip\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nX-Kept: 3\r\n\r\nhello";
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
+        Connection: x-other\r\nX-Other: 2\r\nKeep-Alive: timeout=5, max=100\r\nProxy-Authenticate: Basic\r\n\
+        Proxy-Connection: close\r\nUpgrade: h2c\r\nX-Kept: 3\r\n\r\nhello";
+    let (seen, got) = exchange(request, answer).await;
+    let expected = [
+        "accept",
+        "content-length",
+        "forwarded",
+        "host",
+        "http2-settings",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-kept",
+        "x-request-id",
+    ];
+    assert_eq!(names(&seen), expected, "{seen}");
+    // Our own: the client had asked for the end of the connection.
+    assert_eq!(names(&got), ["connection", "content-length", "date", "x-kept", "x-request-id"], "{got}");
+    assert!(got.contains("connection: close\r\n") && got.ends_with("\r\n\r\nhello"), "{got}");
+}
+
+#[tokio::test]
+async fn trailers_pass_where_they_were_announced_and_asked_for() {
+    let upload = format!(
+        "{UPLOAD}Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\nTE: gzip;q=0.5, trailers\r\nConnection: TE\r\n\r\n"
+    );
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 8\r\nX-Other: 9\r\n\r\n";
+    let sent = format!("{upload}5\r\nhello\r\n0\r\nX-Sum: 7\r\nHost: y\r\nContent-Length: 3\r\n\r\n");
+    let (seen, got) = exchange(&sent, answer).await;
+    assert!(seen.contains("te: trailers\r\n") && seen.contains("connection: te\r\n"), "{seen}");
+    // What frames a message or says where it goes is no trailer (RFC 9110, section 6.5.1).
+    assert!(seen.ends_with("5\r\nhello\r\n0\r\nx-sum: 7\r\n\r\n"), "{seen}");
+    assert!(got.contains("trailer: X-Sum\r\n"), "{got}");
+    assert!(got.ends_with("5\r\nhello\r\n0\r\nx-sum: 8\r\n\r\n"), "{got}");
+    // A client that did not say that it takes them gets none.
+    let (_, got) = exchange("GET /v1/files HTTP/1.1\r\nHost: x\r\n\r\n", answer).await;
+    assert!(got.ends_with("5\r\nhello\r\n0\r\n\r\n"), "{got}");
+}
+
+#[tokio::test]
+async fn interim_answers_of_a_backend_do_not_reach_the_client() {
+    let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
+        HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    let (_, got) = exchange("GET /v1/files HTTP/1.1\r\nHost: x\r\n\r\n", answer).await;
+    assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.matches("HTTP/1.1").count() == 1, "{got}");
+    assert!(!got.contains("link") && got.ends_with("\r\n\r\nhello"), "{got}");
+}
+
+#[tokio::test]
+async fn answers_that_have_no_body_end_with_their_heads() {
+    for (method, answer, expected) in [
+        (
+            "HEAD",
+            "HTTP/1.1 200 OK\r\nContent-Length: 17\r\nX-A: b\r\n\r\n",
+            &["connection", "content-length", "date", "x-a", "x-request-id"][..],
+        ),
+        ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", &["connection", "date", "x-request-id"]),
+        ("GET", "HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", &["connection", "date", "x-a", "x-request-id"]),
+        ("GET", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", &["connection", "date", "x-request-id"]),
+        (
+            "GET",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 17\r\nETag: x\r\n\r\n",
+            &["connection", "date", "etag", "x-request-id"],
+        ),
+        (
+            "GET",
+            "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
+            &["connection", "content-length", "date", "x-request-id"],
+        ),
+    ] {
+        let (_, got) = exchange(&format!("{method} /v1/files HTTP/1.1\r\nHost: x\r\n\r\n"), answer).await;
+        assert_eq!(names(&got), expected, "{answer}: {got}");
+        assert!(got.ends_with("\r\n\r\n"), "{got}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_told_to_go_on_is_told_when_its_body_is_wanted() {
+    let backend = Backend::start(script::json(200, json!({}))).await;
+    let yaml = json!({
+        "backends": [{"url": backend.url(), "models": ["m"]}],
+        "health_check": {"enabled": false},
+        "auth": {"enabled": true, "pipeline": [{"type": "static", "static": {"keys": [{"key": "sk-good", "name": "k"}]}}]},
+    });
+    let proxy = Proxy::start(&yaml.to_string()).await;
+    let head = |path: &str, version: &str, key: &str| {
+        format!(
+            "POST {path} HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n\
+             Content-Length: 26\r\nExpect: 100-Continue\r\n\r\n"
+        )
+    };
+    let body = "{\"model\":\"m\",\"messages\":[]}";
+    let (chat, upload) = ("/v1/chat/completions", "/v1/files/x");
+    for path in [chat, upload] {
+        let mut client = Raw::connect(proxy.address()).await;
+        client.write(head(path, "1.1", "sk-good").replace("26", &body.len().to_string())).await;
+        assert_eq!(client.read_until("\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n", "{path}");
+        client.write(body).await;
+        assert!(client.read_until("\r\n\r\n{}").await.starts_with("HTTP/1.1 200 OK\r\n"), "{path}");
+        let seen = backend.seen().pop().expect("it came");
+        assert_eq!((seen.header("expect"), &seen.body[..]), (None, body.as_bytes()), "{path}");
+    }
+    // Refused by the head alone: the body is not asked for, and as nobody knows whether it comes, that was all.
+    for (path, version, key, status) in [
+        (chat, "1.1", "sk-bad", 401),
+        (upload, "1.1", "sk-bad", 401),
+        ("/nowhere", "1.1", "sk-good", 404),
+        (chat, "1.0", "sk-bad", 401),
+    ] {
+        let mut client = Raw::connect(proxy.address()).await;
+        client.write(head(path, version, key)).await;
+        let got = client.read_to_end().await;
+        assert!(got.starts_with(&format!("HTTP/{version} {status} ")) && !got.contains("100 Continue"), "{got}");
+    }
+    // HTTP/1.0 knows no interim answers.
+    let mut client = Raw::connect(proxy.address()).await;
+    client.write(head(chat, "1.0", "sk-good").replace("26", &body.len().to_string())).await;
+    client.write(body).await;
+    let got = client.read_to_end().await;
+    assert!(got.starts_with("HTTP/1.0 200 OK\r\n") && !got.contains("100 Continue"), "{got}");
+}
+
+#[tokio::test]
+async fn requests_that_come_together_are_answered_one_after_the_other() {
+    let gateway = Gateway::start("").await;
+    let mut client = gateway.client().await;
+    let two =
+        post("Content-Length: 5\r\n\r\nfirst") + &post("Transfer-Encoding: chunked\r\n\r\n6\r\nsecond\r\n0\r\n\r\n");
+    client.send_raw(two).await.expect("the proxy reads");
+    assert_eq!(client.read_to_end().await.status, 200);
+    client.send_raw("").await.expect("the proxy reads");
+    assert_eq!(client.read_to_end().await.status, 200);
+    let bodies: Vec<_> = gateway.backend.seen().iter().map(|seen| seen.body.clone()).collect();
+    assert_eq!(bodies, ["first", "second"]);
+}
+
+#[tokio::test]
+async fn backends_are_told_where_a_request_came_from_and_strangers_are_not_believed() {
+    let said = "X-Forwarded-For: 6.6.6.6:1234\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: other.example\r\n\
+        Forwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nVia: 1.0 cache\r\n";
+    let request = format!("GET /v1/files HTTP/1.1\r\nHost: api.example:8000\r\n{said}\r\n");
+    let told = |seen: &Seen| {
+        let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-real-ip"];
+        names.map(|name| seen.header(name).unwrap_or_default().to_owned())
+    };
+    let stranger = Gateway::start("").await;
+    let seen = stranger.passed(&request).await;
+    let ours = "for=127.0.0.1;host=\"api.example:8000\";proto=http";
+    assert_eq!(told(&seen), ["127.0.0.1", "http", "api.example:8000", ours, ""]);
+    assert!(String::from_utf8_lossy(&seen.head).contains("via: 1.0 cache\r\nvia: 1.1 llmproxy\r\n"));
+    let seen = stranger.passed("GET http://b.example/v1/files HTTP/1.0\r\n\r\n").await;
+    assert_eq!((seen.header("x-forwarded-host"), seen.header("via")), (Some("b.example"), Some("1.0 llmproxy")));
+
+    let mut trusting = Gateway::start("trusted_proxies: [127.0.0.1]").await;
+    let seen = trusting.passed(&request).await;
+    let both = format!("for=6.6.6.6, {ours}");
+    assert_eq!(told(&seen), ["6.6.6.6:1234, 127.0.0.1", "https", "other.example", &both, "6.6.6.6"]);
+    assert_eq!(trusting.proxy.ended().await["client_ip"], "6.6.6.6");
+    trusting.passed("GET /v1/files HTTP/1.1\r\nHost: x\r\nForwarded: for=\"[2001:db8::1]:80\"\r\n\r\n").await;
+    assert_eq!(trusting.proxy.ended().await["client_ip"], "2001:db8::1");
+}
