@@ -139,7 +139,7 @@ pub struct Shaper<S: Shape> {
 pin_project! {
     /// A body that is shaped; see [`Shape`] for an example.
     ///
-    /// An error never follows a frame at once: hyper throws away what it has buffered when a body fails. The body says
+    /// An error never follows a frame, or the head, at once: hyper throws away what it has buffered when a body fails. The body says
     /// Pending once, so that hyper flushes, and then fails.
     #[derive(Debug)]
     pub struct Shaped<B, S: Shape> {
@@ -240,7 +240,8 @@ impl<B: Body, S: Shape> Shaped<B, S> {
             shaper.end(Ending::Complete, &mut out);
             last = Last::Nothing;
         }
-        Self { inner: body, shaper, out, last, unflushed: false }
+        // The head is the first thing that hyper has not flushed.
+        Self { inner: body, shaper, out, last, unflushed: true }
     }
 }
 
