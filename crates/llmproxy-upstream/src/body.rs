@@ -10,14 +10,16 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use llmproxy_core::{BoxBody, BoxError, End, Ended, cause_ref};
 
-use crate::UpstreamError;
+use crate::{UpstreamError, pool::Stream};
 
 /// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size in bytes where it told one.
-/// Dropping it before its end closes the connection.
+/// Dropping it before its end closes the connection, or over HTTP/2 resets the stream.
 #[derive(Debug)]
 pub struct UpstreamBody {
     inner: reqwest::Body,
     backend: Arc<str>,
+    /// After the body: its place is free when it has ended.
+    _stream: Option<Stream>,
 }
 
 /// A request's body that passes through.
@@ -38,8 +40,8 @@ struct BrokeOff;
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
-    pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>) -> Self {
-        Self { inner, backend }
+    pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>, stream: Option<Stream>) -> Self {
+        Self { inner, backend, _stream: stream }
     }
 }
 

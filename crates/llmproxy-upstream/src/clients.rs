@@ -19,8 +19,8 @@ use crate::{
     url,
 };
 
-/// The clients of all backends. Lives as long as the process: a reload that leaves a backend's URL, `connect_timeout` and
-/// `max_idle_conns` as they are leaves its connections as they are.
+/// The clients of all backends. Lives as long as the process: a reload that leaves a backend's URL, `connect_timeout`,
+/// `max_idle_conns`, `http2` and certificates as they are leaves its connections as they are.
 ///
 /// ```
 /// let clients = llmproxy_upstream::Clients::new();
@@ -98,6 +98,9 @@ impl Clients {
     /// It asks whatever URL a request has, follows no redirects, and needs an executor of tokio's. A larger answer is an
     /// error, [`UpstreamError::TooLarge`].
     ///
+    /// A request with an `Arc<Backend>` in its extensions goes over that backend's connections, by its settings: one that
+    /// has a CA of its own, or speaks only HTTP/2, can't be asked in any other way.
+    ///
     /// ```
     /// use http::Request;
     /// use llmproxy_testkit::{Backend, script};
@@ -116,9 +119,13 @@ impl Clients {
         let pools = self.pools.clone();
         let last = Arc::new(ArcSwapOption::<Asked>::empty());
         HttpClient::new(tower::service_fn(move |request: Request<Bytes>| {
-            let asked = match last.load_full() {
-                Some(asked) if asked.uri == *request.uri() => Ok(asked),
-                _ => pools.asked(request.uri()).inspect(|asked| last.store(Some(asked.clone()))),
+            let asked = match (request.extensions().get::<Arc<Backend>>(), last.load_full()) {
+                (Some(backend), _) => pools.asked(request.uri(), Identity::of(backend)),
+                (None, Some(asked)) if asked.uri == *request.uri() => Ok(asked),
+                (None, _) => {
+                    let asked = pools.asked(request.uri(), Identity::small(request.uri()));
+                    asked.inspect(|asked| last.store(Some(asked.clone())))
+                }
             };
             ask(asked, request, max_answer)
         }))
@@ -177,19 +184,14 @@ impl Pools {
             return Ok(pool.clone());
         }
         // Reading certificates takes a while, so not under the lock; of two made at once, the first stays.
-        let pool =
-            Pool::new(identity.settings).map_err(|source| UpstreamError::Client { backend: origin.clone(), source })?;
+        let pool = Pool::new(identity.settings.clone())
+            .map_err(|source| UpstreamError::Client { backend: origin.clone(), source })?;
         Ok(self.lock().entry(identity).or_insert(pool).clone())
     }
 
-    fn asked(&self, uri: &Uri) -> Result<Arc<Asked>, UpstreamError> {
+    fn asked(&self, uri: &Uri, identity: Identity) -> Result<Arc<Asked>, UpstreamError> {
         let origin = url::origin(uri);
-        let settings = Settings {
-            tls: url::is_tls(uri),
-            connect_timeout: Clients::SMALL_CONNECT_TIMEOUT,
-            max_idle: Clients::SMALL_MAX_IDLE,
-        };
-        let pool = self.get(Identity { url: None, settings }, &origin)?;
+        let pool = self.get(identity, &origin)?;
         let url = url::render(uri, &origin)?;
         Ok(Arc::new(Asked { uri: uri.clone(), origin, url, pool }))
     }
@@ -207,8 +209,24 @@ impl Identity {
             tls: url::is_tls(&backend.url),
             connect_timeout: backend.connect_timeout,
             max_idle: backend.max_idle_conns,
+            http2: backend.http2,
+            ca: backend.ca.clone(),
+            named: !url::is_address(&backend.url),
         };
         Self { url: Some(backend.url.clone()), settings }
+    }
+
+    /// For small questions to anyone.
+    fn small(uri: &Uri) -> Self {
+        let settings = Settings {
+            tls: url::is_tls(uri),
+            connect_timeout: Clients::SMALL_CONNECT_TIMEOUT,
+            max_idle: Clients::SMALL_MAX_IDLE,
+            http2: false,
+            ca: None,
+            named: true,
+        };
+        Self { url: None, settings }
     }
 }
 
@@ -226,9 +244,9 @@ async fn ask(
         *request.body_mut() = Some(body.clone().into());
         request
     };
-    let response = asked.pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
-    let (head, body) = http::Response::from(response).into_parts();
-    let body = Limited::new(UpstreamBody::new(body, backend.clone()), max).collect().await;
+    let (response, stream) = asked.pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(UpstreamBody::new(body, backend.clone(), stream), max).collect().await;
     let bytes = body.map_err(|error| match error.downcast::<LengthLimitError>() {
         Ok(_) => UpstreamError::TooLarge { backend, max }.boxed(),
         Err(error) => error,

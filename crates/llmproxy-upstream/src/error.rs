@@ -4,6 +4,8 @@ use std::{error::Error, io, sync::Arc};
 
 use llmproxy_core::{BoxError, End, Ended, cause_ref};
 
+use crate::metrics;
+
 /// Why there is no answer, or no complete one. Backends are named by scheme, host and port.
 ///
 /// Those who don't know this crate tell a failure to connect by the [`io::Error`] in its chain of causes, which is of kind
@@ -35,12 +37,12 @@ pub enum UpstreamError {
         backend: Arc<str>,
     },
     /// The TLS or socket setup of this machine is broken.
-    #[error("no HTTP client for {backend} could be made: {}", innermost(source))]
+    #[error("no HTTP client for {backend} could be made: {}", innermost(&**source))]
     Client {
         /// The backend.
         backend: Arc<str>,
         /// Why.
-        source: reqwest::Error,
+        source: BoxError,
     },
     /// There was no connection, so the backend has not seen the request.
     #[error("{}", failure.describe(backend, source))]
@@ -53,7 +55,7 @@ pub enum UpstreamError {
         source: io::Error,
     },
     /// The connection ended while the answer was waited for.
-    #[error("{backend} closed the connection before it answered")]
+    #[error("{backend} {} before it answered", ended(&**source))]
     Closed {
         /// The backend.
         backend: Arc<str>,
@@ -69,7 +71,7 @@ pub enum UpstreamError {
         source: BoxError,
     },
     /// The answer had begun and did not come to its end.
-    #[error("{backend} closed the connection in the middle of its answer")]
+    #[error("{backend} {} in the middle of its answer", ended(&**source))]
     Broken {
         /// The backend.
         backend: Arc<str>,
@@ -112,6 +114,9 @@ impl UpstreamError {
         let error = error.without_url();
         if error.is_connect() {
             let failure = ConnectFailure::of(&error);
+            if failure == ConnectFailure::Timeout {
+                metrics::connect_timeout();
+            }
             let source = failure.as_io(&error);
             return Self::Connect { backend, failure, source };
         }
@@ -181,8 +186,27 @@ impl ConnectFailure {
 
 /// Whether bytes came that make no sense as HTTP.
 pub(crate) fn is_protocol(error: &reqwest::Error) -> bool {
-    let invalid = cause_ref::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::InvalidInput);
-    invalid || cause_ref::<hyper::Error>(error).is_some_and(hyper::Error::is_parse)
+    let kind = cause_ref::<io::Error>(error).map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+        || cause_ref::<hyper::Error>(error).is_some_and(hyper::Error::is_parse)
+        // On HTTP/2 it is our side that gives up then.
+        || cause_ref::<h2::Error>(error).is_some_and(h2::Error::is_library)
+}
+
+/// Whether the backend has broken off this very request, over HTTP/2. One that it refuses so it has not begun with
+/// (RFC 9113, section 8.7), and may be sent again.
+pub(crate) fn is_broken_off(error: &reqwest::Error) -> bool {
+    cause_ref::<h2::Error>(error)
+        .is_some_and(|error| error.is_reset() && error.reason() != Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// What the backend did, in words.
+fn ended(source: &(dyn Error + 'static)) -> &'static str {
+    if cause_ref::<h2::Error>(source).is_some_and(h2::Error::is_reset) {
+        "broke off the stream"
+    } else {
+        "closed the connection"
+    }
 }
 
 /// Whether `error` is of the TLS library, which comes wrapped into `io::Error`s that don't name it as their cause.

@@ -1,12 +1,13 @@
 //! What a gateway does to heads.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Version,
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
     header::{
         ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
         TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request::Parts,
+    response,
 };
 use llmproxy_core::{Exchange, Target};
 
@@ -93,13 +94,25 @@ fn via(version: Version) -> HeaderValue {
     })
 }
 
+/// What makes an answer's head one that can't go on, where hyper has taken it.
+pub(crate) fn nonsense(head: &response::Parts) -> Option<&'static str> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it: Upgrade is for one connection only and was taken off.
+        return Some("it switched protocols unasked");
+    }
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).into_iter();
+    let (coding, more) = (codings.next()?, codings.next());
+    if head.headers.contains_key(CONTENT_LENGTH) {
+        // An attempt to have two readers see two answers (RFC 9112, section 6.3).
+        return Some("it gave its answer two lengths");
+    }
+    // What is coded in another way would go on without the word that says so. `identity` is of an older RFC, and no coding.
+    let is_known = [&b"chunked"[..], b"identity"].iter().any(|known| coding.as_bytes().eq_ignore_ascii_case(known));
+    if more.is_some() || !is_known { Some("it used a transfer coding that nobody asked for") } else { None }
+}
+
 /// Takes off what the backend meant for its connection with us only.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
-    // An answer that is chunked and has a length as well is chunked (RFC 9112, section 6.3), and the length, which may be
-    // another, must not go on: the client would read that much and no more.
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
-    }
     // Mostly there is nothing to take off but the framing: what is not there is not looked up.
     let named = named_by_connection(headers);
     let present: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name, &named)).cloned().collect();
@@ -268,6 +281,25 @@ mod tests {
         let received = [("accept-encoding", "gzip"), ("accept-encoding", "br")];
         assert_eq!(sent(&received, &[], true), ["accept-encoding: identity"]);
         assert_eq!(sent(&received[..1], &[], false), ["accept-encoding: gzip"]);
+    }
+
+    #[test]
+    fn an_answer_whose_length_or_coding_is_in_doubt_is_none() {
+        let check = |list: &[(&'static str, &'static str)], expected: Option<&str>| {
+            let mut answer = http::Response::new(());
+            for &(name, value) in list {
+                answer.headers_mut().append(name, HeaderValue::from_static(value));
+            }
+            assert_eq!(nonsense(&answer.into_parts().0), expected, "{list:?}");
+        };
+        check(&[], None);
+        check(&[("content-length", "5")], None);
+        check(&[("transfer-encoding", "Chunked")], None);
+        check(&[("transfer-encoding", "identity")], None);
+        check(&[("transfer-encoding", "chunked"), ("content-length", "5")], Some("it gave its answer two lengths"));
+        let coding = Some("it used a transfer coding that nobody asked for");
+        check(&[("transfer-encoding", "gzip, chunked")], coding);
+        check(&[("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], coding);
     }
 
     #[test]

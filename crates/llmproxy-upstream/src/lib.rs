@@ -73,9 +73,11 @@ mod fresh;
 mod head;
 mod pool;
 mod service;
+mod tls;
 mod url;
 
 pub use body::UpstreamBody;
 pub use clients::Clients;
 pub use error::{ConnectFailure, UpstreamError};
 pub use service::Upstream;
+pub use tls::{CertificatesError, check_certificates};

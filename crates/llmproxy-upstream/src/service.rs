@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, Version};
 use http_body::Body;
 use llmproxy_core::{BoxError, Exchange, RequestBody, Target};
 use tower::Service;
@@ -81,7 +81,7 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
         *request.body_mut() = Some(body);
         request
     };
-    let response = match body {
+    let (response, stream) = match body {
         RequestBody::Replay(bytes, edits) => {
             let bytes = edits.apply(&bytes, target.model.as_deref(), target.inject_usage);
             place.pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?
@@ -97,14 +97,10 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
             sent.map_err(|error| failure.take().unwrap_or_else(|| error.boxed()))?
         }
     };
-    let (mut parts, body) = http::Response::from(response).into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it: Upgrade is for one connection only and was taken off.
-        return Err(UpstreamError::Protocol { backend, source: "it switched protocols unasked".into() }.boxed());
-    }
+    let (mut parts, body) = response.into_parts();
     head::for_client(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend)))
+    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, stream)))
 }
 
 #[cfg(test)]

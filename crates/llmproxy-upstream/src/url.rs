@@ -1,6 +1,6 @@
 //! URLs as the client library wants them, and as people may see them.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::Uri;
 use reqwest::Url;
@@ -18,6 +18,12 @@ pub(crate) fn origin(uri: &Uri) -> Arc<str> {
 
 pub(crate) fn is_tls(uri: &Uri) -> bool {
     uri.scheme_str() == Some("https")
+}
+
+/// Whether the host is an address rather than a name.
+pub(crate) fn is_address(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()
 }
 
 /// `uri` for the client library, which percent-encodes what should have been (quotes, angle and curly brackets), and would
@@ -82,6 +88,15 @@ mod tests {
         for path in ["/v1/../admin", "/v1/./models", "/v1/%2e%2E/admin", "/v1\\models", "/.."] {
             assert_eq!(rendered(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn a_name_is_told_from_an_address() {
+        let check = |url: &str, expected: bool| assert_eq!(is_address(&url.parse().unwrap()), expected, "{url}");
+        check("http://127.0.0.1:8000", true);
+        check("http://[::1]:8000", true);
+        check("http://vllm:8000", false);
+        check("http://localhost", false);
     }
 
     #[test]

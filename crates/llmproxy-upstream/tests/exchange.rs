@@ -190,15 +190,6 @@ async fn an_answer_that_ends_with_its_connection_is_complete() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_framings_is_chunked_and_has_no_length() {
-    let raw = Raw::bind().await;
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    let (_, response, _conn) = exchange(&raw, &Sender::to(raw.backend()), post(RequestBody::whole("")), answer).await;
-    assert!(response.headers().is_empty(), "{:?}", response.headers());
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
-}
-
-#[tokio::test]
 async fn a_change_of_protocol_that_nobody_asked_for_is_no_answer() {
     let raw = Raw::bind().await;
     let sender = Sender::to(raw.backend());
