@@ -11,6 +11,7 @@ mod harness;
 mod http2;
 mod http2_client;
 mod limits;
+mod nonsense;
 mod operator;
 mod raw;
 mod refusals;
