@@ -159,6 +159,12 @@ fn build(config: &BackendConfig, routing: &RoutingConfig) -> Result<Backend, Box
     }
     backend.timeout = config.timeout.unwrap_or(routing.timeout);
     backend.connect_timeout = config.connect_timeout.unwrap_or(routing.connect_timeout);
+    backend.http2 = config.http2;
+    backend.preserve_host = config.preserve_host;
+    if let Some(path) = &config.ca_file {
+        let pem = std::fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+        backend.ca = Some(pem.into());
+    }
     backend.max_idle_conns = config.max_idle_conns.unwrap_or(Backend::DEFAULT_MAX_IDLE_CONNS);
     Ok(backend)
 }

@@ -156,6 +156,8 @@ impl Checker {
             if let Some(headers) = request.headers_mut() {
                 headers.extend(self.settings.backend.headers.clone());
             }
+            // Its connections may need settings that only it has: whoever asks must know which backend this is.
+            request = request.extension(self.settings.backend.clone());
             self.client.send(request.body(Bytes::new())?).await
         };
         match timeout(self.settings.health.timeout, send).await {
@@ -184,6 +186,10 @@ impl PartialEq for Settings {
             && self.learn == other.learn
             && self.backend.url == other.backend.url
             && self.backend.headers == other.backend.headers
+            && self.backend.connect_timeout == other.backend.connect_timeout
+            && self.backend.max_idle_conns == other.backend.max_idle_conns
+            && self.backend.http2 == other.backend.http2
+            && self.backend.ca == other.backend.ca
     }
 }
 

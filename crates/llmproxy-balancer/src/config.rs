@@ -2,7 +2,7 @@
 
 mod validate;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use llmproxy_core::{Backend, duration};
 use serde::{Deserialize, Deserializer, de};
@@ -36,6 +36,13 @@ pub struct BackendConfig {
     pub connect_timeout: Option<Duration>,
     /// How many idle connections are kept.
     pub max_idle_conns: Option<usize>,
+    /// Whether it is asked over HTTP/2: at once over `http`, over `https` where it agrees in the handshake.
+    pub http2: bool,
+    /// A file of certificates, in PEM. One of them must vouch for the backend, and those that the machine trusts count no
+    /// more. Read when a configuration is put in force.
+    pub ca_file: Option<PathBuf>,
+    /// Whether it gets the Host that the client sent, in the place of its own.
+    pub preserve_host: bool,
     /// Headers for every request to this backend, health checks included: credentials belong here.
     pub headers: BTreeMap<String, String>,
     /// The models that it serves; learned from its `/v1/models` where none is given.
@@ -196,6 +203,9 @@ impl Default for BackendConfig {
             timeout: None,
             connect_timeout: None,
             max_idle_conns: None,
+            http2: false,
+            ca_file: None,
+            preserve_host: false,
             headers: BTreeMap::new(),
             models: Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! Values that fit the table, made into the parts' own types and checked by them.
 
-use std::{mem, time::Duration};
+use std::{fs, mem, path::Path, time::Duration};
 
 use figment::{
     error::{Actual, Kind as ErrorKind},
@@ -12,6 +12,7 @@ use llmproxy_balancer::{
 use llmproxy_core::duration;
 use llmproxy_metering::InspectConfig;
 use llmproxy_sse::SseConfig;
+use llmproxy_upstream::check_certificates;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -77,6 +78,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("auth", config.auth.validate());
     parts.found("rate_limit", config.rate_limit.validate());
     parts.found("backends", validate_backends(&config.backends));
+    parts.found("backends", unusable_authorities(&config.backends));
     parts.found("routing", validate_routing(&config.routing));
     parts.found("routing", config.routing_paths.validate());
     parts.found("health_check", validate_health_check(&config.health_check));
@@ -85,6 +87,19 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         parts.found("routing", vec![("gap_timeout".into(), "must be longer than 0".into())]);
     }
     config
+}
+
+/// Files of certificates that can't be read, or have none.
+fn unusable_authorities(backends: &[BackendConfig]) -> Vec<(String, String)> {
+    let files = backends.iter().enumerate().filter_map(|(index, backend)| Some((index, backend.ca_file.as_ref()?)));
+    let problem = |path: &Path| match fs::read(path) {
+        Ok(pem) => check_certificates(&pem).err().map(|error| format!("{} {error}", path.display())),
+        Err(error) => Some(format!(
+            "{} can't be read: {error}; see that it is there, and that whoever runs llmproxy may read it",
+            path.display()
+        )),
+    };
+    files.filter_map(|(index, path)| Some((format!("[{index}].ca_file"), problem(path)?))).collect()
 }
 
 /// `routing.enabled: false` leaves the whole block at its defaults.

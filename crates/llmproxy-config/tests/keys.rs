@@ -45,6 +45,7 @@ const SAMPLES: &[(&str, &str)] = &[
 
 /// Keys that do something else than to set a value.
 const ELSEWHERE: &[&str] = &[
+    "backends[].ca_file", // is read, so it must be there
     "routing.enabled",    // leaves out the rest of its block
     "rate_limit.storage", // has only one value yet
     "usage.reporters[].type",

@@ -43,6 +43,11 @@ pub(crate) struct Metrics(Vec<(String, f64)>);
 impl Proxy {
     /// Starts the proxy on `yaml`.
     pub(crate) async fn start(yaml: &str) -> Self {
+        Self::start_with(yaml, &[]).await
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) async fn start_with(yaml: &str, variables: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
         let config = folder.join("config.yaml");
         std::fs::write(&config, yaml).expect("the folder is ours");
@@ -51,6 +56,7 @@ impl Proxy {
             .arg(&config)
             .env("LLMPROXY_SERVER__LISTEN", "127.0.0.1:0")
             .env("LLMPROXY_LOG__OUTPUT", "stderr")
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

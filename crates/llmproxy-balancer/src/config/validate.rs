@@ -50,6 +50,15 @@ pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
                 wrong(key, "must be longer than 0; leave it out to use the one of `routing`".into());
             }
         }
+        if config.ca_file.is_some() && config.url.trim_start().starts_with("http://") {
+            wrong("ca_file", "is for TLS, and the URL says http; write https, or leave this out".into());
+        }
+        let sets_host = config.headers.keys().any(|name| name.eq_ignore_ascii_case("host"));
+        if config.http2 && (config.preserve_host || sets_host) {
+            // There the host is part of the target, which must be the address that is connected to.
+            let key = if config.preserve_host { "preserve_host" } else { "headers.Host" };
+            wrong(key, "can't be had over HTTP/2; leave out `http2`, or this".into());
+        }
         for (name, value) in &config.headers {
             // Values are secrets more often than not: never quoted.
             if name.parse::<HeaderName>().is_err() {
@@ -162,6 +171,19 @@ mod tests {
             keys(mistakes),
             ["[0].url", "[0].headers.bad name", "[2].name", "[2].timeout", "[3].url", "[3].models[0]"]
         );
+    }
+
+    #[test]
+    fn settings_of_a_connection_that_can_t_go_together_are_a_mistake() {
+        let http2 = BackendConfig { http2: true, ..BackendConfig::new("https://a") };
+        let host = [("host".into(), "virtual.example".into())];
+        let backends = [
+            BackendConfig { ca_file: Some("ca.pem".into()), ..http2.clone() },
+            BackendConfig { ca_file: Some("ca.pem".into()), ..BackendConfig::new("http://b") },
+            BackendConfig { url: "https://c".into(), preserve_host: true, ..http2.clone() },
+            BackendConfig { url: "https://d".into(), headers: host.into(), ..http2 },
+        ];
+        assert_eq!(keys(validate_backends(&backends)), ["[1].ca_file", "[2].preserve_host", "[3].headers.Host"]);
     }
 
     #[test]
