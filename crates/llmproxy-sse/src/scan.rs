@@ -4,6 +4,8 @@ use memchr::{memchr, memchr2};
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whatwg;
 
 /// Sans-IO splitter of an event stream (WHATWG HTML, section 9.2.6).
 ///

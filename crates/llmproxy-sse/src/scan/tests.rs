@@ -76,13 +76,16 @@ fn check_chunks(text: &[u8], chunks: &[&[u8]]) {
     assert_eq!(scanner.pending_len(), 0);
 }
 
-/// Whole, split in two at every byte, and byte by byte.
-fn check(text: &[u8], expected: &[(Option<&str>, &str)]) {
+/// Whole, byte by byte, split in two at every byte, and where it is short, in three at every two.
+pub(super) fn check(text: &[u8], expected: &[(Option<&str>, &str)]) {
     let plain: Vec<Plain> =
         expected.iter().map(|(name, data)| (name.map(|name| name.into()), data.as_bytes().into())).collect();
     assert_eq!(scan(&[text]).0, plain, "{}", text.escape_ascii());
     for at in 0..=text.len() {
         check_chunks(text, &[&text[..at], &text[at..]]);
+        for next in at..=text.len().min(64) {
+            check_chunks(text, &[&text[..at], &text[at..next], &text[next..]]);
+        }
     }
     check_chunks(text, &text.chunks(1).collect::<Vec<_>>());
 }
