@@ -59,6 +59,13 @@ fn hyper_can_flush_before_it_sees_an_error() {
 }
 
 #[test]
+fn hyper_can_flush_the_head_before_it_sees_an_error() {
+    let mut body = Shaped::new(ScriptedBody::new().error("dead"), PASS);
+    assert!(poll_frame(&mut body).is_pending());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
+}
+
+#[test]
 fn an_error_that_comes_after_silence_is_not_delayed() {
     let body = ScriptedBody::chunked(["one"]).pending().error("dead");
     let mut body = Shaped::new(body, PASS);

@@ -139,8 +139,8 @@ pub struct Shaper<S: Shape> {
 pin_project! {
     /// A body that is shaped; see [`Shape`] for an example.
     ///
-    /// An error never follows a frame, or the head, at once: hyper throws away what it has buffered when a body fails. The body says
-    /// Pending once, so that hyper flushes, and then fails.
+    /// An error never follows the head or a frame at once: hyper throws away what it has buffered when a body fails. The
+    /// body says Pending once, so that hyper flushes, and then fails.
     #[derive(Debug)]
     pub struct Shaped<B, S: Shape> {
         #[pin]
@@ -149,7 +149,7 @@ pin_project! {
         shaper: Shaper<S>,
         out: Out,
         last: Last,
-        // Whether the poll before this one returned a frame that hyper has not flushed yet.
+        // Whether the poll before this one returned a frame that hyper has not flushed yet; at first, whether it has the head.
         unflushed: bool,
     }
 }
@@ -240,7 +240,6 @@ impl<B: Body, S: Shape> Shaped<B, S> {
             shaper.end(Ending::Complete, &mut out);
             last = Last::Nothing;
         }
-        // The head is the first thing that hyper has not flushed.
         Self { inner: body, shaper, out, last, unflushed: true }
     }
 }
