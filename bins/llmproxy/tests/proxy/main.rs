@@ -2,6 +2,7 @@
 
 mod backpressure;
 mod balance;
+mod chaos;
 mod cli;
 mod connections;
 mod endings;
