@@ -86,7 +86,7 @@ impl AccessLog {
     /// Queues a line; drops and counts it when the queue is full.
     pub(crate) fn write(&self, line: &Line<'_>) {
         let mut text = match self.format {
-            AccessFormat::Json => serde_json::to_string(line).unwrap_or_default(),
+            AccessFormat::Json => line.json(),
             AccessFormat::Combined => line.combined(),
         };
         // Part of the line, so that a line is written in one piece: the program's own log may go to the same place.
@@ -145,6 +145,23 @@ fn report(error: &io::Error) {
 // === impl Line ===
 
 impl Line<'_> {
+    fn json(&self) -> String {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        // JSON escapes the control characters of ASCII but one, and none of those behind it, of which some begin an escape
+        // sequence for a terminal. All are written with one of these bytes; nearly no line has any.
+        if !text.bytes().fold(false, |any, byte| any | matches!(byte, 0x7f | 0xc2)) {
+            return text;
+        }
+        let mut escaped = String::with_capacity(text.len() + 16);
+        for c in text.chars() {
+            match c {
+                c if c.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+                c => escaped.push(c),
+            }
+        }
+        escaped
+    }
+
     fn combined(&self) -> String {
         let ip = self.client_ip.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
         let user = self.user_id.unwrap_or("-");
@@ -236,10 +253,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_outside_makes_a_second_line() {
+    fn nothing_from_outside_makes_a_second_line_or_moves_a_terminal_s_cursor() {
         let line = Line { model: Some("a\nb"), user_id: Some("a\r\nb"), path: "/a\nb", error: Some("a\nb"), ..line() };
-        assert!(!line.combined().contains(['\n', '\r']), "{}", line.combined());
-        assert!(!serde_json::to_string(&line).expect("serializes").contains('\n'));
+        let evil = Line {
+            model: Some("\u{1b}[2J\u{7f}"),
+            user_id: Some("\u{9b}2J"),
+            path: "/\u{85}\u{e9}\u{b5}",
+            error: Some("\0"),
+            ..self::line()
+        };
+        for line in [line, evil] {
+            let (combined, json) = (line.combined(), line.json());
+            assert!(!combined.contains(char::is_control) && !json.contains(char::is_control), "{combined} {json}");
+            let read: serde_json::Value = serde_json::from_str(&json).expect("JSON stays JSON");
+            let fields =
+                [("model", line.model), ("user_id", line.user_id), ("path", Some(line.path)), ("error", line.error)];
+            for (name, value) in fields {
+                assert_eq!(read[name].as_str(), value, "{json}");
+            }
+        }
     }
 
     /// Keeps what each call wrote.
