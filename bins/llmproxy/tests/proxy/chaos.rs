@@ -69,7 +69,7 @@ async fn play(seed: u64) {
     let first = Outcome::of(&stage.plans[warm], address).await;
     assert_eq!(first.end, Some(BodyEnd::Complete));
     quiet(&proxy).await;
-    let memory = pss(&proxy);
+    let memory = proxy.memory();
 
     let places = Arc::new(Semaphore::new(AT_A_TIME));
     let mut running = JoinSet::new();
@@ -94,7 +94,7 @@ async fn play(seed: u64) {
     assert_eq!(clean.body, stage.plans[sentinel].pieces().concat().into_bytes());
     quiet(&proxy).await;
     eventually("memory to be what it was", || async {
-        let now = pss(&proxy);
+        let now = proxy.memory();
         (now > memory + MEMORY).then(|| format!("{memory} KiB became {now} KiB"))
     })
     .await;
@@ -273,14 +273,6 @@ async fn eventually<F: Future<Output = Option<String>>>(what: &str, complaint: i
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}: {complaint}");
         sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// The proxy's memory in KiB, with its part of what it shares.
-fn pss(proxy: &Proxy) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", proxy.pid().as_raw_nonzero());
-    let rollup = std::fs::read_to_string(path).expect("it runs");
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("Linux says so");
-    line.trim_end_matches(" kB").trim().parse().expect("a number")
 }
 
 /// Short limits of time, and backends that are never given up, however often they fail.

@@ -133,6 +133,14 @@ impl Proxy {
         within("the proxy to exit", self.child.wait()).await.expect("a status")
     }
 
+    /// Its memory in KiB, with its part of what it shares.
+    pub(crate) fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.pid().as_raw_nonzero());
+        let rollup = std::fs::read_to_string(path).expect("it runs");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("Linux says so");
+        line.trim_end_matches(" kB").trim().parse().expect("a number")
+    }
+
     pub(crate) async fn metrics(&self) -> Metrics {
         Metrics::parse(&get(self.address, "/metrics").await.1)
     }

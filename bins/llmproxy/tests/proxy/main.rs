@@ -14,6 +14,7 @@ mod http2_backend;
 mod http2_client;
 mod limits;
 mod nonsense;
+mod malicious;
 mod operator;
 mod raw;
 mod refusals;
