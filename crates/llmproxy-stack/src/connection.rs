@@ -27,7 +27,7 @@ use tokio_rustls::{Accept, TlsAcceptor};
 use tower::{Service, util::Oneshot};
 
 use crate::{
-    Peer,
+    OverTls, Peer,
     http2::{self, Http2},
     io::{Activity, Busy, Patience, PatientIo},
     metrics::{CLIENT_TIMEOUTS, CONNECTIONS},
@@ -63,6 +63,7 @@ pub(crate) struct Setup {
 /// Hands the requests of one connection over.
 pub(crate) struct Requests<S> {
     pub(crate) handler: S,
+    pub(crate) tls: bool,
     pub(crate) activity: Arc<Activity>,
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn serve<S: Handler, C: Future<Output = ()>>(
     let phase = match tls {
         Some(tls) => Phase::Handshake(Box::pin(timeout(setup.patience.head, tls.accept(stream))), handler),
         None => {
-            let requests = Requests { handler, activity: activity.clone() };
+            let requests = Requests { handler, tls: false, activity: activity.clone() };
             Phase::begin(Transport::Plain(stream), requests, &setup, None)
         }
     };
@@ -159,6 +160,9 @@ impl<S: Handler> Requests<S> {
     /// Has a request answered that is counted as long as `busy` lives.
     pub(crate) fn answer(&self, mut request: Request<Body>, busy: Busy) -> ObserveFuture<S::Future, Hold<Busy>> {
         request.extensions_mut().insert(Peer(self.activity.peer));
+        if self.tls {
+            request.extensions_mut().insert(OverTls);
+        }
         observe(self.handler.handle(request), Hold(busy))
     }
 }
@@ -189,7 +193,8 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(Ok(stream))) => {
                         let http2 = chose_http2(stream.get_ref().1);
-                        let requests = Requests { handler: handler.clone(), activity: this.activity.clone() };
+                        let requests =
+                            Requests { handler: handler.clone(), tls: true, activity: this.activity.clone() };
                         let alive = http2.then_some(&*this.alive);
                         Phase::begin(Transport::Tls(Box::new(stream)), requests, this.setup, alive)
                     }
