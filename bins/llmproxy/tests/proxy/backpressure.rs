@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use llmproxy_testkit::{Backend, BodyEnd, Client, Wire};
-use rustix::process::Pid;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -16,14 +15,6 @@ const MOST: u64 = 1024;
 const PIECE: usize = 512 * 1024;
 /// More than the kernel holds between three processes.
 const EVENTS: usize = 128;
-
-/// The proxy's share of memory, in KiB.
-fn memory(pid: Pid) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
-    let text = std::fs::read_to_string(path).expect("the proxy runs");
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("the kernel tells");
-    line.trim_end_matches("kB").trim().parse().expect("a number")
-}
 
 /// Sends all the events in a task of its own, which says how many have gone.
 fn send(mut wire: Wire) -> watch::Receiver<usize> {
@@ -64,12 +55,12 @@ async fn clients_that_do_not_read_stop_their_backends_and_cost_less_than_a_megab
         assert_eq!(client.head().await.status, 200);
         // The first makes what all others share.
         if number == 1 {
-            before = memory(proxy.pid());
+            before = proxy.memory();
         }
         stalled(&mut send(wire)).await;
         clients.push(client);
     }
-    let each = memory(proxy.pid()).saturating_sub(before) / STALLED as u64;
+    let each = proxy.memory().saturating_sub(before) / STALLED as u64;
     assert!(each < MOST, "{each} KiB each");
     // Whoever reads again gets it all.
     let all = within("the rest", clients.pop().expect("there are some").read_to_end()).await;

@@ -147,17 +147,6 @@ async fn what_never_was_a_request_is_in_the_access_log_and_counted() {
     assert_eq!(backend.counts().requests, 0);
 }
 
-/// What the process takes alone of the machine's memory, in KiB.
-fn memory(proxy: &Proxy) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", proxy.pid().as_raw_nonzero());
-    let text = std::fs::read_to_string(path).expect("Linux says so");
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("it is said");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    };
-    of("Private_Dirty:")
-}
-
 #[tokio::test]
 async fn many_slow_clients_cost_kilobytes_each_and_are_closed() {
     const CLIENTS: u64 = 300;
@@ -165,7 +154,7 @@ async fn many_slow_clients_cost_kilobytes_each_and_are_closed() {
     let mut proxy = Proxy::start(&config(&backend.url(), "read_timeout: 6s")).await;
     // One of each before, so that what is made once is not counted.
     assert_eq!(get(proxy.address(), "/health").await.0, 200);
-    let before = memory(&proxy);
+    let before = proxy.memory();
     let mut slow = Vec::new();
     for _ in 0..CLIENTS {
         let mut client = Client::connect(proxy.address()).await;
@@ -180,7 +169,7 @@ async fn many_slow_clients_cost_kilobytes_each_and_are_closed() {
         while proxy.metrics().await.sum("llmproxy_connections", &[]) < CLIENTS as f64 {}
     })
     .await;
-    let each = memory(&proxy).saturating_sub(before) / CLIENTS;
+    let each = proxy.memory().saturating_sub(before) / CLIENTS;
     assert!(each < 32, "{each} KiB for each slow client");
     for mut client in slow {
         assert_eq!(client.head().await.status, 408);

@@ -133,11 +133,12 @@ impl Proxy {
         within("the proxy to exit", self.child.wait()).await.expect("a status")
     }
 
-    /// Its memory in KiB, with its part of what it shares.
+    /// The memory that is its own, in KiB. What it shares with other processes of the same binary is left out: how much of
+    /// that is its part changes whenever another test's proxy starts or ends.
     pub(crate) fn memory(&self) -> u64 {
         let path = format!("/proc/{}/smaps_rollup", self.pid().as_raw_nonzero());
         let rollup = std::fs::read_to_string(path).expect("it runs");
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("Linux says so");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("Linux says so");
         line.trim_end_matches(" kB").trim().parse().expect("a number")
     }
 
