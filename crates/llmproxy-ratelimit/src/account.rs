@@ -4,15 +4,18 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError},
 };
 
 use llmproxy_core::Caller;
 
-use crate::tokens::TokenBucket;
+use crate::{
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    tokens::TokenBucket,
+};
 
 /// Whose account it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -71,6 +71,7 @@ mod permit;
 mod requests;
 mod service;
 mod standing;
+mod sync;
 mod tokens;
 
 pub use config::{DEFAULT_BURST_SECONDS, DEFAULT_COMPLETION_TOKENS, LimitsConfig, RateLimitConfig};

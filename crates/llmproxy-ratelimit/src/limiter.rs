@@ -301,5 +301,7 @@ fn longer(first: RateLimitError, second: RateLimitError) -> RateLimitError {
     if second.retry_after() > first.retry_after() { second } else { first }
 }
 
+#[cfg(all(test, shuttle))]
+mod interleavings;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,6 @@
 //! What an allowed request holds until it has ended.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use llmproxy_core::{TokenUsage, UsageRecord, UsageSink};
@@ -14,6 +8,7 @@ use llmproxy_core::{TokenUsage, UsageRecord, UsageSink};
 use crate::{
     RateLimiter, Standing,
     account::{Account, InFlight},
+    sync::atomic::{AtomicBool, Ordering},
     tokens::Debit,
 };
 

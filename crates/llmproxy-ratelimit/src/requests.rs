@@ -1,18 +1,17 @@
 //! Limits of requests over time: governor's decision over the states that accounts keep.
 
-use std::{
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use governor::{Quota, clock::Clock as _, middleware::NoOpMiddleware, nanos::Nanos, state::StateStore};
 use tokio::time::Instant;
 
-use crate::{LimitKind, account::Account, clock::Clock, standing::Window};
+use crate::{
+    LimitKind,
+    account::Account,
+    clock::Clock,
+    standing::Window,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// So many requests per second or per minute. Keeps no state of its own: that is in the accounts, and outlives it.
 pub(crate) struct RequestLimit {
@@ -76,9 +75,14 @@ impl RequestLimit {
         if state.load(Ordering::Relaxed) > fullest {
             state.fetch_min(fullest, Ordering::Relaxed);
         }
-        match self.governor.check_key(account) {
-            Ok(()) => Ok(Charge { limit: self, account }),
-            Err(until) => Err(until.wait_time_from(self.governor.clock().now())),
+        loop {
+            let Err(until) = self.governor.check_key(account) else { return Ok(Charge { limit: self, account }) };
+            // Another thread may have read the clock later and been counted before: then the wait is over by now, and
+            // what this request was to have is still there.
+            let wait = until.wait_time_from(self.governor.clock().now());
+            if !wait.is_zero() {
+                return Err(wait);
+            }
         }
     }
 

@@ -8,12 +8,12 @@
 //! drain evenly all that is in the bucket, and what is given back is what is still there. A bucket keeps how far a token
 //! taken at its beginning has decayed; two readings of it tell what is left of a token taken at the first.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::PoisonError, time::Duration};
 
-use crate::standing::Window;
+use crate::{
+    standing::Window,
+    sync::{Mutex, MutexGuard},
+};
 
 /// Tokens that were used within the last minute, more or less.
 #[derive(Debug, Default)]
