@@ -137,6 +137,30 @@ mod tests {
     }
 
     #[test]
+    fn the_sum_is_bounded_whoever_takes_at_the_same_time() {
+        const LIMIT: u64 = 1000;
+        let budget = BodyBudget::new(LIMIT);
+        std::thread::scope(|scope| {
+            for thread in 1..=4 {
+                let budget = &budget;
+                scope.spawn(move || {
+                    let mut granted = 0;
+                    for round in 0..5000 {
+                        let mut reservation = budget.reservation();
+                        // In two steps, as a body grows.
+                        for size in [thread * 50 + round % 7, thread * 120] {
+                            granted += u64::from(reservation.grow_to(size));
+                            assert!(budget.used() <= LIMIT);
+                        }
+                    }
+                    assert!(granted > 0, "everybody was refused");
+                });
+            }
+        });
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
     fn memory_is_counted_until_the_last_handle_is_gone() {
         let budget = BodyBudget::new(100);
         let mut reservation = budget.reservation();
