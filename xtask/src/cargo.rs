@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -14,9 +15,15 @@ pub(crate) fn root() -> PathBuf {
 
 /// The same cargo that runs us, in the root of the workspace, reading no input.
 pub(crate) fn cargo<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root()).stdin(Stdio::null());
+    let mut command = command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+    command
+}
+
+/// A program that builds, in the root of the workspace, reading no input.
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root()).stdin(Stdio::null());
     for (name, _) in env::vars_os() {
         // What `cargo run` tells us about this package is not true of what we run, and build scripts that look at it
         // would build their crates anew, each time that somebody alternates between `cargo test` and `cargo xtask test`.

@@ -19,6 +19,7 @@ mod bench;
 mod cargo;
 mod check;
 mod dist;
+mod fuzz;
 mod interop;
 mod step;
 mod test;
@@ -49,6 +50,9 @@ cargo xtask <command>
                 Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.
   bench --instructions
                 Instructions per request and per chunk, beside their budget. Needs valgrind.
+  fuzz [--seconds N] [--target NAME]
+                Looks for bytes that break what must hold for any bytes (crates/llmproxy-fuzz), N seconds
+                for each target; 60 unless told otherwise. Needs a nightly compiler and cargo-fuzz.
   dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
                 licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that
                 it builds with on Linux, and some minutes.
@@ -73,6 +77,10 @@ fn main() -> ExitCode {
         (Some("interop"), [option]) if option == "--vllm" => interop::run(interop::Engine::Vllm),
         (Some("bench"), args) => match bench::Options::parse(args) {
             Ok(options) => bench::run(args, options),
+            Err(wrong) => return misused(&wrong),
+        },
+        (Some("fuzz"), args) => match fuzz::Options::parse(args) {
+            Ok(options) => fuzz::run(options),
             Err(wrong) => return misused(&wrong),
         },
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),

@@ -52,6 +52,18 @@ const PICTURE: &[(&str, &[&str])] = &[
             "llmproxy-usage",
         ],
     ),
+    // It asks of each part that reads what strangers write what must hold for any bytes, through what the part offers.
+    (
+        "llmproxy-fuzz",
+        &[
+            "llmproxy-config",
+            "llmproxy-core",
+            "llmproxy-metering",
+            "llmproxy-sse",
+            "llmproxy-testkit",
+            "llmproxy-upstream",
+        ],
+    ),
     // The command line also manages keys, and its demo has a scripted backend.
     (
         "llmproxy",
