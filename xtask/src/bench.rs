@@ -7,14 +7,14 @@
 mod budget;
 mod cases;
 mod figures;
-mod load;
-mod mock;
+pub(crate) mod load;
+pub(crate) mod mock;
 mod options;
-mod process;
+pub(crate) mod process;
 mod report;
-mod script;
+pub(crate) mod script;
 mod target;
-mod wire;
+pub(crate) mod wire;
 
 use std::{fs, path::PathBuf, process::Command, rc::Rc, time::Duration};
 
@@ -88,15 +88,16 @@ fn optimized(args: &[String]) -> Command {
 }
 
 /// Runs a future with all its tasks on this thread.
-fn local<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+pub(crate) fn local<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 /// Builds the binary that is measured, with this profile.
-fn build(profile: &str) -> Result<PathBuf, String> {
+pub(crate) fn build(profile: &str) -> Result<PathBuf, String> {
     run_command(&mut cargo(["build", "--locked", "--profile", profile, "--bin", "llmproxy"]))?;
-    Ok(root().join("target").join(profile).join("llmproxy"))
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(root().join("target").join(folder).join("llmproxy"))
 }
 
 /// A place with nothing in it, the mock, and the receiver of records.

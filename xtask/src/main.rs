@@ -21,6 +21,7 @@ mod check;
 mod dist;
 mod fuzz;
 mod interop;
+mod soak;
 mod step;
 mod test;
 mod tidy;
@@ -53,6 +54,9 @@ cargo xtask <command>
   fuzz [--seconds N] [--target NAME]
                 Looks for bytes that break what must hold for any bytes (crates/llmproxy-fuzz), N seconds
                 for each target; 60 unless told otherwise. Needs a nightly compiler and cargo-fuzz.
+  soak [--minutes N] [--profile NAME] [--port N]
+                Mixed traffic with reloads for N minutes, 15 unless told otherwise: every answer right,
+                every exchange reported once, and no more memory or descriptors than when it was warm.
   dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
                 licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that
                 it builds with on Linux, and some minutes.
@@ -81,6 +85,10 @@ fn main() -> ExitCode {
         },
         (Some("fuzz"), args) => match fuzz::Options::parse(args) {
             Ok(options) => fuzz::run(options),
+            Err(wrong) => return misused(&wrong),
+        },
+        (Some("soak"), args) => match soak::Options::parse(args) {
+            Ok(options) => soak::run(&options),
             Err(wrong) => return misused(&wrong),
         },
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),

@@ -79,6 +79,15 @@ async fn answer_all(conn: &mut Conn, clock: Clock, seen: &Seen) -> Result<(), St
 }
 
 async fn stream(conn: &mut Conn, ask: Ask, clock: Clock, seen: &Seen) -> Result<(), String> {
+    let sent = send(conn, ask, clock).await;
+    // Be it between two events or in the middle of one: nothing else makes it fail.
+    if sent.is_err() {
+        seen.left.borrow_mut().insert(ask.id, Instant::now());
+    }
+    sent
+}
+
+async fn send(conn: &mut Conn, ask: Ask, clock: Clock) -> Result<(), String> {
     conn.write(STREAM_HEAD).await?;
     let mut sender = Sender::default();
     let (mut events, mut chunk) = (Vec::new(), Vec::new());
@@ -91,7 +100,6 @@ async fn stream(conn: &mut Conn, ask: Ask, clock: Clock, seen: &Seen) -> Result<
                 () = tokio::time::sleep_until(next), if sent > 0 => {}
                 closed = conn.closed(), if sent > 0 => {
                     closed?;
-                    seen.left.borrow_mut().insert(ask.id, Instant::now());
                     return Err("left".to_owned());
                 }
                 else => {}

@@ -33,6 +33,16 @@ pub(crate) struct Cores {
     pub(crate) load: usize,
 }
 
+/// What a process holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Resident and proportional set size, in KiB.
+    pub(crate) rss: f64,
+    pub(crate) pss: f64,
+    pub(crate) threads: u64,
+    pub(crate) descriptors: u64,
+}
+
 // === impl Cores ===
 
 impl Cores {
@@ -110,6 +120,29 @@ impl Process {
         Ok(all)
     }
 
+    /// What it holds; of its children only the memory.
+    pub(crate) fn sizes(&self) -> Result<Sizes, String> {
+        let folder = format!("/proc/{}", self.child.id());
+        let status = fs::read_to_string(format!("{folder}/status")).map_err(text)?;
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or(format!("no {name} in status"))?;
+            line.trim().trim_end_matches(" kB").parse::<u32>().map_err(text)
+        };
+        let descriptors = fs::read_dir(format!("{folder}/fd")).map_err(text)?.count() as u64;
+        Ok(Sizes {
+            rss: number("VmRSS:")?.into(),
+            pss: self.memory()?,
+            threads: number("Threads:")?.into(),
+            descriptors,
+        })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or_default()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     /// Asks it to stop, and waits for that.
     pub(crate) async fn stop(mut self) -> Result<(), String> {
         self.terminate();
@@ -124,9 +157,7 @@ impl Process {
     }
 
     fn terminate(&self) {
-        if let Some(pid) = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or_default()) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        self.signal(Signal::TERM);
     }
 
     fn pids(&self) -> Vec<u32> {
