@@ -10,7 +10,7 @@ use crate::harness::{Proxy, get};
 
 const CHAT: &str = "/v1/chat/completions";
 /// What a flood may make of the proxy's memory, in KiB.
-const MEMORY: u64 = 8 * 1024;
+const MEMORY: u64 = 16 * 1024;
 
 fn config(backend: &Backend, more: &str) -> String {
     format!("backends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n{more}", backend.url())
@@ -130,7 +130,9 @@ async fn what_a_client_writes_makes_no_second_line_and_no_header() {
                     line => line.to_string(),
                 };
                 assert_eq!(line.is_string(), format == "combined", "{text}");
-                assert!(text.contains(&answer.status.to_string()) && !text.contains(char::is_control), "{text:?}");
+                assert!(text.contains(&answer.status.to_string()), "{text}");
+                // Of a line of JSON the escapes have been read already.
+                assert!(!line.is_string() || !text.contains(char::is_control), "{text:?}");
             }
         }
         // Bytes that no header may have are refused by the server, or seen by nobody.
@@ -231,16 +233,16 @@ async fn an_answer_without_an_end_takes_no_memory() {
     let proxy = Proxy::start(&config(&backend, "")).await;
     for (case, megabytes, headers, begin, byte, end) in [
         ("a comment", 100, EVENTS, ": ", b'x', LAST),
-        ("a line of data", 10, EVENTS, "data: ", b'x', LAST),
-        ("an event's name", 10, EVENTS, "event: ", b'x', LAST),
-        ("a field without a name", 10, EVENTS, "", b'x', LAST),
-        ("blank lines", 10, EVENTS, "", b'\n', LAST),
-        ("what could be the usage event", 10, EVENTS, "data: {\"choices\":[],\"usage\":{\"a\":\"", b'x', "\"}}\n\n"),
-        ("a plain answer's usage", 10, JSON, "{\"usage\":{\"a\":\"", b'x', "\"}}"),
-        ("a plain answer's id", 10, JSON, "{\"id\":\"", b'x', "\"}"),
-        ("a plain answer's key", 10, JSON, "{\"", b'x', "\":1}"),
-        ("lists in lists", 10, JSON, "{\"usage\":", b'[', "}"),
-        ("a compressed stream", 10, PACKED, "\u{1f}\u{8b}", 0, "\0"),
+        ("a line of data", 20, EVENTS, "data: ", b'x', LAST),
+        ("an event's name", 20, EVENTS, "event: ", b'x', LAST),
+        ("a field without a name", 20, EVENTS, "", b'x', LAST),
+        ("blank lines", 20, EVENTS, "", b'\n', LAST),
+        ("what could be the usage event", 20, EVENTS, "data: {\"choices\":[],\"usage\":{\"a\":\"", b'x', "\"}}\n\n"),
+        ("a plain answer's usage", 20, JSON, "{\"usage\":{\"a\":\"", b'x', "\"}}"),
+        ("a plain answer's id", 20, JSON, "{\"id\":\"", b'x', "\"}"),
+        ("a plain answer's key", 20, JSON, "{\"", b'x', "\":1}"),
+        ("lists in lists", 20, JSON, "{\"usage\":", b'[', "}"),
+        ("a compressed stream", 20, PACKED, "\u{1f}\u{8b}", 0, "\0"),
     ] {
         let flood = Flood { headers, begin, byte, megabytes, end };
         backend.set_script(move |_, wire| flood.pour(wire));
