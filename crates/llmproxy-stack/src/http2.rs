@@ -36,8 +36,9 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     connection::{Handler, Requests, Setup},
-    io::{Busy, PatientIo, Timer},
+    io::{Busy, PatientIo},
     metrics::CLIENT_TIMEOUTS,
+    timer::Timer,
     transport::Transport,
 };
 
@@ -167,8 +168,8 @@ impl<S: Handler> hyper::service::Service<Request<Incoming>> for Streams<S> {
 
 /// Writes down what HTTP/1 has in headers and HTTP/2 elsewhere, for all who read it there (RFC 9113, 8.2.3 and 8.3.1).
 fn as_http1(request: &mut Request<Body>) {
-    if !request.headers().contains_key(header::HOST)
-        && let Some(authority) = request.uri().authority()
+    // Of two names for the host the authority counts.
+    if let Some(authority) = request.uri().authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         request.headers_mut().insert(header::HOST, host);

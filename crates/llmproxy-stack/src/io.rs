@@ -6,12 +6,8 @@
 //!
 //! On HTTP/2 there are no heads to wait for: frames may come at any time, and the client is waited for only while it has no
 //! request under way.
-//!
-//! Here is also found out which of the two a client speaks that was not asked in a handshake: by its first bytes, as they
-//! are read for the other, so that HTTP/1 pays nothing for it.
 
 use std::{
-    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -26,13 +22,11 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 
-use crate::{metrics::CLIENT_TIMEOUTS, pace::Backlog};
+use crate::{metrics::CLIENT_TIMEOUTS, pace::Backlog, preface::First, timer::Timer};
 
-/// What an HTTP/2 client sends first (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After an HTTP/2 client was told that its connection will be closed, how long it has to agree.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -88,26 +82,6 @@ pub(crate) struct PatientIo<T> {
     write_timer: Timer,
     first: First,
     http2: bool,
-}
-
-/// The first bytes of a connection.
-#[derive(Debug)]
-enum First {
-    /// None have come.
-    Awaited,
-    /// So far they are the beginning of HTTP/2's preface.
-    Doubtful(Vec<u8>),
-    /// They are to be given to whoever reads next.
-    Decided(Vec<u8>),
-    /// They are read.
-    Passed,
-}
-
-/// A timer that is made when it is first needed and moved only when it fires.
-#[derive(Debug, Default)]
-pub(crate) struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    armed: Option<Instant>,
 }
 
 // === impl Activity ===
@@ -186,6 +160,7 @@ impl<T> PatientIo<T> {
     /// From now on the client speaks HTTP/2; what was read of it comes again.
     pub(crate) fn into_http2(mut self) -> Self {
         (self.http2, self.head) = (true, None);
+        self.first.replay();
         self
     }
 
@@ -236,74 +211,24 @@ impl<T> PatientIo<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> PatientIo<T> {
-    /// Reads the first bytes for an HTTP/1 reader, unless they are HTTP/2's: then they are kept, and nothing comes.
-    fn poll_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let before = buf.filled().len();
-            if let First::Decided(bytes) = &mut self.first {
-                let taken = bytes.len().min(buf.remaining());
-                buf.put_slice(&bytes[..taken]);
-                bytes.drain(..taken);
-                if bytes.is_empty() {
-                    self.first = First::Passed;
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if Pin::new(&mut self.inner).poll_read(cx, buf)?.is_pending() {
-                return Poll::Pending;
-            }
-            let new = &buf.filled()[before..];
-            let ended = new.is_empty();
-            if self.head.is_none() && !ended {
-                self.head = Some((Instant::now(), 0));
-            }
-            let bytes = match &mut self.first {
-                // As nearly always: the first bytes are no preface, and stay where they are.
-                First::Awaited if !agrees(new) || ended => {
-                    self.first = First::Passed;
-                    return Poll::Ready(Ok(()));
-                }
-                First::Doubtful(bytes) => {
-                    bytes.extend_from_slice(new);
-                    std::mem::take(bytes)
-                }
-                _ => new.to_vec(),
-            };
-            buf.set_filled(before);
-            if ended || !agrees(&bytes) {
-                self.first = First::Decided(bytes);
-            } else if bytes.len() < PREFACE.len() {
-                self.first = First::Doubtful(bytes);
-            } else {
-                self.first = First::Decided(bytes);
-                self.activity.preface.store(true, Ordering::Relaxed);
-                return Poll::Pending;
-            }
-        }
-    }
-}
-
-/// Whether these may be the first bytes of an HTTP/2 client, as far as they go.
-fn agrees(bytes: &[u8]) -> bool {
-    let both = bytes.len().min(PREFACE.len());
-    bytes[..both] == PREFACE[..both]
-}
-
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let read = match this.first {
             First::Passed => Pin::new(&mut this.inner).poll_read(cx, buf),
-            _ => this.poll_first(cx, buf),
+            _ => this.first.poll_read(&mut this.inner, cx, buf),
         };
-        if let Poll::Ready(result) = read {
+        if read.is_ready() || matches!(this.first, First::Doubtful(_)) {
             if this.head.is_none() && !this.http2 && this.activity.busy.load(Ordering::Acquire) == 0 {
                 this.head = Some((Instant::now(), this.activity.calls.load(Ordering::Acquire)));
             }
-            return Poll::Ready(result);
+            if read.is_ready() {
+                return read;
+            }
         }
-        if this.activity.saw_preface() && !this.http2 {
+        if matches!(this.first, First::Http2(_)) {
+            // The one who drives the connection sees to it now.
+            this.activity.preface.store(true, Ordering::Relaxed);
             return Poll::Pending;
         }
         // Registered before the count is looked at, so that no end in between is missed.
@@ -323,7 +248,7 @@ impl<T: AsyncWrite + Unpin> PatientIo<T> {
             self.write_timer.disarm();
             return result;
         }
-        let deadline = self.write_timer.armed.unwrap_or_else(|| Instant::now() + self.patience.write);
+        let deadline = self.write_timer.armed().unwrap_or_else(|| Instant::now() + self.patience.write);
         match self.write_timer.poll(Some(deadline), cx) {
             Poll::Ready(Err(error)) => {
                 metrics::counter!(CLIENT_TIMEOUTS, "kind" => "write").increment(1);
@@ -367,39 +292,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
-    }
-}
-
-// === impl Timer ===
-
-impl Timer {
-    /// Pending until `deadline`; an error from then on. `None` waits without a limit.
-    pub(crate) fn poll(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(deadline) = deadline else {
-            self.disarm();
-            return Poll::Pending;
-        };
-        self.armed = Some(deadline);
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        loop {
-            // An earlier deadline than the one that the sleep was made for must not be missed; a later one is set when
-            // the sleep fires.
-            if sleep.deadline() > deadline {
-                sleep.as_mut().reset(deadline);
-            }
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if Instant::now() >= deadline {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
-
-    pub(crate) fn disarm(&mut self) {
-        self.armed = None;
+        let this = self.get_mut();
+        // TLS has a last word to say.
+        let result = Pin::new(&mut this.inner).poll_shutdown(cx);
+        this.written(cx, result)
     }
 }
 

@@ -56,11 +56,13 @@ mod message;
 mod models;
 mod pace;
 mod paths;
+mod preface;
 mod refusals;
 mod respond;
 mod routes;
 mod runtime;
 mod server;
+mod timer;
 mod tls;
 mod transport;
 

@@ -253,11 +253,8 @@ async fn accept<'a>(
 }
 
 /// Ready when the server begins to close.
-fn until_closing(mut alive: watch::Receiver<()>) -> impl Future<Output = ()> {
-    // Not an async function: it would have room for its argument twice.
-    async move {
-        let _ = alive.changed().await;
-    }
+async fn until_closing(mut alive: watch::Receiver<()>) {
+    let _ = alive.changed().await;
 }
 
 #[cfg(test)]
