@@ -1,14 +1,23 @@
 //! HTTP/2 from clients: many requests on a connection, windows that stay shut, resets, and good-byes. How exchanges end over
 //! it is in [`crate::endings`].
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use h2::{Reason, client::Builder};
 use llmproxy_testkit::{Backend, BodyEnd, Client, DONE, Wire, script};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 
@@ -234,6 +243,96 @@ async fn a_client_that_reads_slowly_is_not_given_up() {
     }
     assert!(start.elapsed() > Duration::from_millis(1500));
     assert!(stream.failure.is_none() && read == event.as_bytes(), "{:?} {}", stream.failure, read.len());
+}
+
+/// A socket whose reader goes deaf when told to.
+struct Deaf {
+    inner: TcpStream,
+    deaf: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Deaf {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.deaf.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Deaf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_its_socket_is_given_up_with_all_its_streams() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let mut proxy = Proxy::start(&config(&backend.url(), "write_timeout: 1s")).await;
+    let deaf = Arc::<AtomicBool>::default();
+    let inner = TcpStream::connect(proxy.address()).await.expect("connects");
+    let mut builder = narrow(i32::MAX as u32);
+    builder.initial_connection_window_size(i32::MAX as u32);
+    let socket = Deaf { inner, deaf: deaf.clone() };
+    let mut client = Http2::over(socket, &builder, format!("http://{}", proxy.address())).await;
+    let mut streams = Vec::new();
+    let mut wires = Vec::new();
+    for _ in 0..2 {
+        let mut stream = client.post(PATH, &[], &asked(true)).await;
+        let (_, mut wire) = requests.next().await;
+        open_stream(&mut wire).await;
+        assert_eq!(stream.head().await, 200);
+        streams.push(stream);
+        wires.push(wire);
+    }
+    deaf.store(true, Ordering::Release);
+    let event = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(64 * 1024));
+    let (mut silent, mut wire) = (wires.remove(0), wires.remove(0));
+    let mut sent = 0;
+    within("the proxy to give the client up", async {
+        while wire.chunk(&event).await.is_ok() {
+            sent += event.len();
+        }
+    })
+    .await;
+    assert!(sent < 64 << 20, "{sent} bytes were taken for a client that reads nothing");
+    within("the other backend to see the client leave", silent.client_gone()).await;
+    for _ in 0..2 {
+        assert_eq!(proxy.ended().await["end"], "client_gone");
+    }
+    assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn pings_without_end_from_a_client_that_does_not_read_are_not_gathered() {
+    let backend = Backend::start(script::json(200, json!({}))).await;
+    let proxy = Proxy::start(&config(&backend.url(), "write_timeout: 1s")).await;
+    assert_eq!(Client::connect(proxy.address()).await.get("/health").await.status, 200);
+    let before = proxy.memory();
+    let mut stream = TcpStream::connect(proxy.address()).await.expect("connects");
+    stream.write_all(&[PREFACE, SETTINGS].concat()).await.expect("the proxy reads");
+    // Pings and settings, each of which asks for an answer.
+    let flood = [PING, SETTINGS].concat().repeat(1000);
+    let flooding = within("the proxy to close", async {
+        let mut sent = 0;
+        while stream.write_all(&flood).await.is_ok() {
+            sent += flood.len();
+        }
+        sent
+    });
+    let sent = flooding.await;
+    let grown = proxy.memory().saturating_sub(before);
+    assert!(grown < 4096, "{grown} KiB after {sent} bytes of pings");
+    assert_eq!(Client::connect(proxy.address()).await.get("/health").await.status, 200);
 }
 
 /// Reads what comes until the connection is closed.
