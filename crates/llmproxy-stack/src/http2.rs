@@ -45,7 +45,7 @@ use crate::{
 /// How often a client is asked whether it is there still; so long again it may take to answer.
 const PING: Duration = Duration::from_secs(30);
 /// The most of an answer that waits in a stream's queue for a client that does not read, in bytes, besides one piece.
-const MAX_QUEUE: usize = 64 * 1024;
+const MAX_QUEUE: usize = 16 * 1024;
 /// How much of a request's body a client may send ahead, in bytes: of one request, and of all on its connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -305,5 +305,79 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn stream(queue: &Arc<Queue>) -> Stream<std::future::Pending<()>> {
+        let (inner, queue, _alive) = (std::future::pending(), Some(queue.clone()), watch::channel(()).1);
+        Stream { inner, limit: LIMIT, queue, timer: Timer::default(), stalled: None, _alive }
+    }
+
+    async fn seconds(future: impl Future) -> u64 {
+        let start = Instant::now();
+        future.await;
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_which_nothing_is_written_is_given_up() {
+        let queue = Arc::<Queue>::default();
+        let _piece = Piece::new("waits".into(), &queue);
+        assert_eq!(seconds(stream(&queue)).await, 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_write_buys_time_and_an_empty_queue_all_of_it() {
+        let queue = Arc::<Queue>::default();
+        let mut piece = Piece::new("waits".into(), &queue);
+        let stream = tokio::spawn({
+            let stream = stream(&queue);
+            async move { seconds(stream).await }
+        });
+        for _ in 0..5 {
+            sleep(Duration::from_secs(50)).await;
+            piece.advance(1);
+        }
+        assert!(!piece.has_remaining());
+        drop(piece);
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!stream.is_finished(), "nothing waits to be written");
+        stream.abort();
+    }
+
+    #[tokio::test]
+    async fn an_error_waits_until_all_before_it_is_gone() {
+        let queue = Arc::<Queue>::default();
+        let frames = [Ok(Frame::data(Bytes::from("one"))), Err(BoxError::from("it broke"))];
+        let inner = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        let mut body = Box::pin(Queued::new(inner, queue));
+        let piece = body.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+        let waits = tokio::spawn(async move {
+            let error = body.frame().await.expect("an error").expect_err("an error");
+            (error.to_string(), body.frame().await.is_none())
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        drop(piece);
+        assert_eq!(waits.await.expect("no panic"), ("it broke".to_owned(), true));
+    }
+
+    #[test]
+    fn crumbs_of_cookies_become_one_header_and_the_authority_is_the_host() {
+        let request = Request::builder().uri("https://right:8443/v1").header(header::HOST, "wrong");
+        let mut request =
+            request.header(header::COOKIE, "a=1").header(header::COOKIE, "b=2").body(Body::empty()).expect("a request");
+        as_http1(&mut request);
+        let all = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+        assert_eq!((all(header::HOST), all(header::COOKIE)), (vec![&b"right:8443"[..]], vec![&b"a=1; b=2"[..]]));
     }
 }

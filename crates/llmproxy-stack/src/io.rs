@@ -374,6 +374,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn frames_of_http2_buy_no_time_and_its_end_is_announced() {
+        for (calls, expected) in [(0, 30), (1, 120)] {
+            let (mut client, server) = duplex(1024);
+            let activity = activity();
+            let mut io = PatientIo::new(server, PATIENCE, activity.clone(), false).into_http2();
+            (0..calls).for_each(|_| drop(activity.begin()));
+            tokio::spawn(async move {
+                while client.write_all(b"a ping").await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+            let reader = tokio::spawn(async move { seconds_until_given_up(&mut io).await });
+            tokio::time::sleep(Duration::from_millis(expected * 1000 - 500)).await;
+            assert!(!activity.is_closing());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(activity.is_closing() && !activity.is_head_late());
+            assert_eq!(reader.await.expect("no panic"), expected + 1, "after {calls} requests");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_reading_is_given_up() {
         let (_client, server) = duplex(8);
         let mut io = PatientIo::new(server, PATIENCE, activity(), true);

@@ -184,16 +184,18 @@ async fn a_stream_whose_window_stays_shut_slows_its_backend_and_is_given_up_and_
     lively.head().await;
 
     let event = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(64 * 1024));
-    let mut sent = 0;
+    let (mut sent, before, mut most) = (0, proxy.memory(), 0);
     let stopped = within("the proxy to give the client up", async {
         // The last write is into a buffer of the system's; that it fails is the proxy's end of the exchange.
         while wire.chunk(&event).await.is_ok() {
             sent += event.len();
+            most = proxy.memory().max(most);
             other.chunk(EVENT).await.expect("the proxy reads");
             lively.expect_piece(EVENT).await;
         }
     });
     stopped.await;
+    assert!(most < before + 1024, "{} KiB more for a stream that nobody reads", most - before);
     assert!(sent < 32 << 20, "{sent} bytes were taken for a client that reads nothing");
     assert_eq!(proxy.ended().await["end"], "client_gone");
     // It has what was sent, and then the reset.
@@ -521,6 +523,24 @@ async fn heads_that_are_too_large_or_have_too_many_headers_are_431() {
     let large = "x".repeat(20_000);
     assert_eq!(client.begin("GET", "/v1/models", &[("x-large", &large)], true).await.head().await, 431);
     assert_eq!(client.begin("GET", "/health", &[], true).await.read_to_end().await.status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_wait_for_the_body_arrives_and_the_connection_stays() {
+    let backend = Backend::start(script::json(200, json!({}))).await;
+    let proxy = Proxy::start(&config(&backend.url(), "max_body_size: 1000")).await;
+    let mut client = Http2::connect(proxy.address()).await;
+    for headers in [
+        &[("content-type", "application/json"), ("content-length", "5000000")][..],
+        &[("content-type", "application/json")],
+    ] {
+        let mut stream = client.begin("POST", PATH, headers, false).await;
+        stream.upload.send_data(vec![b' '; 20_000].into(), false).expect("it can be sent");
+        let answer = stream.read_to_end().await;
+        assert_eq!((answer.status, answer.end), (413, BodyEnd::Complete), "{}", answer.text());
+        assert!(answer.json()["error"]["message"].is_string());
+    }
+    assert_eq!(client.post(PATH, &[], &asked(false)).await.read_to_end().await.status, 200);
 }
 
 #[tokio::test]
