@@ -195,7 +195,8 @@ async fn a_stream_whose_window_stays_shut_slows_its_backend_and_is_given_up_and_
         }
     });
     stopped.await;
-    assert!(most < before + 1024, "{} KiB more for a stream that nobody reads", most - before);
+    // Both streams, and what the allocator keeps.
+    assert!(most < before + 2048, "{} KiB more for a stream that nobody reads", most - before);
     assert!(sent < 32 << 20, "{sent} bytes were taken for a client that reads nothing");
     assert_eq!(proxy.ended().await["end"], "client_gone");
     // It has what was sent, and then the reset.
