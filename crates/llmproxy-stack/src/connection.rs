@@ -9,16 +9,15 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::TokioIo;
 use llmproxy_core::{
-    BoxError,
+    Api, ApiError, BoxError,
     body::{Hold, ObserveFuture, Observed, observe},
 };
 use pin_project_lite::pin_project;
 use tokio::{
-    io::AsyncWrite,
     net::TcpStream,
     sync::watch,
     time::{Timeout, timeout},
@@ -263,8 +262,8 @@ fn ended(error: &hyper::Error, peer: SocketAddr) {
     tracing::debug!(%peer, error = %Chain(error), "connection ended");
 }
 
-/// Writes down what was answered to a head that never became a request. hyper has answered one that it could not read; to
-/// one that was not complete in time it says nothing, so that is done here (RFC 9110, 15.5.9).
+/// Answers a head that never became a request, and writes it down: one that was not complete in time (RFC 9110, 15.5.9),
+/// or that hyper can't read.
 fn refused(
     error: &hyper::Error,
     io: &mut PatientIo<Transport>,
@@ -272,33 +271,40 @@ fn refused(
     refusals: &Refusals,
     cx: &mut Context<'_>,
 ) {
-    if activity.is_head_late() {
-        metrics::counter!(CLIENT_TIMEOUTS, "kind" => "head").increment(1);
-        let why = "the head was not complete in time (server.read_timeout)";
-        let id = refusals.note(activity.peer, StatusCode::REQUEST_TIMEOUT, why);
-        let id = id.to_str().unwrap_or_default();
-        let answer = format!(
-            "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-request-id: {id}\r\n\r\n"
-        );
-        // Nothing of ours can be on its way to a client whose head is not complete, so this is all that it reads. A client
-        // that does not take it gets the close alone.
-        if Pin::new(&mut *io).poll_write(cx, answer.as_bytes()).is_ready() {
-            let _ = Pin::new(io).poll_flush(cx);
+    let is_late = activity.is_head_late();
+    let (status, code, why) = match error {
+        _ if is_late => {
+            metrics::counter!(CLIENT_TIMEOUTS, "kind" => "head").increment(1);
+            let why = "the request's head was not complete in time (server.read_timeout)".to_owned();
+            (StatusCode::REQUEST_TIMEOUT, "head_timeout", why)
         }
-        return;
-    }
-    let (status, why) = match error {
         _ if !error.is_parse() || error.is_parse_version_h2() => return,
         _ if error.is_parse_too_large() && error.to_string().contains("URI") => {
-            (StatusCode::URI_TOO_LONG, "the URL is too long".to_owned())
+            (StatusCode::URI_TOO_LONG, "url_too_long", "the request's URL is too long".to_owned())
         }
-        _ if error.is_parse_too_large() => (
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "the head is too large, or has too many headers (server.max_header_bytes, server.max_headers)".to_owned(),
-        ),
-        error => (StatusCode::BAD_REQUEST, Chain(error).to_string()),
+        _ if error.is_parse_too_large() => {
+            let why = "the request's head is too large, or has too many headers (server.max_header_bytes, server.max_headers)";
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", why.to_owned())
+        }
+        error => {
+            let why = format!("the request's head is no HTTP/1.1: {}", Chain(error));
+            (StatusCode::BAD_REQUEST, "bad_request", why)
+        }
     };
-    refusals.note(activity.peer, status, &why);
+    let id = refusals.note(activity.peer, status, &why);
+    if is_late || activity.is_withheld() {
+        io.answer(cx, own_answer(ApiError::new(status, code, why), &id).as_bytes());
+    }
+}
+
+/// An answer as it is on the wire.
+fn own_answer(error: ApiError, id: &HeaderValue) -> String {
+    let (status, body) = (error.status, error.body(Api::OpenAi));
+    let (length, id) = (body.len(), id.to_str().unwrap_or_default());
+    format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+         x-request-id: {id}\r\n\r\n{body}"
+    )
 }
 
 // === impl Phase ===

@@ -59,6 +59,8 @@ pub(crate) struct Activity {
     preface: AtomicBool,
     /// A head was begun and not finished in time.
     head_late: AtomicBool,
+    /// hyper's own answer to a head that it can't read was kept back.
+    withheld: AtomicBool,
     /// An HTTP/2 client is to be told that its connection will be closed, or was.
     closing: AtomicBool,
 }
@@ -82,6 +84,8 @@ pub(crate) struct PatientIo<T> {
     write_timer: Timer,
     first: First,
     http2: bool,
+    /// Nothing that hyper wrote waits for the socket.
+    settled: bool,
 }
 
 // === impl Activity ===
@@ -97,6 +101,7 @@ impl Activity {
             backlog: Backlog::default(),
             preface: AtomicBool::new(false),
             head_late: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         }
     }
@@ -116,6 +121,11 @@ impl Activity {
     /// Whether the connection was given up over a head that was not complete in time.
     pub(crate) fn is_head_late(&self) -> bool {
         self.head_late.load(Ordering::Relaxed)
+    }
+
+    /// Whether an answer of hyper's own was kept back, so that ours can be given in its place.
+    pub(crate) fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Relaxed)
     }
 
     /// From now on an HTTP/2 client without a request is waited for only as long as a good-bye takes. `false` where that
@@ -154,6 +164,7 @@ impl<T> PatientIo<T> {
             write_timer: Timer::default(),
             first: if may_http2 { First::Awaited } else { First::Passed },
             http2: false,
+            settled: true,
         }
     }
 
@@ -243,6 +254,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
 }
 
 impl<T: AsyncWrite + Unpin> PatientIo<T> {
+    /// Keeps back what hyper answers by itself to a head that it can't read: such an answer has no id and no word of what is
+    /// wrong. It is told from any other by this, that a head was begun after all before it was written, and no request has
+    /// come of it.
+    fn withholds(&mut self, bytes: &[u8]) -> bool {
+        if !std::mem::replace(&mut self.settled, false) || self.http2 {
+            return self.activity.is_withheld();
+        }
+        let calls = self.activity.calls.load(Ordering::Acquire);
+        let is_own = self.head.is_some_and(|(_, at)| at == calls)
+            && self.activity.busy.load(Ordering::Acquire) == 0
+            && bytes.starts_with(b"HTTP/1.1 4");
+        if is_own {
+            self.activity.withheld.store(true, Ordering::Relaxed);
+        }
+        is_own
+    }
+
+    /// Writes an answer of ours to a client that has none on its way, and nothing else. One that does not take it at once gets
+    /// the close alone.
+    pub(crate) fn answer(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if Pin::new(&mut self.inner).poll_write(cx, bytes).is_ready() {
+            let _ = Pin::new(&mut self.inner).poll_flush(cx);
+        }
+        let _ = Pin::new(&mut self.inner).poll_shutdown(cx);
+    }
+
     fn written<R>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if result.is_ready() {
             self.write_timer.disarm();
@@ -262,6 +299,9 @@ impl<T: AsyncWrite + Unpin> PatientIo<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.withholds(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut this.inner).poll_write(cx, buf);
         this.written(cx, result)
     }
@@ -272,6 +312,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.withholds(bufs.first().map_or(&[], |buf| buf)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
         this.written(cx, result)
     }
@@ -287,12 +330,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
         if matches!(result, Poll::Ready(Ok(()))) {
             // hyper flushes once all that it had is written.
             this.activity.backlog.clear();
+            this.settled = true;
         }
         this.written(cx, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.activity.is_withheld() {
+            // Something is to be said first.
+            return Poll::Ready(Ok(()));
+        }
         // TLS has a last word to say.
         let result = Pin::new(&mut this.inner).poll_shutdown(cx);
         this.written(cx, result)
@@ -371,6 +419,36 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(busy);
         assert_eq!(reader.await.expect("no panic"), 121);
+    }
+
+    /// Whether an answer to `asked` that begins like hyper's own is kept back.
+    async fn is_withheld(asked: &[u8], calls: usize, is_settled: bool) -> bool {
+        let (mut client, server) = duplex(1024);
+        let activity = activity();
+        let mut io = PatientIo::new(server, PATIENCE, activity.clone(), true);
+        if !asked.is_empty() {
+            client.write_all(asked).await.expect("the duplex is open");
+            assert!(io.read(&mut [0; 64]).await.is_ok_and(|read| read > 0));
+        }
+        (0..calls).for_each(|_| drop(activity.begin()));
+        if !is_settled {
+            io.write_all(b"the rest of an answer").await.expect("there is room");
+        }
+        io.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("there is room");
+        io.shutdown().await.expect("it is open");
+        io.answer(&mut Context::from_waker(std::task::Waker::noop()), b"ours");
+        let mut seen = Vec::new();
+        client.read_to_end(&mut seen).await.expect("it is closed");
+        assert_eq!(seen.ends_with(b"ours"), activity.is_withheld(), "{}", String::from_utf8_lossy(&seen));
+        activity.is_withheld()
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_that_no_request_has_asked_for_is_kept_back() {
+        assert!(is_withheld(b"GET nonsense", 0, true).await);
+        assert!(!is_withheld(b"GET / HTTP/1.1\r\n\r\n", 1, true).await, "a request came of it");
+        assert!(!is_withheld(b"GET nonsense", 0, false).await, "it may be the middle of something");
+        assert!(!is_withheld(b"", 0, true).await, "nothing was asked");
     }
 
     #[tokio::test(start_paused = true)]

@@ -75,7 +75,7 @@ pub struct Options {
 /// let text = "server: {listen: '127.0.0.1:0'}\nbackends: [{url: 'http://127.0.0.1:11434'}]\n";
 /// let loaded = llmproxy_config::load_str(text, &Default::default())?;
 /// let runtime = Runtime::start(&loaded.config, Options::default()).await?;
-/// let server = Server::bind(&loaded.config.server, runtime.stop_flag()).await?;
+/// let server = Server::bind(&loaded.config.server, runtime.stop_flag()).await?.with_refusals(runtime.refusals());
 /// println!("listening on {}", server.local_addr()?);
 ///
 /// let until = async { /* tokio::signal::ctrl_c().await.ok(); */ };

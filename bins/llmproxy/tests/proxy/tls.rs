@@ -151,6 +151,19 @@ async fn a_handshake_that_does_not_come_is_given_up() {
 }
 
 #[tokio::test]
+async fn one_more_than_may_be_open_is_closed_before_any_handshake() {
+    let (folder, backend) = (Folder::new(), backend().await);
+    put(&folder, "server");
+    let yaml = config(&backend.url(), &folder, "").replace("server: {", "server: {max_connections: 1, ");
+    let proxy = Proxy::start(&yaml).await;
+    let first = connect(proxy.address(), &[], None).await.expect("a handshake");
+    assert!(connect(proxy.address(), &[], None).await.is_err());
+    assert_eq!(ask(first).await.expect("an answer"), "200");
+    // The first has left, and its place is free as soon as that is seen.
+    within("a place", async { while connect(proxy.address(), &[], None).await.is_err() {} }).await;
+}
+
+#[tokio::test]
 async fn clients_show_a_certificate_where_they_must_and_a_good_one_where_they_may() {
     let (folder, backend) = (Folder::new(), backend().await);
     put(&folder, "server");
