@@ -371,6 +371,22 @@ mod tests {
         assert_eq!(waits.await.expect("no panic"), ("it broke".to_owned(), true));
     }
 
+    /// What a stream's task takes for its answer's body, in bytes.
+    fn size_of_answer<S: Handler>(_: &S) -> usize {
+        size_of::<<Streams<S> as hyper::service::Service<Request<Incoming>>>::Response>() - size_of::<Response<()>>()
+            + size_of::<Stream<()>>()
+    }
+
+    #[tokio::test]
+    async fn a_stream_takes_little_room() -> Result<(), BoxError> {
+        let text = "backends: [{url: 'http://127.0.0.1:9'}]\n";
+        let config = llmproxy_config::load_str(text, &Default::default())?.config;
+        let runtime = crate::Runtime::start(&config, crate::Options::default()).await?;
+        let size = size_of_answer(&runtime.service());
+        assert!(size <= 384, "{size} bytes");
+        Ok(())
+    }
+
     #[test]
     fn crumbs_of_cookies_become_one_header_and_the_authority_is_the_host() {
         let request = Request::builder().uri("https://right:8443/v1").header(header::HOST, "wrong");

@@ -110,7 +110,7 @@ async fn only_the_listeners_that_are_named_are_there() {
 async fn what_never_was_a_request_is_in_the_access_log_and_counted() {
     let backend = backend().await;
     let mut proxy =
-        Proxy::start(&config(&backend.url(), "read_timeout: 300ms, max_header_bytes: 8192, max_headers: 10")).await;
+        Proxy::start(&config(&backend.url(), "read_timeout: 1s, max_header_bytes: 8192, max_headers: 10")).await;
     let many: String = (0..20).map(|index| format!("x-{index}: 1\r\n")).collect();
     let large = format!("x-large: {}\r\n", "x".repeat(20_000));
     let head = |rest: &str| format!("GET /v1/models HTTP/1.1\r\nhost: x\r\n{rest}\r\n");
@@ -198,7 +198,7 @@ async fn many_slow_clients_cost_kilobytes_each_and_are_closed() {
 #[tokio::test]
 async fn an_upload_may_take_longer_than_the_limit_for_each_of_its_pieces() {
     let backend = backend().await;
-    let mut proxy = Proxy::start(&config(&backend.url(), "read_timeout: 600ms")).await;
+    let mut proxy = Proxy::start(&config(&backend.url(), "read_timeout: 1500ms")).await;
     let body = format!(r#"{{"model":"m","x":"{}"}}"#, "x".repeat(20));
     let head = format!(
         "POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -208,11 +208,11 @@ async fn an_upload_may_take_longer_than_the_limit_for_each_of_its_pieces() {
     client.send_raw(&head).await.expect("the proxy reads");
     let start = tokio::time::Instant::now();
     for byte in body.as_bytes().chunks(1) {
-        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(45)).await;
         client.send_raw(byte).await.expect("the proxy reads");
     }
     assert_eq!(client.read_to_end().await.status, 200);
-    assert!(start.elapsed() > std::time::Duration::from_millis(1000));
+    assert!(start.elapsed() > std::time::Duration::from_millis(1500));
     proxy.ended().await;
 
     // What is read whole, and what passes through.

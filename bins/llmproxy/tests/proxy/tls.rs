@@ -137,7 +137,7 @@ async fn http2_is_not_offered_where_it_is_off() {
 async fn a_handshake_that_does_not_come_is_given_up() {
     let (folder, backend) = (Folder::new(), backend().await);
     put(&folder, "server");
-    let yaml = config(&backend.url(), &folder, "").replace("read_timeout: 20s", "read_timeout: 300ms");
+    let yaml = config(&backend.url(), &folder, "").replace("read_timeout: 20s", "read_timeout: 1500ms");
     let proxy = Proxy::start(&yaml).await;
     let mut silent = TcpStream::connect(proxy.address()).await.expect("connects");
     let mut answer = Vec::new();
