@@ -224,6 +224,18 @@ async fn a_head_is_one_that_nobody_can_read_in_two_ways() {
 }
 
 #[tokio::test]
+async fn a_head_has_an_end() {
+    let gateway = Gateway::start("max_header_bytes: 16KiB").await;
+    let get = |headers: String| format!("GET /v1/files HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    let many = |count: usize| get((0..count).map(|i| format!("x-{i}: a\r\n")).collect());
+    gateway.check(many(99), One("", "")).await;
+    gateway.check(many(100), Refused(431)).await;
+    gateway.check(get(format!("x-a: {}\r\n", "a".repeat(15 << 10))), One("", "")).await;
+    gateway.check(get(format!("x-a: {}\r\n", "a".repeat(17 << 10))), Refused(431)).await;
+    gateway.check(format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(17 << 10)), Refused(431)).await;
+}
+
+#[tokio::test]
 async fn the_target_of_a_request_is_a_path_or_a_url() {
     let gateway = Gateway::start("").await;
     let request = |line: &str| format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");

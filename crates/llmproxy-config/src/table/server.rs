@@ -69,7 +69,7 @@ pub(super) const KEYS: &[Key] = &[
         "server.trusted_proxies",
         Networks,
         "[]",
-        "addresses or networks (CIDR) of proxies before this one; only their X-Forwarded-For is believed",
+        "addresses or networks (CIDR) of proxies before this one; only their word about where a request comes from is believed",
     ),
     key(
         "server.heartbeat",
