@@ -27,13 +27,23 @@ pub(crate) struct Asked {
     /// Which of the backend's connections it came by, from 0.
     pub(crate) connection: usize,
     /// Closes that connection.
-    close: watch::Sender<bool>,
+    close: watch::Sender<Close>,
 }
 
 /// An answer that has begun.
 pub(crate) struct Answer {
     stream: SendStream<Bytes>,
-    close: watch::Sender<bool>,
+    close: watch::Sender<Close>,
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    Not,
+    /// Takes no new streams, and finishes those that there are.
+    Gracefully,
+    /// Without a word, as a process that dies.
+    AtOnce,
 }
 
 // === impl Http2Backend ===
@@ -65,12 +75,18 @@ impl Http2Backend {
 pub(crate) async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, index: usize, requests: mpsc::Sender<Asked>) {
     let mut builder = h2::server::Builder::new();
     let Ok(mut connection) = builder.max_concurrent_streams(100).handshake(io).await else { return };
-    let (close, mut closed) = watch::channel(false);
+    let (close, mut closed) = watch::channel(Close::Not);
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            // Without a word, as a process that dies.
-            _ = closed.wait_for(|closed| *closed) => return,
+            Ok(()) = closed.changed() => match *closed.borrow_and_update() {
+                Close::AtOnce => return,
+                Close::Not => continue,
+                Close::Gracefully => {
+                    connection.graceful_shutdown();
+                    continue;
+                }
+            },
         };
         let Some(Ok((request, respond))) = accepted else { return };
         let (head, body) = request.into_parts();
@@ -135,9 +151,14 @@ impl Answer {
         self.stream.send_reset(reason);
     }
 
+    /// The connection takes no new streams.
+    pub(crate) fn say_goodbye(&self) {
+        self.close.send_replace(Close::Gracefully);
+    }
+
     /// The connection ends here and now, with all its streams.
     pub(crate) fn close_connection(self) {
-        self.close.send_replace(true);
+        self.close.send_replace(Close::AtOnce);
     }
 
     /// Waits until the proxy gives the stream up.

@@ -144,6 +144,26 @@ async fn a_stream_that_is_reset_before_its_head_is_a_502_and_one_that_is_refused
 }
 
 #[tokio::test]
+async fn a_backend_that_says_goodbye_finishes_its_streams_and_gets_new_ones_over_another_connection() {
+    let (mut backend, mut proxy) = http2().await;
+    let mut stays = ask(&proxy, true).await;
+    let mut answer = backend.asked().await.answer(200, "text/event-stream");
+    answer.piece("data: 1\n\n");
+    stays.expect_piece("data: 1\n\n").await;
+    answer.say_goodbye();
+    for _ in 0..3 {
+        // Whether it was sent before the goodbye was read or after: no client hears of it.
+        let mut client = ask(&proxy, false).await;
+        backend.asked().await.json();
+        assert_eq!(client.read_to_end().await.status, 200);
+        assert_eq!(proxy.ended().await["end"], "complete");
+    }
+    answer.last("data: [DONE]\n\n");
+    assert_eq!(stays.read_to_end().await.end, BodyEnd::Complete);
+    assert_eq!(proxy.ended().await["end"], "complete");
+}
+
+#[tokio::test]
 async fn more_streams_than_a_connection_takes_have_another_one() {
     const STREAMS: usize = 250;
     let (mut backend, mut proxy) = http2().await;
