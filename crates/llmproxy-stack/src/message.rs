@@ -69,7 +69,17 @@ fn check_host(is_needed: bool, headers: &HeaderMap) -> Result<(), MessageError> 
 /// A client whose URL has no host sends an empty one.
 fn is_host(value: &HeaderValue) -> bool {
     let bytes = value.as_bytes();
-    bytes.is_empty() || (!bytes.contains(&b'@') && Authority::try_from(bytes).is_ok())
+    bytes.is_empty() || is_plain(bytes) || (!bytes.contains(&b'@') && Authority::try_from(bytes).is_ok())
+}
+
+/// Nearly every one: a name or an address, and a port. It needs no copy to be looked at.
+fn is_plain(host: &[u8]) -> bool {
+    let (name, port) = match host.iter().position(|byte| *byte == b':') {
+        Some(colon) => (&host[..colon], &host[colon + 1..]),
+        None => (host, &b"80"[..]),
+    };
+    let is_name = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(byte));
+    is_name && (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit)
 }
 
 fn check_coding(headers: &HeaderMap) -> Result<(), MessageError> {
