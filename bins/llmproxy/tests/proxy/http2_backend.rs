@@ -127,6 +127,13 @@ impl Asked {
         Answer { stream, close: self.close }
     }
 
+    /// An answer before the answer.
+    pub(crate) fn interim(&mut self, status: u16) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+        self.respond.send_informational(response).expect("the proxy waits");
+    }
+
     pub(crate) fn json(self) {
         self.answer(200, "application/json").last("{}");
     }
@@ -141,6 +148,15 @@ impl Asked {
 impl Answer {
     pub(crate) fn piece(&mut self, piece: &str) {
         self.stream.send_data(Bytes::copy_from_slice(piece.as_bytes()), false).expect("the proxy reads");
+    }
+
+    /// Waits until there is room for more, and fills it; how much that was.
+    pub(crate) async fn fill(&mut self) -> usize {
+        self.stream.reserve_capacity(64 * 1024);
+        let room = std::future::poll_fn(|cx| self.stream.poll_capacity(cx)).await;
+        let room = room.expect("the stream goes on").expect("the connection goes on");
+        self.stream.send_data(vec![b' '; room].into(), false).expect("there is room");
+        room
     }
 
     pub(crate) fn last(mut self, piece: &str) {

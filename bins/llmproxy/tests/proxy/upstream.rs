@@ -1,6 +1,6 @@
 //! What the connections to backends are like: HTTP/2, TLS, how many, and where they do not go.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use h2::Reason;
 use llmproxy_testkit::{Backend, BodyEnd, Client, script};
@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     sync::mpsc,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -161,6 +162,47 @@ async fn a_backend_that_says_goodbye_finishes_its_streams_and_gets_new_ones_over
     answer.last("data: [DONE]\n\n");
     assert_eq!(stays.read_to_end().await.end, BodyEnd::Complete);
     assert_eq!(proxy.ended().await["end"], "complete");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_back_its_own_stream_and_no_other() {
+    let (mut backend, proxy) = http2().await;
+    let mut slow = ask(&proxy, true).await;
+    let mut endless = backend.asked().await.answer(200, "text/event-stream");
+    assert_eq!(slow.head().await.status, 200);
+    let mut sent = 0;
+    // What the sockets hold, and the proxy a little: then there is no room any more.
+    while let Ok(more) = timeout(Duration::from_millis(500), endless.fill()).await {
+        sent += more;
+        assert!(sent < 64 << 20, "nothing holds it back");
+    }
+    let mut other = ask(&proxy, true).await;
+    let asked = backend.asked().await;
+    assert_eq!(asked.connection, 0);
+    let mut answer = asked.answer(200, "text/event-stream");
+    for _ in 0..100 {
+        answer.piece("data: 1\n\n");
+        other.expect_piece("data: 1\n\n").await;
+    }
+    slow.leave();
+    assert_eq!(endless.given_up().await, Reason::CANCEL);
+}
+
+#[tokio::test]
+async fn an_upload_that_a_backend_of_http2_does_not_want_has_its_answer_all_the_same() {
+    let (mut backend, mut proxy) = http2().await;
+    for (interim, status) in [(None, 413), (Some(103), 200)] {
+        let mut client = Client::connect(proxy.address()).await;
+        let head =
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n";
+        client.send_raw(format!("{head}content-length: 8000000\r\n\r\nhello")).await.expect("the proxy reads");
+        let mut asked = backend.asked().await;
+        interim.into_iter().for_each(|interim| asked.interim(interim));
+        asked.answer(status, "application/json").last("{}");
+        let got = client.read_to_end().await;
+        assert_eq!((got.status, got.text().as_str()), (status, "{}"));
+        assert_eq!(proxy.ended().await["end"], "complete");
+    }
 }
 
 #[tokio::test]
