@@ -1,6 +1,6 @@
 //! What the connections to backends are like: HTTP/2, TLS, how many, and where they do not go.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use h2::Reason;
 use llmproxy_testkit::{Backend, BodyEnd, Client, script};
@@ -167,8 +167,14 @@ async fn a_backend_that_says_goodbye_finishes_its_streams_and_gets_new_ones_over
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_back_its_own_stream_and_no_other() {
     let (mut backend, proxy) = http2().await;
+    let mut other = ask(&proxy, true).await;
+    let asked = backend.asked().await;
+    let shared = asked.connection;
+    let mut answer = asked.answer(200, "text/event-stream");
     let mut slow = ask(&proxy, true).await;
-    let mut endless = backend.asked().await.answer(200, "text/event-stream");
+    let asked = backend.asked().await;
+    assert_eq!(asked.connection, shared);
+    let mut endless = asked.answer(200, "text/event-stream");
     assert_eq!(slow.head().await.status, 200);
     let mut sent = 0;
     // What the sockets hold, and the proxy a little: then there is no room any more.
@@ -176,10 +182,6 @@ async fn a_client_that_does_not_read_holds_back_its_own_stream_and_no_other() {
         sent += more;
         assert!(sent < 64 << 20, "nothing holds it back");
     }
-    let mut other = ask(&proxy, true).await;
-    let asked = backend.asked().await;
-    assert_eq!(asked.connection, 0);
-    let mut answer = asked.answer(200, "text/event-stream");
     for _ in 0..100 {
         answer.piece("data: 1\n\n");
         other.expect_piece("data: 1\n\n").await;
@@ -219,9 +221,9 @@ async fn more_streams_than_a_connection_takes_have_another_one() {
         client.expect_piece("data: 1\n\n").await;
         open.push((client, answer, connection));
     }
-    let mut connections = [0; 3];
-    open.iter().for_each(|(_, _, connection)| connections[*connection] += 1);
-    assert_eq!(connections, [100, 100, 50]);
+    let mut connections = BTreeMap::new();
+    open.iter().for_each(|(_, _, connection)| *connections.entry(*connection).or_insert(0) += 1);
+    assert!(connections.len() >= 3 && connections.values().all(|streams| *streams <= 100), "{connections:?}");
     for (mut client, answer, _) in open {
         answer.last("data: [DONE]\n\n");
         assert_eq!(client.read_to_end().await.end, BodyEnd::Complete);
