@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use llmproxy_core::{BoxBody, BoxError, End, Ended, cause_ref};
 
@@ -18,6 +19,8 @@ use crate::{UpstreamError, pool::Stream};
 pub struct UpstreamBody {
     inner: reqwest::Body,
     backend: Arc<str>,
+    /// Whether it came over HTTP/2, where `None` is not always the end.
+    http2: bool,
     /// After the body: its place is free when it has ended.
     _stream: Option<Stream>,
 }
@@ -40,8 +43,9 @@ struct BrokeOff;
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
-    pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>, stream: Option<Stream>) -> Self {
-        Self { inner, backend, _stream: stream }
+    /// The body of an answer that came by `version`.
+    pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>, version: Version, stream: Option<Stream>) -> Self {
+        Self { inner, backend, http2: version == Version::HTTP_2, _stream: stream }
     }
 }
 
@@ -51,6 +55,11 @@ impl Body for UpstreamBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if frame.is_none() && self.http2 && !self.inner.is_end_stream() {
+            // hyper takes a reset without an error for an end. It may follow one (RFC 9113, section 8.1); here none came.
+            let (backend, source) = (self.backend.clone(), h2::Error::from(h2::Reason::NO_ERROR).into());
+            return Poll::Ready(Some(Err(UpstreamError::Broken { backend, source }.boxed())));
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(|error| UpstreamError::in_body(&self.backend, error).boxed())))
     }
 

@@ -246,7 +246,7 @@ async fn ask(
     };
     let (response, stream) = asked.pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
     let (head, body) = response.into_parts();
-    let body = Limited::new(UpstreamBody::new(body, backend.clone(), stream), max).collect().await;
+    let body = Limited::new(UpstreamBody::new(body, backend.clone(), head.version, stream), max).collect().await;
     let bytes = body.map_err(|error| match error.downcast::<LengthLimitError>() {
         Ok(_) => UpstreamError::TooLarge { backend, max }.boxed(),
         Err(error) => error,

@@ -202,7 +202,7 @@ pub(crate) fn is_broken_off(error: &reqwest::Error) -> bool {
 
 /// What the backend did, in words.
 fn ended(source: &(dyn Error + 'static)) -> &'static str {
-    if cause_ref::<h2::Error>(source).is_some_and(h2::Error::is_reset) {
+    if cause_ref::<h2::Error>(source).is_some_and(|error| error.reason().is_some()) {
         "broke off the stream"
     } else {
         "closed the connection"

@@ -100,6 +100,16 @@ pub(crate) fn nonsense(head: &response::Parts) -> Option<&'static str> {
         // Nobody asked for it: Upgrade is for one connection only and was taken off.
         return Some("it switched protocols unasked");
     }
+    // Over HTTP/1.1 hyper has seen to it; over HTTP/2 nothing is framed by it, and it would go on as it is.
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).into_iter();
+    if let Some(length) = lengths.next() {
+        if !length.as_bytes().iter().all(u8::is_ascii_digit) || length.is_empty() {
+            return Some("it gave its answer a length that is none");
+        }
+        if lengths.any(|other| other != length) {
+            return Some("it gave its answer two lengths");
+        }
+    }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).into_iter();
     let (coding, more) = (codings.next()?, codings.next());
     if head.headers.contains_key(CONTENT_LENGTH) {
@@ -294,6 +304,11 @@ mod tests {
         };
         check(&[], None);
         check(&[("content-length", "5")], None);
+        check(&[("content-length", "5"), ("content-length", "5")], None);
+        check(&[("content-length", "5"), ("content-length", "6")], Some("it gave its answer two lengths"));
+        for length in ["", "x", "-5", "5, 5"] {
+            check(&[("content-length", length)], Some("it gave its answer a length that is none"));
+        }
         check(&[("transfer-encoding", "Chunked")], None);
         check(&[("transfer-encoding", "identity")], None);
         check(&[("transfer-encoding", "chunked"), ("content-length", "5")], Some("it gave its answer two lengths"));

@@ -1,6 +1,7 @@
 //! The service.
 
 use std::{
+    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -99,8 +100,8 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     };
     let (mut parts, body) = response.into_parts();
     head::for_client(&mut parts.headers);
-    parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, stream)))
+    let version = mem::replace(&mut parts.version, Version::HTTP_11);
+    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, version, stream)))
 }
 
 #[cfg(test)]

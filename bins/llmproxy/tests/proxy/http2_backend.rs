@@ -119,10 +119,16 @@ impl Asked {
         assert!(!self.body.is_end_stream());
     }
 
-    pub(crate) fn answer(mut self, status: u16, kind: &str) -> Answer {
+    pub(crate) fn answer(self, status: u16, kind: &str) -> Answer {
+        self.answer_with(status, &[("content-type", kind)])
+    }
+
+    pub(crate) fn answer_with(mut self, status: u16, headers: &[(&'static str, &str)]) -> Answer {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-        response.headers_mut().insert("content-type", kind.parse().expect("a value"));
+        for (name, value) in headers {
+            response.headers_mut().append(*name, value.parse().expect("a value"));
+        }
         let stream = self.respond.send_response(response, false).expect("the proxy waits");
         Answer { stream, close: self.close }
     }

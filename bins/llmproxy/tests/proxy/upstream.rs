@@ -104,19 +104,19 @@ async fn a_client_that_leaves_ends_its_stream_and_not_the_connection() {
 
 #[tokio::test]
 async fn a_backend_that_breaks_off_in_the_middle_is_seen_to_have_done_so() {
-    for by_reset in [true, false] {
+    // A reset without an error is only right after an end: without one it looks complete to those who don't look twice.
+    for reset in [Some(Reason::INTERNAL_ERROR), Some(Reason::NO_ERROR), Some(Reason::CANCEL), None] {
         let (mut backend, mut proxy) = http2().await;
         let mut client = ask(&proxy, true).await;
         let mut answer = backend.asked().await.answer(200, "text/event-stream");
         answer.piece("data: 1\n\n");
         client.expect_piece("data: 1\n\n").await;
-        if by_reset {
-            answer.reset(Reason::INTERNAL_ERROR);
-        } else {
-            answer.close_connection();
+        match reset {
+            Some(reason) => answer.reset(reason),
+            None => answer.close_connection(),
         }
         let got = client.read_to_end().await;
-        assert_eq!(got.end, BodyEnd::Truncated);
+        assert_eq!(got.end, BodyEnd::Truncated, "{reset:?}");
         assert!(got.text().starts_with("data: ") && got.text().contains("\"error\""), "{}", got.text());
         let line = proxy.ended().await;
         assert_eq!(line["end"], "backend_failed", "{line}");
@@ -142,6 +142,29 @@ async fn a_stream_that_is_reset_before_its_head_is_a_502_and_one_that_is_refused
     assert_eq!(again.connection, 1);
     again.json();
     assert_eq!(client.read_to_end().await.status, 200);
+}
+
+#[tokio::test]
+async fn nonsense_over_http2_is_a_502_or_visible() {
+    let large = "a".repeat(1 << 20);
+    let long: Vec<_> = (0..64).map(|_| ("x-a", &large[..16 << 10])).collect();
+    let heads = [&[("content-length", "5"), ("content-length", "6")][..], &[("content-length", "x")], &long];
+    for headers in heads {
+        let (mut backend, mut proxy) = http2().await;
+        let mut client = ask(&proxy, false).await;
+        let _answer = backend.asked().await.answer_with(200, headers);
+        let head = client.try_head().await.map(|head| head.status);
+        assert_eq!(head.ok(), Some(502), "{} of {}", headers.len(), headers[0].0);
+        assert_eq!(proxy.ended().await["end"], "backend_failed");
+    }
+    for length in ["3", "1"] {
+        let (mut backend, mut proxy) = http2().await;
+        let mut client = ask(&proxy, false).await;
+        backend.asked().await.answer_with(200, &[("content-length", length)]).last("{}");
+        let got = client.read_to_end().await;
+        assert!(got.status == 502 || got.end == BodyEnd::Truncated, "{length}: {} {:?}", got.status, got.end);
+        assert_eq!(proxy.ended().await["end"], "backend_failed");
+    }
 }
 
 #[tokio::test]
