@@ -38,6 +38,7 @@ use crate::{
     connection::{Handler, Requests, Setup},
     io::{Busy, PatientIo},
     metrics::CLIENT_TIMEOUTS,
+    request_body::WholeBody,
     timer::Timer,
     transport::Transport,
 };
@@ -146,7 +147,7 @@ impl<S: Handler> hyper::service::Service<Request<Incoming>> for Streams<S> {
         let queue = Arc::<Queue>::default();
         *self.spawn.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue.clone());
         let busy = self.requests.activity.begin();
-        let mut request = request.map(Body::new);
+        let mut request = request.map(|body| Body::new(WholeBody(body)));
         if request.headers().len() > self.setup.max_headers {
             // HTTP/2 itself limits only the size of a head.
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;

@@ -58,6 +58,7 @@ mod pace;
 mod paths;
 mod preface;
 mod refusals;
+mod request_body;
 mod respond;
 mod routes;
 mod runtime;

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::{
     harness::Proxy,
+    http2_client::Http2,
     raw::{Raw, RawBackend},
 };
 
@@ -271,6 +272,23 @@ async fn the_target_of_a_request_is_a_path_or_a_url() {
         assert_eq!(seen.path, path);
         let host = gateway.backend.addr().to_string();
         assert_eq!(seen.header("host"), Some(&*host), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_over_http2_that_is_given_up_without_an_error_is_none_either() {
+    let backend = RawBackend::bind().await;
+    let mut proxy = Proxy::start(&backend.config("")).await;
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+        let mut client = Http2::connect(proxy.address()).await;
+        let headers = [("content-type", "multipart/form-data; boundary=b")];
+        let mut stream = client.begin("POST", "/v1/audio/transcriptions", &headers, false).await;
+        stream.upload.send_data("hello".into(), false).expect("it can be sent");
+        let mut conn = backend.accept().await;
+        conn.read_until("5\r\nhello\r\n").await;
+        stream.upload.send_reset(reason);
+        assert_eq!(conn.read_to_end().await, "", "{reason:?}");
+        assert_eq!(proxy.ended().await["end"], "client_gone");
     }
 }
 
