@@ -111,6 +111,12 @@ async fn ambiguous_framing_is_refused_or_becomes_one_request() {
     check("\r\n", One("", "")).await;
     let with_body = post("Content-Length: 5\r\n\r\nhello").replace("POST", "GET");
     gateway.check(with_body, One("content-length: 5", "hello")).await;
+    // A JSON body is read whole, so that it has a length then, and no trailers.
+    let chat = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let body = r#"{"model":"m","messages":[]}"#;
+    let chunks = format!("9\r\n{}\r\n12;a=b\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n", &body[..9], &body[9..]);
+    let sent = format!("{chat}Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n{chunks}");
+    gateway.check(sent, One("content-length: 27", r#"{"model":"m","messages":[]}"#)).await;
     // Two ways to say it: the chunks count, and nothing is read after them (RFC 9112, section 6.1).
     for head in ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3"] {
         check(&format!("{head}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{hidden}"), Last(CHUNKED, "hello")).await;
