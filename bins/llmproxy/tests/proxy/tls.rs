@@ -116,6 +116,12 @@ async fn what_is_spoken_is_agreed_upon_and_clear_text_is_not() {
     for mut stream in streams {
         assert_eq!(stream.read_to_end().await.json()["id"], "x");
     }
+    // The backend is told what it can't see.
+    for seen in backend.seen() {
+        let told = ["x-forwarded-proto", "forwarded"].map(|name| seen.header(name).unwrap_or_default().to_owned());
+        assert!(told[0] == "https" && told[1].ends_with(";proto=https"), "{told:?}");
+    }
+    assert_eq!(backend.seen().last().and_then(|seen| seen.header("via")), Some("2 llmproxy"));
     let mut clear = TcpStream::connect(address).await.expect("connects");
     clear.write_all(REQUEST).await.expect("the proxy reads");
     let mut answer = Vec::new();
