@@ -14,7 +14,7 @@ pub struct Mistake {
 /// One thing that an operator should know about a file that is used nevertheless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The key's path, like `server.cors`.
+    /// The key's path, like `routing.fallback`.
     pub path: String,
     /// What has no effect, or is understood in a way that may surprise.
     pub message: String,

@@ -44,6 +44,7 @@
 
 mod compose;
 mod config;
+mod cors;
 mod error;
 mod expand;
 mod listener;
@@ -60,6 +61,7 @@ mod tree;
 mod walk;
 
 pub use config::{AdminConfig, Config, MetricsConfig, PathsConfig};
+pub use cors::{AllowedOrigin, CorsConfig};
 pub use error::{LoadError, Mistake, Warning};
 pub use listener::{ClientAuth, ListenAddress, ListenerConfig, TlsConfig};
 pub use live::{Live, LiveHandle};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{ListenerConfig, TlsConfig};
+use crate::{CorsConfig, ListenerConfig, TlsConfig};
 
 /// The listeners and what they allow a client.
 ///
@@ -51,6 +51,8 @@ pub struct ServerConfig {
     /// After how much silence a stream gets a comment to keep connections open; none where it is absent.
     #[serde(with = "llmproxy_core::duration::option")]
     pub heartbeat: Option<Duration>,
+    /// Which pages of other origins may ask.
+    pub cors: CorsConfig,
 }
 
 /// The `http2:` block: what a client may do on one HTTP/2 connection.
@@ -159,6 +161,7 @@ impl ServerConfig {
             "max_buffered_bytes",
             format!("must be at least server.max_body_size ({}), or the largest body never fits", self.max_body_size),
         );
+        mistakes.extend(self.cors.validate());
         mistakes
     }
 }
@@ -181,6 +184,7 @@ impl Default for ServerConfig {
             shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
             trusted_proxies: Vec::new(),
             heartbeat: None,
+            cors: CorsConfig::default(),
         }
     }
 }

@@ -360,11 +360,14 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_said_once() {
         assert_eq!(
-            warnings("server: {cors: {enabled: true, allowed_origins: [a], max_age: 1h}}"),
-            ["server.cors: is known, but has no effect in this version"]
+            warnings("logging: {request: {enabled: true, storage: a, include_body: true}}"),
+            ["logging.request: is known, but has no effect in this version"]
         );
         assert_eq!(warnings("storage: {databases: [{name: a, driver: mysql}]}").len(), 1);
-        assert_eq!(warnings("server: {cors: {enabled: false}}\nmetrics: {custom_labels: []}"), Vec::<String>::new());
+        assert_eq!(
+            warnings("logging: {request: {enabled: false}}\nmetrics: {custom_labels: []}"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

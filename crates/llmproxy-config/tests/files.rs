@@ -74,7 +74,6 @@ fn a_file_of_the_go_program_starts_and_says_what_it_should_say() {
         "log.format",
         "log.level",
         "routing.load_balance",
-        "server.cors",
         "server.read_timeout",
         "storage",
         "usage_hook",

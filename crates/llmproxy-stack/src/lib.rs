@@ -47,6 +47,7 @@ mod access;
 mod access_log;
 mod around;
 mod connection;
+mod cors;
 mod crowd;
 mod error;
 mod forwarded;

@@ -16,9 +16,10 @@ use futures_util::future::{BoxFuture, Either, ready};
 use http::{Method, Request, StatusCode, header};
 use llmproxy_auth::AuthLayer;
 use llmproxy_core::{Api, Endpoint};
-use tower::{Service, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 
 use crate::{
+    cors::CorsLayer,
     message,
     models::Models,
     respond::{RespondLayer, answer},
@@ -58,13 +59,18 @@ impl Routes {
         auth: AuthLayer,
         models: Models,
         metrics_path: Option<&str>,
+        cors: Option<&CorsLayer>,
     ) -> Self
     where
         S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
-        let router = router(shared, stack.clone(), auth, models, metrics_path);
-        Self(Arc::new(Inner { router, stack: boxed(stack), metrics_path: metrics_path.map(str::to_owned) }))
+        let router = router(shared, stack.clone(), auth, models, metrics_path, cors);
+        let stack = match cors {
+            Some(cors) => boxed(cors.layer(stack)),
+            None => boxed(stack),
+        };
+        Self(Arc::new(Inner { router, stack, metrics_path: metrics_path.map(str::to_owned) }))
     }
 }
 
@@ -103,7 +109,14 @@ where
     Box::new(move |request| Box::pin(stack.clone().oneshot(request)))
 }
 
-fn router<S>(shared: &Arc<Shared>, stack: S, auth: AuthLayer, models: Models, metrics_path: Option<&str>) -> Router
+fn router<S>(
+    shared: &Arc<Shared>,
+    stack: S,
+    auth: AuthLayer,
+    models: Models,
+    metrics_path: Option<&str>,
+    cors: Option<&CorsLayer>,
+) -> Router
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -118,6 +131,10 @@ where
         .route_service("/v1/models", models.clone())
         .route_service("/v1/models/{*id}", models)
         .fallback_service(stack);
+    if let Some(cors) = cors {
+        router = router.layer(cors.clone());
+    }
+    // After that: what operators read is no page's business.
     if let Some(path) = metrics_path {
         let shared = shared.clone();
         router = router.route(path, get(async move || render(&shared)));

@@ -28,6 +28,7 @@ use crate::{
     access::{AccessLayer, AccessSettings},
     access_log::AccessLog,
     around::AroundLayer,
+    cors::CorsLayer,
     error::StartError,
     metrics::{MetricsSink, RELOADS},
     models::Models,
@@ -290,7 +291,9 @@ impl Runtime {
         }));
         let stack = self.stack(config, auth.clone(), pool.clone());
         let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
-        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path));
+        // Outside of the routes too: a refusal that a page can't read is no answer to it.
+        let cors = CorsLayer::new(&config.server.cors);
+        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path, cors.as_ref()));
         *current = Current { keys, access };
         Ok(())
     }

@@ -5,6 +5,7 @@ mod balance;
 mod chaos;
 mod cli;
 mod connections;
+mod cors;
 mod endings;
 mod exchanges;
 mod gateway;
