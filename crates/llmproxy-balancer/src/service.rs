@@ -114,10 +114,9 @@ where
         exchange.expect_attempts();
         let model = exchange.call().and_then(|call| call.model.clone());
         let upload = Upload::default();
-        if let Some((_, body @ RequestBody::Stream(_))) = &mut request
-            && let RequestBody::Stream(stream) = mem::replace(body, RequestBody::whole(Bytes::new()))
-        {
-            *body = RequestBody::stream(Observed::new(stream, upload.clone()));
+        if let Some((_, body)) = &mut request {
+            let whole = mem::replace(body, RequestBody::whole(Bytes::new()));
+            *body = whole.map_stream(|stream| Observed::new(stream, upload.clone()));
         }
         let mut tried = Tried::default();
         let mut kept = None;

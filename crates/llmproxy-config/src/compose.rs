@@ -62,6 +62,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     config.server.heartbeat = config.server.heartbeat.filter(|heartbeat| !heartbeat.is_zero());
     config.inspect = InspectConfig {
         max_body_size: config.server.max_body_size,
+        max_upload_size: config.server.max_upload_size.unwrap_or(config.server.max_body_size),
         max_buffered_bytes: config.server.max_buffered_bytes,
         body_gap_timeout: config.server.read_timeout,
     };

@@ -41,6 +41,8 @@ pub struct ServerConfig {
     pub max_headers: usize,
     /// The largest body of a request that is read whole, in bytes.
     pub max_body_size: u64,
+    /// The largest body that passes through, in bytes; as `max_body_size` where it is absent.
+    pub max_upload_size: Option<u64>,
     /// The most that all bodies together may take while they are held, in bytes.
     pub max_buffered_bytes: u64,
     /// How long requests under way may take to finish once the proxy is told to stop.
@@ -157,6 +159,11 @@ impl ServerConfig {
         check(self.max_header_bytes < least, "max_header_bytes", format!("must be at least {least}"));
         check(self.max_body_size == 0, "max_body_size", "must be larger than 0".into());
         check(
+            self.max_upload_size == Some(0),
+            "max_upload_size",
+            "must be larger than 0; leave it out for max_body_size".into(),
+        );
+        check(
             self.max_buffered_bytes < self.max_body_size,
             "max_buffered_bytes",
             format!("must be at least server.max_body_size ({}), or the largest body never fits", self.max_body_size),
@@ -180,6 +187,7 @@ impl Default for ServerConfig {
             max_header_bytes: Self::DEFAULT_MAX_HEADER_BYTES,
             max_headers: Self::DEFAULT_MAX_HEADERS,
             max_body_size: Self::DEFAULT_MAX_BODY_SIZE,
+            max_upload_size: None,
             max_buffered_bytes: Self::DEFAULT_MAX_BUFFERED_BYTES,
             shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
             trusted_proxies: Vec::new(),

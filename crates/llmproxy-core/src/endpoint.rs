@@ -60,6 +60,9 @@ const TABLE: &[Endpoint] = &[
     at("/v1/audio/translations", Api::OpenAi, Work::Other),
     at("/v1/audio/speech", Api::OpenAi, Work::Other),
     at("/v1/images/generations", Api::OpenAi, Work::Other),
+    at("/v1/images/edits", Api::OpenAi, Work::Other),
+    at("/v1/images/variations", Api::OpenAi, Work::Other),
+    at("/v1/realtime", Api::OpenAi, Work::Other),
     at("/v1/moderations", Api::OpenAi, Work::Other),
     at("/v1/messages", Api::Anthropic, Work::Other),
     at("/v1/messages/count_tokens", Api::Anthropic, Work::Other),
@@ -116,6 +119,16 @@ impl Endpoint {
     /// What the backend does there.
     pub fn work(&self) -> Work {
         self.work
+    }
+
+    /// Whether what is done there is done by a model that the request may name. TGI's own paths and the like have no name
+    /// for it: such a server has one.
+    pub fn takes_model(&self) -> bool {
+        match self.api {
+            Api::OpenAi | Api::Anthropic => self.is_known() && self.template != "/v1/models",
+            Api::Ollama => !matches!(self.template, "/api/tags" | "/api/ps" | "/api/version"),
+            Api::Native | Api::Proxy => false,
+        }
     }
 
     /// Whether the path is in the table by its own name, rather than by a wildcard.

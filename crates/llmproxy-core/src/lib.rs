@@ -105,5 +105,5 @@ pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
 pub use facts::{Attempt, Backend, Call, Caller, Hop, Target};
 pub use record::{End, TokenUsage, UsageRecord, UsageSource};
-pub use request::{BoxBody, Edits, Insertion, RequestBody};
+pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};

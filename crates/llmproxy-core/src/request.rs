@@ -29,6 +29,18 @@ pub enum RequestBody {
     Replay(Bytes, Edits),
     /// Passes through as it arrives; can be sent once.
     Stream(BoxBody),
+    /// A form that passes through behind its beginning, which was read; can be sent once.
+    Form(Form),
+}
+
+/// A form (RFC 7578) whose beginning was read: as a body, that and the rest.
+pub struct Form {
+    /// What was read.
+    pub head: Bytes,
+    /// Where in it the model's name stands.
+    pub model: Option<Range<usize>>,
+    /// What is still to come.
+    pub rest: BoxBody,
 }
 
 /// Where in a JSON body the two things stand that a proxy may change, in bytes from its start. See [`Edits::apply`].
@@ -63,17 +75,36 @@ impl RequestBody {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        use http_body_util::BodyExt;
-        Self::Stream(body.map_err(Into::into).boxed_unsync())
+        Self::Stream(boxed(body))
     }
 
     /// The same body once more, where that is possible; costs no copy.
     pub fn replay(&self) -> Option<Self> {
         match self {
             Self::Replay(bytes, edits) => Some(Self::Replay(bytes.clone(), edits.clone())),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Form(_) => None,
         }
     }
+
+    /// The same with `wrap` around what passes through; as it is where nothing does.
+    pub fn map_stream<B>(self, wrap: impl FnOnce(BoxBody) -> B) -> Self
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        match self {
+            Self::Replay(..) => self,
+            Self::Stream(body) => Self::stream(wrap(body)),
+            Self::Form(form) => Self::Form(Form { rest: boxed(wrap(form.rest)), ..form }),
+        }
+    }
+}
+
+fn boxed<B>(body: B) -> BoxBody
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    use http_body_util::BodyExt;
+    body.map_err(Into::into).boxed_unsync()
 }
 
 impl Body for RequestBody {
@@ -85,6 +116,7 @@ impl Body for RequestBody {
             Self::Replay(bytes, _) if bytes.is_empty() => Poll::Ready(None),
             Self::Replay(bytes, _) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Stream(body) => Pin::new(body).poll_frame(cx),
+            Self::Form(form) => Pin::new(form).poll_frame(cx),
         }
     }
 
@@ -92,6 +124,7 @@ impl Body for RequestBody {
         match self {
             Self::Replay(bytes, _) => bytes.is_empty(),
             Self::Stream(body) => body.is_end_stream(),
+            Self::Form(form) => form.is_end_stream(),
         }
     }
 
@@ -99,6 +132,7 @@ impl Body for RequestBody {
         match self {
             Self::Replay(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(body) => body.size_hint(),
+            Self::Form(form) => form.size_hint(),
         }
     }
 }
@@ -108,7 +142,63 @@ impl std::fmt::Debug for RequestBody {
         match self {
             Self::Replay(bytes, edits) => f.debug_tuple("Replay").field(&bytes.len()).field(edits).finish(),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Form(form) => form.fmt(f),
         }
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    /// The form with another model's name, where one is wanted and there is a place for it. Every other byte is as it was.
+    ///
+    /// ```
+    /// use llmproxy_core::Form;
+    ///
+    /// let rest = Default::default();
+    /// let form = Form { head: "name=\"model\"\r\n\r\na\r\n--x".into(), model: Some(16..17), rest };
+    /// assert_eq!(form.with_model(Some("whisper-1")).head, "name=\"model\"\r\n\r\nwhisper-1\r\n--x");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the range is not of the beginning.
+    pub fn with_model(self, name: Option<&str>) -> Self {
+        let (Some(name), Some(at)) = (name, self.model.clone()) else { return self };
+        let head = [&self.head[..at.start], name.as_bytes(), &self.head[at.end..]].concat();
+        Self { head: head.into(), model: Some(at.start..at.start + name.len()), rest: self.rest }
+    }
+}
+
+impl std::fmt::Debug for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Form").field(&self.head.len()).field(&self.model).finish()
+    }
+}
+
+impl Body for Form {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.rest).poll_frame(cx);
+        }
+        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.head)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.head.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, head) = (self.rest.size_hint(), self.head.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(head));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(head));
+        }
+        hint
     }
 }
 

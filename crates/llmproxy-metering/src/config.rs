@@ -15,8 +15,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct InspectConfig {
-    /// The largest body that a request may have, in bytes.
+    /// The largest body that is read whole, in bytes.
     pub max_body_size: u64,
+    /// The largest body that passes through, in bytes.
+    pub max_upload_size: u64,
     /// The most that the bodies of all requests may take together while they are held, in bytes. It is the limit of the
     /// [`BodyBudget`](crate::BodyBudget), which outlives the layer.
     pub max_buffered_bytes: u64,
@@ -40,6 +42,7 @@ impl Default for InspectConfig {
     fn default() -> Self {
         Self {
             max_body_size: Self::DEFAULT_MAX_BODY_SIZE,
+            max_upload_size: Self::DEFAULT_MAX_BODY_SIZE,
             max_buffered_bytes: Self::DEFAULT_MAX_BUFFERED_BYTES,
             body_gap_timeout: Self::DEFAULT_BODY_GAP_TIMEOUT,
         }

@@ -47,6 +47,11 @@ pub enum InspectError {
         /// As it stands in the request.
         found: String,
     },
+    /// A form whose model is known goes on in a way that servers read differently, so that it might name another one.
+    #[error(
+        "the form can be read in more than one way behind its `model`; end lines with CR and LF, and give each part one name"
+    )]
+    BadForm,
     /// The body is compressed.
     #[error("a body with content-encoding `{encoding}` is not read here; send the JSON as it is")]
     Encoded {
@@ -109,7 +114,8 @@ impl InspectError {
             | Self::WrongType { .. }
             | Self::Duplicate { .. }
             | Self::Misspelt { .. }
-            | Self::BadFraming { .. } => StatusCode::BAD_REQUEST,
+            | Self::BadFraming { .. }
+            | Self::BadForm => StatusCode::BAD_REQUEST,
             Self::Encoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -129,6 +135,7 @@ impl InspectError {
             Self::WrongType { .. } => "invalid_type",
             Self::Duplicate { .. } => "duplicate_parameter",
             Self::Misspelt { .. } => "unknown_parameter",
+            Self::BadForm => "invalid_form",
             Self::Encoded { .. } => "unsupported_encoding",
             Self::TooLarge { .. } => "request_too_large",
             Self::Timeout { .. } => "request_timeout",
@@ -164,6 +171,7 @@ mod tests {
         check(InspectError::WrongType { param: "model", expected: "a string" }, 400);
         check(InspectError::Duplicate { param: "model" }, 400);
         check(InspectError::Misspelt { param: "model", found: "Model".into() }, 400);
+        check(InspectError::BadForm, 400);
         check(InspectError::Encoded { encoding: "gzip".into() }, 415);
         check(InspectError::TooLarge { limit: 1 }, 413);
         check(InspectError::Timeout { after: Duration::from_secs(1) }, 408);

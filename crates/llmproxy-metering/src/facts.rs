@@ -59,8 +59,14 @@ struct Options<'a> {
 
 /// Whether `endpoint` takes JSON and nothing else, so that a body that is none can be refused.
 pub(crate) fn takes_json(endpoint: Endpoint) -> bool {
-    const UPLOADS: [&str; 2] = ["/v1/audio/transcriptions", "/v1/audio/translations"];
-    endpoint.is_known() && endpoint.api() != Api::Proxy && !UPLOADS.contains(&endpoint.template())
+    const OTHERS: [&str; 5] = [
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/images/edits",
+        "/v1/images/variations",
+        "/v1/realtime",
+    ];
+    endpoint.is_known() && endpoint.api() != Api::Proxy && !OTHERS.contains(&endpoint.template())
 }
 
 /// Whether an answer of `endpoint` is a stream unless the request says otherwise.

@@ -84,6 +84,7 @@ mod counts;
 mod error;
 mod estimate;
 mod facts;
+mod form;
 mod inspect;
 mod media;
 mod meter;

@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -9,10 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use llmproxy_core::{BoxBody, BoxError, End, Ended, RequestBody};
+use http_body_util::BodyExt;
+use llmproxy_core::{BoxBody, BoxError, End, Ended, Form, RequestBody};
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::{InspectError, budget::Reservation};
+use crate::{InspectError, budget::Reservation, form::Scanner};
+
+/// How much of a form is read for what it says before its file, in bytes; the piece that reaches it counts whole.
+const MAX_FORM_HEAD: usize = 64 * 1024;
 
 /// What bounds one body.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +43,8 @@ struct Passing {
     limits: Limits,
     passed: u64,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Reads on in a form whose model is known: another one behind the file may be the one that the backend takes.
+    form: Option<Box<Scanner>>,
 }
 
 // === impl Reader ===
@@ -76,11 +83,31 @@ impl Reader {
         Ok(self.take().0)
     }
 
+    /// Reads a form until it says no more about the model and the stream, or is no such form, or has grown too long.
+    pub(crate) async fn form(&mut self, form: &mut Scanner) -> Result<(), InspectError> {
+        let mut seen = 0;
+        while !form.is_settled() && seen < MAX_FORM_HEAD && self.read().await? {
+            form.feed(&self.bytes()[seen..]);
+            seen = self.bytes().len();
+        }
+        Ok(())
+    }
+
     /// Passes on what was read and what is still to come.
     pub(crate) fn pass(self) -> RequestBody {
         let limits = self.limits;
         let (prefix, body) = self.take();
-        RequestBody::stream(Passing { prefix, body, limits, passed: 0, sleep: None })
+        RequestBody::stream(Passing { prefix, body, limits, passed: 0, sleep: None, form: None })
+    }
+
+    /// The same of a form whose model stands at `model` of what was read.
+    pub(crate) fn pass_form(self, model: Option<Range<usize>>, form: Scanner) -> RequestBody {
+        let limits = self.limits;
+        let (head, body) = self.take();
+        let passed = head.len() as u64;
+        let form = Some(Box::new(form));
+        let rest = Passing { prefix: Bytes::new(), body, limits, passed, sleep: None, form }.boxed_unsync();
+        RequestBody::Form(Form { head, model, rest })
     }
 
     fn take(self) -> (Bytes, BoxBody) {
@@ -172,6 +199,15 @@ impl Body for Passing {
         };
         match frame {
             Some(Ok(frame)) => {
+                if let (Some(form), Some(data)) = (&mut this.form, frame.data_ref()) {
+                    form.feed(data);
+                    if form.found().is_duplicate {
+                        return Self::fail(InspectError::Duplicate { param: "model" });
+                    }
+                    if form.is_lost() {
+                        return Self::fail(InspectError::BadForm);
+                    }
+                }
                 this.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if this.passed > this.limits.max_size {
                     return Self::fail(InspectError::TooLarge { limit: this.limits.max_size });

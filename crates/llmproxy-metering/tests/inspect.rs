@@ -17,7 +17,12 @@ const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"a","stream":true,"messages":[]}"#;
 
 fn config() -> InspectConfig {
-    InspectConfig { max_body_size: 1000, max_buffered_bytes: 1500, body_gap_timeout: Duration::from_secs(30) }
+    InspectConfig {
+        max_body_size: 1000,
+        max_upload_size: 1000,
+        max_buffered_bytes: 1500,
+        body_gap_timeout: Duration::from_secs(30),
+    }
 }
 
 /// A service that gives back the request as the layers further in get it.
@@ -49,7 +54,7 @@ fn refusal(result: Result<Request<RequestBody>, BoxError>) -> StatusCode {
 fn whole(request: &Request<RequestBody>) -> &Bytes {
     match request.body() {
         RequestBody::Replay(bytes, _) => bytes,
-        RequestBody::Stream(_) => panic!("the body was not read"),
+        RequestBody::Stream(_) | RequestBody::Form(_) => panic!("the body was not read whole"),
     }
 }
 
@@ -168,6 +173,75 @@ async fn a_client_that_leaves_is_told_from_other_failures() {
     let result = send(json(Script::new([data("{"), Step::Error("reset".into())]))).await;
     let error = result.unwrap_err();
     assert!(matches!(cause_ref(&*error), Some(InspectError::ClientGone { .. })));
+}
+
+const FORM: &str = "multipart/form-data; boundary=b";
+const FILE: &str =
+    "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\nRIFF";
+
+fn field(name: &str, value: &str) -> String {
+    format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+}
+
+fn upload(body: Script) -> Request<Script> {
+    post("/v1/audio/transcriptions", FORM, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_form_only_what_is_before_the_file_is_waited_for() {
+    let head = field("model", "whisper") + &field("stream", "true") + FILE;
+    for size in [1, 7, 1000] {
+        let pieces = head.as_bytes().chunks(size).map(data).chain([Step::Hang]);
+        let mut request = send(upload(Script::new(pieces))).await.unwrap();
+        let exchange = Exchange::of(request.extensions_mut());
+        let call = exchange.call().unwrap();
+        assert_eq!((call.model.as_deref(), call.stream), (Some("whisper"), true));
+        let RequestBody::Form(form) = request.into_body() else { panic!("it passes through") };
+        let form = form.with_model(Some("other"));
+        let expected = field("model", "other") + &field("stream", "true") + FILE;
+        assert!(expected.as_bytes().starts_with(&form.head) && form.head.len() >= expected.len() - 4, "{form:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_form_passes_byte_for_byte_with_its_exact_length() {
+    let whole = field("model", "whisper") + FILE + "\r\n--b--\r\n";
+    let request = send(upload(Script::chunks(whole.as_bytes().chunks(10)).exact())).await.unwrap();
+    let body = request.into_body();
+    assert!(matches!(body, RequestBody::Form(_)) && body.replay().is_none());
+    assert_eq!(http_body::Body::size_hint(&body).exact(), Some(whole.len() as u64));
+    assert_eq!(body.collect().await.unwrap().to_bytes(), whole);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_behind_the_file_or_far_away_is_not_known() {
+    let behind = FILE.to_owned() + "\r\n" + &field("model", "whisper") + "--b--\r\n";
+    let far = field("prompt", &"x".repeat(70_000)) + &field("model", "whisper") + "--b--\r\n";
+    let unclear = field("model", "whisper").replace("\r\n", "\n") + FILE;
+    let config = InspectConfig { max_body_size: 10, max_upload_size: 200_000, max_buffered_bytes: 200_000, ..config() };
+    for whole in [behind, far, unclear] {
+        let budget = BodyBudget::new(config.max_buffered_bytes);
+        let pieces = Script::chunks(whole.as_bytes().chunks(1000));
+        let mut request = call(&mut inspect(&config, &budget), upload(pieces)).await.unwrap();
+        assert_eq!(Exchange::of(request.extensions_mut()).call().unwrap().model, None);
+        assert!((1..=128 << 10).contains(&budget.used()), "what was read counts, and is bounded: {}", budget.used());
+        assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), whole);
+        assert_eq!(budget.used(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_form_that_names_another_model_behind_its_file_is_broken_off() {
+    let twice = field("model", "a") + &field("model", "b") + "--b--";
+    assert_eq!(refusal(send(upload(Script::chunks([twice]))).await), 400);
+    let model = field("model", "b");
+    for behind in [model.clone(), model.replace("\r\n", "\n"), model.replace("name", "name*0")] {
+        let pieces = [field("model", "a") + FILE, "\r\n".into(), behind];
+        let request = send(upload(Script::chunks(pieces))).await.unwrap();
+        let error = request.into_body().collect().await.unwrap_err();
+        assert_eq!(cause_ref::<InspectError>(&*error).unwrap().status(), 400);
+        assert_eq!(Ended::of(&*error), End::ClientGone);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,12 @@ pub enum RateLimitError {
         /// The model.
         model: Arc<str>,
     },
+    /// The caller may use certain models, and the request names none before its file, if it has one: 403.
+    #[error(
+        "this key may use certain models only, and the request names none that could be read; name one in `model`, in a form \
+         before the file"
+    )]
+    ModelUnnamed,
     /// The request could never pass, however long it waited: 400.
     #[error(
         "the request needs up to {needed} tokens, but the {scope} budget is {budget} tokens per minute; shorten the \
@@ -102,7 +108,7 @@ impl RateLimitError {
     /// The status of an answer that says so.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::ModelForbidden { .. } => StatusCode::FORBIDDEN,
+            Self::ModelForbidden { .. } | Self::ModelUnnamed => StatusCode::FORBIDDEN,
             Self::RequestTooLarge { .. } => StatusCode::BAD_REQUEST,
             Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
@@ -112,6 +118,7 @@ impl RateLimitError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::ModelForbidden { .. } => "model_not_allowed",
+            Self::ModelUnnamed => "model_not_named",
             Self::RequestTooLarge { .. } => "request_too_large",
             Self::Limited { .. } => "rate_limit_exceeded",
         }
@@ -121,7 +128,7 @@ impl RateLimitError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Limited { retry_after, .. } => Some(*retry_after),
-            Self::ModelForbidden { .. } | Self::RequestTooLarge { .. } => None,
+            Self::ModelForbidden { .. } | Self::ModelUnnamed | Self::RequestTooLarge { .. } => None,
         }
     }
 
@@ -148,7 +155,7 @@ impl RateLimitError {
     pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let limited = match self {
             Self::Limited { kind, window, retry_after, .. } => Some((*kind, *window, *retry_after)),
-            Self::ModelForbidden { .. } | Self::RequestTooLarge { .. } => None,
+            Self::ModelForbidden { .. } | Self::ModelUnnamed | Self::RequestTooLarge { .. } => None,
         };
         limited.into_iter().flat_map(|(kind, window, wait)| {
             let named = match kind {
@@ -163,7 +170,7 @@ impl RateLimitError {
     /// The labels `scope` and `limit` of the metric.
     pub(crate) fn labels(&self) -> (&'static str, &'static str) {
         match self {
-            Self::ModelForbidden { .. } => (Scope::Key.as_str(), "allowed_models"),
+            Self::ModelForbidden { .. } | Self::ModelUnnamed => (Scope::Key.as_str(), "allowed_models"),
             Self::RequestTooLarge { scope, .. } => (scope.as_str(), "request_size"),
             Self::Limited { scope, kind, .. } => (scope.as_str(), kind.as_str()),
         }

@@ -102,10 +102,17 @@ impl RateLimiter {
         call: Option<&Call>,
         client_ip: Option<IpAddr>,
     ) -> Result<Permit, RateLimitError> {
-        if let (Some(caller), Some(model)) = (caller, call.and_then(|call| call.model.as_ref()))
-            && !caller.may_use(model)
-        {
-            return Err(RateLimitError::ModelForbidden { model: model.clone() });
+        if let (Some(caller), Some(call)) = (caller, call) {
+            match &call.model {
+                Some(model) if !caller.may_use(model) => {
+                    return Err(RateLimitError::ModelForbidden { model: model.clone() });
+                }
+                // The backend would take one by itself, whichever it has.
+                None if caller.allowed_models().is_some() && call.endpoint.takes_model() => {
+                    return Err(RateLimitError::ModelUnnamed);
+                }
+                _ => {}
+            }
         }
         let limits = self.limits.load();
         let account = self.accounts.find(Key::of(caller, client_ip));

@@ -116,9 +116,8 @@ where
             .map(|target| target.backend.timeout)
             .filter(|timeout| !timeout.is_zero())
             .map(|after| First { after, upload: Upload::begin() });
-        if let (RequestBody::Stream(stream), Some(first)) = (&mut body, &first) {
-            let stream = std::mem::take(stream);
-            body = RequestBody::stream(Observed::new(stream, first.upload.clone()));
+        if let Some(first) = &first {
+            body = body.map_stream(|stream| Observed::new(stream, first.upload.clone()));
         }
         let inner = self.inner.call(Request::from_parts(head, body));
         SseFuture { inner, settings: self.settings, api, first, timer: Timer::default() }

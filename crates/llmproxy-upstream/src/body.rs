@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
-use llmproxy_core::{BoxBody, BoxError, End, Ended, cause_ref};
+use llmproxy_core::{BoxError, End, Ended, cause_ref};
 
 use crate::{UpstreamError, pool::Stream};
 
@@ -26,9 +26,9 @@ pub struct UpstreamBody {
 }
 
 /// A request's body that passes through.
-pub(crate) struct Sending {
+pub(crate) struct Sending<B> {
     // The client library shares bodies between threads, which this one can't be; the lock is only taken for the size hint.
-    inner: Mutex<BoxBody>,
+    inner: Mutex<B>,
     failure: Failure,
 }
 
@@ -74,13 +74,13 @@ impl Body for UpstreamBody {
 
 // === impl Sending ===
 
-impl Sending {
-    pub(crate) fn new(inner: BoxBody, failure: Failure) -> Self {
+impl<B> Sending<B> {
+    pub(crate) fn new(inner: B, failure: Failure) -> Self {
         Self { inner: Mutex::new(inner), failure }
     }
 }
 
-impl Body for Sending {
+impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Sending<B> {
     type Data = Bytes;
     type Error = BoxError;
 

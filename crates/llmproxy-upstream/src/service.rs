@@ -16,7 +16,9 @@ use tower::Service;
 use crate::{
     Clients, UpstreamBody, UpstreamError,
     body::{Failure, Sending},
+    clients::Place,
     head,
+    pool::Answered,
 };
 
 /// Sends each request to the backend that its [`Target`] names.
@@ -91,17 +93,28 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
         RequestBody::Stream(body) if body.is_end_stream() => {
             place.pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?
         }
-        RequestBody::Stream(body) => {
-            let failure = Failure::default();
-            let body = reqwest::Body::wrap(Sending::new(body, failure.clone()));
-            let sent = place.pool.send_once(&backend, request(body)).await;
-            sent.map_err(|error| failure.take().unwrap_or_else(|| error.boxed()))?
-        }
+        RequestBody::Stream(body) => once(&place, request, body).await?,
+        RequestBody::Form(form) => once(&place, request, form.with_model(target.model.as_deref())).await?,
     };
     let (mut parts, body) = response.into_parts();
     head::for_client(&mut parts.headers);
     let version = mem::replace(&mut parts.version, Version::HTTP_11);
     Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, version, stream)))
+}
+
+/// Sends what can't be sent twice.
+async fn once<B>(
+    place: &Place,
+    request: impl FnOnce(reqwest::Body) -> reqwest::Request,
+    body: B,
+) -> Result<Answered, BoxError>
+where
+    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
+{
+    let failure = Failure::default();
+    let body = reqwest::Body::wrap(Sending::new(body, failure.clone()));
+    let sent = place.pool.send_once(&place.origin, request(body)).await;
+    sent.map_err(|error| failure.take().unwrap_or_else(|| error.boxed()))
 }
 
 #[cfg(test)]

@@ -89,6 +89,6 @@ where
 fn whole(body: &RequestBody) -> Option<&Bytes> {
     match body {
         RequestBody::Replay(bytes, _) => Some(bytes),
-        RequestBody::Stream(_) => None,
+        RequestBody::Stream(_) | RequestBody::Form(_) => None,
     }
 }

@@ -8,6 +8,7 @@ mod connections;
 mod cors;
 mod endings;
 mod exchanges;
+mod forms;
 mod gateway;
 mod harness;
 mod http2;

@@ -54,6 +54,12 @@ pub(super) const KEYS: &[Key] = &[
         "the largest body of a request that is read whole; a larger one is answered with 413",
     ),
     key(
+        "server.max_upload_size",
+        Bytes,
+        "",
+        "the largest body that passes through, such as a form with an audio file; as max_body_size when left out",
+    ),
+    key(
         "server.max_buffered_bytes",
         Bytes,
         "256MiB",

@@ -41,7 +41,7 @@ impl InspectLayer {
     /// A layer that reads bodies within the limits of `config` and of `budget`, which all layers share.
     pub fn new(config: &InspectConfig, budget: BodyBudget) -> Self {
         let limits = Limits { max_size: config.max_body_size, gap: config.body_gap_timeout };
-        Self(Arc::new(Inspector { limits, budget }))
+        Self(Arc::new(Inspector { limits, max_upload: config.max_upload_size, budget }))
     }
 }
 

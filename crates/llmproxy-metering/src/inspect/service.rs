@@ -15,6 +15,7 @@ use tower::Service;
 
 use crate::{
     BodyBudget, InspectError, facts,
+    form::Scanner,
     media::{is_json, media_type},
     metrics::REFUSED,
     read::{Limits, Reader},
@@ -42,6 +43,8 @@ pub struct Inspect<S> {
 #[derive(Debug)]
 pub(super) struct Inspector {
     pub(super) limits: Limits,
+    /// In bytes, for what passes through.
+    pub(super) max_upload: u64,
     pub(super) budget: BodyBudget,
 }
 
@@ -119,17 +122,22 @@ impl Inspector {
             }
             return Ok((Self::unread(endpoint), RequestBody::whole(Bytes::new())));
         };
+        if kind == Kind::Other {
+            let limits = Limits { max_size: self.max_upload, ..self.limits };
+            let reader = Reader::new(body, limits, self.budget.reservation())?;
+            return match Scanner::new(headers) {
+                Some(form) => Self::form(endpoint, reader, form).await,
+                None => Ok((Self::unread(endpoint), reader.pass())),
+            };
+        }
         let mut reader = Reader::new(body, self.limits, self.budget.reservation())?;
-        let is_json = match kind {
-            Kind::Json => true,
-            Kind::Unsure => match reader.peek().await? {
+        let is_json = kind == Kind::Json
+            || match reader.peek().await? {
                 Some(b'{' | b'[') => true,
                 // A byte order mark, or UTF-16: Python's JSON reads them, so they must not pass unseen.
                 Some(0xef | 0xfe | 0xff | 0x00) => facts::takes_json(endpoint),
                 _ => false,
-            },
-            Kind::Other => false,
-        };
+            };
         if !is_json {
             return Ok((Self::unread(endpoint), reader.pass()));
         }
@@ -147,6 +155,25 @@ impl Inspector {
         let bytes = reader.whole().await?;
         let (call, edits) = facts::find(endpoint, &bytes)?;
         Ok((call, RequestBody::Replay(bytes, edits)))
+    }
+
+    /// What a form says before its file. Where that is not clear, nothing is known of it, and it passes.
+    async fn form(
+        endpoint: Endpoint,
+        mut reader: Reader,
+        mut form: Scanner,
+    ) -> Result<(Call, RequestBody), InspectError> {
+        reader.form(&mut form).await?;
+        let found = form.found();
+        if found.is_duplicate {
+            return Err(InspectError::Duplicate { param: "model" });
+        }
+        let mut call = Self::unread(endpoint);
+        let Some(model) = found.model.as_deref().filter(|_| !form.is_lost()) else { return Ok((call, reader.pass())) };
+        call.model = Some(model.into());
+        call.stream = found.stream.unwrap_or(call.stream);
+        let at = found.model_at.clone();
+        Ok((call, reader.pass_form(at, form)))
     }
 
     /// What the head alone says.

@@ -238,6 +238,23 @@ async fn a_forbidden_model_is_refused_whether_or_not_limits_are_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_may_use_certain_models_must_name_one() {
+    let limiter = RateLimiter::new(&RateLimitConfig::default());
+    let restricted = caller("alice").with_allowed_models(["m".to_owned()]);
+    let check = |caller: &Caller, path: &str, passes: bool| {
+        let result = limiter.check(Some(caller), Some(&Call::new(Endpoint::of(path))), None);
+        assert_eq!(result.err(), (!passes).then_some(RateLimitError::ModelUnnamed), "{path}");
+    };
+    for path in ["/v1/audio/transcriptions", "/v1/images/edits", "/v1/chat/completions", "/v1/messages", "/api/chat"] {
+        check(&restricted, path, false);
+        check(&caller("bob"), path, true);
+    }
+    for path in ["/v1/models", "/v1/files", "/api/tags", "/generate", "/tokenize"] {
+        check(&restricted, path, true);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_larger_than_the_budget_is_told_so() {
     let alice = Alice::new(LimitsConfig { tokens_per_minute: 100, ..none() });
     let error = alice.chats(50, Some(51)).unwrap_err();

@@ -53,6 +53,7 @@ fn table() -> Vec<(BoxError, u16, &'static str, bool, Option<&'static str>)> {
         (UsageError::Full.into(), 503, "usage_queue_full", true, None),
         (UsageError::Stopped.into(), 503, "usage_queue_full", true, None),
         (RateLimitError::ModelForbidden { model: name() }.into(), 403, "model_not_allowed", false, None),
+        (RateLimitError::ModelUnnamed.into(), 403, "model_not_named", false, None),
         (
             RateLimitError::RequestTooLarge { scope: Scope::Key, needed: 2, budget: 1 }.into(),
             400,
