@@ -11,6 +11,7 @@ use crate::{
     compile::{Compiled, Source, compile},
     rules::Rules,
     skip::SkipPaths,
+    subprotocol,
 };
 
 /// Decides who is calling and whether they may, from a request's head. A key stands in `Authorization`, behind `Bearer`
@@ -135,11 +136,12 @@ impl Authenticator {
         }
     }
 
-    /// The key in the first header that has one.
+    /// The key in the first header that has one; else the one that a page has put among a WebSocket's subprotocols.
     fn key<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let values =
             self.header_names.iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)));
-        values.map(|(name, value)| credential(name, value.as_bytes())).find(|key| !key.is_empty())
+        let key = values.map(|(name, value)| credential(name, value.as_bytes())).find(|key| !key.is_empty());
+        key.or_else(|| subprotocol::key(headers))
     }
 }
 

@@ -74,6 +74,7 @@ mod service;
 mod skip;
 mod source;
 mod store;
+mod subprotocol;
 
 pub use address::{AddressRules, parse_net};
 pub use authenticator::Authenticator;

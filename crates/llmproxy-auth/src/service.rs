@@ -11,7 +11,7 @@ use llmproxy_core::{BoxError, Caller, Exchange};
 use metrics::counter;
 use tower::Service;
 
-use crate::{Authenticator, metrics::REFUSALS};
+use crate::{Authenticator, metrics::REFUSALS, subprotocol};
 
 const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
 const NAME: HeaderName = HeaderName::from_static("x-api-key-name");
@@ -75,6 +75,9 @@ where
             let headers = request.headers_mut();
             for name in authenticator.iter().flat_map(|authenticator| authenticator.header_names()) {
                 headers.remove(name);
+            }
+            if authenticator.is_some() {
+                subprotocol::remove_key(headers);
             }
             identify(headers, &USER_ID, caller.user_id());
             identify(headers, &NAME, caller.name());
