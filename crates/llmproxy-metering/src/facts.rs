@@ -18,7 +18,7 @@ const ONLY_MEMBER: &str = r#""include_usage":true"#;
 const ONLY_VALUE: &str = "true";
 
 /// The longest name of a model, in bytes. It is kept in records and lines of logs, which outlive the body that it came in.
-const MAX_MODEL: usize = 512;
+pub(crate) const MAX_MODEL: usize = 512;
 
 /// The keys that decide what becomes of a request.
 const DECIDING: [&str; 3] = ["model", "stream", "stream_options"];

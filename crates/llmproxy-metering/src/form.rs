@@ -11,10 +11,12 @@ use head::{Part, boundary};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use memchr::memmem::Finder;
 
+use crate::facts::MAX_MODEL;
+
 /// The largest head of a part, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// The longest value that is looked at, in bytes: the name of a model.
-const MAX_VALUE: usize = 512;
+const MAX_VALUE: usize = MAX_MODEL;
 
 /// Reads a form as its pieces come.
 #[derive(Debug)]

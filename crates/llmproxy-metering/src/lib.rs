@@ -88,6 +88,7 @@ mod form;
 mod inspect;
 mod media;
 mod meter;
+mod query;
 mod read;
 
 pub use budget::BodyBudget;

@@ -1,3 +1,5 @@
+//! Forms as they are and as they should not be, whole and in pieces.
+
 use http::HeaderValue;
 use proptest::prelude::*;
 

@@ -18,6 +18,7 @@ use crate::{
     form::Scanner,
     media::{is_json, media_type},
     metrics::REFUSED,
+    query,
     read::{Limits, Reader},
 };
 
@@ -94,11 +95,24 @@ where
             let (call, body) = inspector
                 .inspect(endpoint, &head.method, &head.headers, body)
                 .await
+                .and_then(|(call, body)| Ok((with_query(call, head.uri.query())?, body)))
                 .inspect_err(|error| metrics::counter!(REFUSED, "reason" => error.code()).increment(1))?;
             exchange.set_call(call);
             inner.call(Request::from_parts(head, body)).await.map_err(Into::into)
         })
     }
+}
+
+/// A realtime session says in its query what others say in their body; and what comes of it is a stream.
+fn with_query(mut call: Call, query: Option<&str>) -> Result<Call, InspectError> {
+    if call.endpoint.template() == "/v1/realtime" {
+        let model = query::model(query)?;
+        if model.is_some() && call.model.is_some() {
+            return Err(InspectError::Duplicate { param: "model" });
+        }
+        (call.model, call.stream) = (model.or(call.model), true);
+    }
+    Ok(call)
 }
 
 // === impl Inspector ===
