@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use llmproxy_balancer::{
     BackendConfig, Balance, BalanceError, Cause, Commit, LoadBalance, RetryConfig, RetryOn, RoutingConfig,
 };
-use llmproxy_core::{RequestBody, cause_ref};
+use llmproxy_core::{End, Ended, RequestBody, cause_ref};
 use tokio::time::Instant;
 
 fn routing() -> RoutingConfig {
@@ -109,6 +109,23 @@ async fn a_client_whose_upload_breaks_is_no_failure_of_the_backend() {
     }
     let status = &proxy.pool.snapshot()[0];
     assert_eq!((status.out, status.latency), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_that_falls_silent_is_no_failure_of_the_backend() {
+    for (status, is_out) in [(101, false), (200, true)] {
+        let proxy = Proxy::new(unchecked(&[1], &routing()), move |_| {
+            let silence: llmproxy_core::BoxError = Ended::new(End::Timeout, "silence").into();
+            let frames = futures_util::stream::iter([Err::<http_body::Frame<bytes::Bytes>, _>(silence)]);
+            let body = http_body_util::StreamBody::new(frames).boxed_unsync();
+            Reply::Answer(http::Response::builder().status(status).body(body).unwrap())
+        });
+        for _ in 0..3 {
+            let (_, response) = proxy.ask_with(Some("m"), RequestBody::whole("")).await;
+            assert!(response.unwrap().into_body().collect().await.is_err());
+        }
+        assert_eq!(proxy.pool.snapshot()[0].out.is_some(), is_out, "{status}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,6 +97,7 @@ mod facts;
 mod record;
 mod request;
 mod sink;
+mod upgrade;
 
 pub use answer::ApiError;
 pub use client::HttpClient;
@@ -107,3 +108,4 @@ pub use facts::{Attempt, Backend, Call, Caller, Hop, Target};
 pub use record::{End, TokenUsage, UsageRecord, UsageSource};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};
+pub use upgrade::{ToBackend, Tunnel, Upgrade};

@@ -28,6 +28,12 @@ pub enum SseError {
         /// The backend's timeout.
         after: Duration,
     },
+    /// Nothing passed through a tunnel, in either direction.
+    #[error("nothing was sent in either direction for {}", duration::format(*after))]
+    Idle {
+        /// The gap timeout.
+        after: Duration,
+    },
     /// An answer had begun, then nothing came any more.
     #[error("the backend sent nothing more for {}", duration::format(*after))]
     Gap {
@@ -44,6 +50,7 @@ impl SseError {
         match self {
             Self::FirstByte { .. } => "first_byte",
             Self::Whole { .. } => "whole",
+            Self::Idle { .. } => "idle",
             Self::Gap { .. } => "gap",
         }
     }

@@ -2,7 +2,8 @@
 
 use metrics::{Unit, counter, describe_counter};
 
-/// Answers that were ended because the backend was silent for too long, by `kind`: `first_byte`, `whole`, `gap`.
+/// Answers that were ended because the backend was silent for too long, by `kind`: `first_byte`, `whole`, `gap`; and
+/// tunnels on which both sides were: `idle`.
 pub const TIMEOUTS: &str = "llmproxy_upstream_timeouts_total";
 /// Streams that broke after their head was sent, by `visible`: whether the client was sent an error event.
 pub const BROKEN_STREAMS: &str = "llmproxy_broken_streams_total";

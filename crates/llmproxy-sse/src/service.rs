@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -12,14 +13,15 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
 };
 use http_body::Body;
 use llmproxy_core::{
-    Api, BoxError, Exchange, RequestBody, Target,
+    Api, BoxError, Exchange, RequestBody, Target, ToBackend, Upgrade,
     body::{Ending, Observe, Observed, Shaped},
 };
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
+use tokio::{io::AsyncWrite, time::Instant};
 use tower::Service;
 
 use crate::{
@@ -77,10 +79,16 @@ struct First {
     upload: Upload,
 }
 
+/// The way to the backend, with a note of when something passed.
+struct Noted {
+    inner: ToBackend,
+    passed: Upload,
+}
+
 /// Since when only the backend is waited for: since the last piece of a request's body that passes through, where it does.
 /// A client may take longer to send a recording than a backend may to answer.
 #[derive(Clone, Debug)]
-struct Upload(Arc<Mutex<Instant>>);
+pub(crate) struct Upload(Arc<Mutex<Instant>>);
 
 // === impl Sse ===
 
@@ -143,7 +151,7 @@ impl Upload {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 
-    fn last(&self) -> Instant {
+    pub(crate) fn last(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -159,6 +167,24 @@ impl Observe for Upload {
 
     fn end(self, _: Ending<'_>) {
         self.passed();
+    }
+}
+
+// === impl Noted ===
+
+impl AsyncWrite for Noted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(self.inner.as_mut().poll_write(cx, data));
+        self.passed.passed();
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_shutdown(cx)
     }
 }
 
@@ -180,7 +206,10 @@ where
             let first = this.first.as_ref().map(First::left);
             let whole = first.filter(|_| has_type(&head.headers, "application/json"));
             let events = prepare(&mut head.headers, head.status, &body, *this.settings, *this.api);
-            let stream = Stream::new(timer, first, this.settings.gap, whole, events);
+            let stream = match other_way(&head) {
+                Some(passed) => Stream::tunnel(timer, this.settings.gap, passed),
+                None => Stream::new(timer, first, this.settings.gap, whole, events),
+            };
             return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, Box::new(stream)))));
         }
         let Some(first) = this.first else { return Poll::Pending };
@@ -189,6 +218,14 @@ where
         metrics::timeout(error.kind());
         Poll::Ready(Err(error.ended()))
     }
+}
+
+/// When something passed the other way, where the answer is a tunnel: there only both sides' silence is one.
+fn other_way(head: &Parts) -> Option<Upload> {
+    let upgrade = head.extensions.get::<Upgrade>().filter(|_| head.status == StatusCode::SWITCHING_PROTOCOLS)?;
+    let passed = Upload::begin();
+    upgrade.map_to_backend(|inner| Box::pin(Noted { inner, passed: passed.clone() }));
+    Some(passed)
 }
 
 /// What an event stream's head lacks; and what may be put into its body, if anything may.

@@ -14,7 +14,7 @@ use llmproxy_core::{
 };
 use tokio::time::Instant;
 
-use crate::{SseError, metrics, tail::Tail, timer::Timer};
+use crate::{SseError, metrics, service::Upload, tail::Tail, timer::Timer};
 
 /// What [`Sse`](crate::Sse) does to an answer's body; made by it. Chunks pass at once as they are. Only waiting counts
 /// against a limit of time: a client that reads slowly is no silence of the backend.
@@ -30,6 +30,8 @@ pub struct Stream {
     /// Bounds the whole of an answer that is no stream.
     whole: Option<Allowance>,
     events: Option<Events>,
+    /// When something passed the other way, in a tunnel.
+    other: Option<Upload>,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
@@ -103,7 +105,12 @@ impl Stream {
         whole: Option<Allowance>,
         events: Option<Events>,
     ) -> Self {
-        Self { timer, wait: Wait::First(first), since: None, gap, whole, events }
+        Self { timer, wait: Wait::First(first), since: None, gap, whole, events, other: None }
+    }
+
+    /// The answer is a tunnel, and nobody waits for a first byte of it: the client may be the first to speak.
+    pub(crate) fn tunnel(timer: Timer, gap: Option<Duration>, other: Upload) -> Self {
+        Self { timer, wait: Wait::Next, since: None, gap, whole: None, events: None, other: Some(other) }
     }
 
     fn has_started(&self) -> bool {
@@ -112,11 +119,16 @@ impl Stream {
 
     /// The nearest deadline of a wait that began at `since`, and what it is for.
     fn next_due(&self, since: Instant) -> Option<(Instant, Due)> {
+        let since = self.other.as_ref().map_or(since, |other| since.max(other.last()));
         let silence = match self.wait {
             Wait::First(first) => {
                 first.map(|first| (since + first.left, Due::Error(SseError::FirstByte { after: first.after })))
             }
-            Wait::Next => self.gap.map(|after| (since + after, Due::Error(SseError::Gap { after }))),
+            Wait::Next => self.gap.map(|after| {
+                let is_tunnel = self.other.is_some();
+                let error = if is_tunnel { SseError::Idle { after } } else { SseError::Gap { after } };
+                (since + after, Due::Error(error))
+            }),
         };
         let whole = self.whole.map(|whole| (since + whole.left, Due::Error(SseError::Whole { after: whole.after })));
         let heartbeat = self

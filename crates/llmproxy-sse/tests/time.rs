@@ -4,11 +4,11 @@
 
 mod scripted;
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use llmproxy_core::{BoxError, End, Ended, RequestBody, cause_ref};
+use llmproxy_core::{BoxBody, BoxError, End, Ended, RequestBody, Upgrade, cause_ref};
 use llmproxy_sse::{SseConfig, SseError, SseLayer};
 use llmproxy_testkit::ScriptedBody;
 use scripted::{DIED, EVENTS, JSON, config, read, request, response, seconds, texts, through, timed};
@@ -86,6 +86,30 @@ async fn silence_ends_any_body_after_the_gap_timeout() {
         } else {
             assert_eq!(frames.len(), 2);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_silence_of_both_sides_ends_a_tunnel() {
+    for (heard, expected) in [(None, 60), (Some(50), 110)] {
+        let mut answer = response(&[], ScriptedBody::new().stall());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let upgrade = Upgrade::default();
+        upgrade.agree(Box::pin(Vec::new()));
+        answer.extensions_mut().insert(upgrade.clone());
+        let body = through(&SseLayer::new(&config(60, None)), answer).await.into_body();
+        assert!(upgrade.begin(BoxBody::default()));
+        let mut to_backend = upgrade.take().unwrap().to_backend;
+        let speak = async {
+            if let Some(after) = heard {
+                sleep(seconds(after)).await;
+                poll_fn(|cx| to_backend.as_mut().poll_write(cx, b"x")).await.unwrap();
+            }
+        };
+        let begin = Instant::now();
+        let ((_, error), ()) = tokio::join!(read(body), speak);
+        assert_timeout(&error, SseError::Idle { after: seconds(60) });
+        assert_eq!(begin.elapsed(), seconds(expected));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -13,7 +13,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::TokioIo;
 use llmproxy_core::{
-    Api, ApiError, BoxError,
+    Api, ApiError, BoxError, Upgrade,
     body::{Hold, ObserveFuture, Observed, observe},
 };
 use pin_project_lite::pin_project;
@@ -34,6 +34,7 @@ use crate::{
     refusals::Refusals,
     tls::chose_http2,
     transport::Transport,
+    tunnel::{self, Handed, Handing},
 };
 
 /// What answers requests: any service that fits, by a name.
@@ -61,9 +62,11 @@ pub(crate) struct Setup {
 
 /// Hands the requests of one connection over.
 pub(crate) struct Requests<S> {
-    pub(crate) handler: S,
-    pub(crate) tls: bool,
+    handler: S,
+    tls: bool,
     pub(crate) activity: Arc<Activity>,
+    /// What the connection becomes; made when a client asks for it.
+    upgrade: OnceLock<Upgrade>,
 }
 
 type Io = TokioIo<PatientIo<Transport>>;
@@ -96,6 +99,8 @@ enum Phase<S: Handler> {
     Http1(Http1<S>),
     /// In a box: it is large, and few connections are one.
     Http2(Pin<Box<Http2<S>>>),
+    /// HTTP is over.
+    Tunnel(Pin<Box<dyn Future<Output = ()> + Send>>),
     Over,
 }
 
@@ -119,7 +124,7 @@ pub(crate) fn serve<S: Handler, C: Future<Output = ()>>(
     let phase = match tls {
         Some(tls) => Phase::Handshake(Box::pin(timeout(setup.patience.head, tls.accept(stream))), handler),
         None => {
-            let requests = Requests { handler, tls: false, activity: activity.clone() };
+            let requests = Requests::new(handler, false, activity.clone());
             Phase::begin(Transport::Plain(stream), requests, &setup, None)
         }
     };
@@ -149,17 +154,25 @@ where
 impl<S> Unpin for Requests<S> {}
 
 impl<S: Handler> hyper::service::Service<Request<Incoming>> for Requests<S> {
-    type Response = Response<PacedBody<Observed<S::Body, Hold<Busy>>>>;
+    type Response = Response<PacedBody<Handed<Observed<S::Body, Hold<Busy>>>>>;
     type Error = BoxError;
-    type Future = PacedFuture<ObserveFuture<S::Future, Hold<Busy>>>;
+    type Future = PacedFuture<Handing<ObserveFuture<S::Future, Hold<Busy>>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = self.activity.begin();
-        PacedFuture::new(self.answer(request.map(Body::new), busy), self.activity.clone())
+        let mut request = request.map(Body::new);
+        if tunnel::is_wanted(&request) {
+            request.extensions_mut().insert(self.upgrade.get_or_init(Upgrade::default).clone());
+        }
+        PacedFuture::new(Handing { inner: self.answer(request, busy) }, self.activity.clone())
     }
 }
 
 impl<S: Handler> Requests<S> {
+    fn new(handler: S, tls: bool, activity: Arc<Activity>) -> Self {
+        Self { handler, tls, activity, upgrade: OnceLock::new() }
+    }
+
     /// Has a request answered that is counted as long as `busy` lives.
     pub(crate) fn answer(&self, mut request: Request<Body>, busy: Busy) -> ObserveFuture<S::Future, Hold<Busy>> {
         request.extensions_mut().insert(Peer(self.activity.peer));
@@ -187,7 +200,8 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                     this.activity.close();
                     connection.as_mut().graceful_shutdown();
                 }
-                Phase::Over => {}
+                // It has the time that streams have.
+                Phase::Tunnel(_) | Phase::Over => {}
             }
         }
         loop {
@@ -196,8 +210,7 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(Ok(stream))) => {
                         let http2 = chose_http2(stream.get_ref().1);
-                        let requests =
-                            Requests { handler: handler.clone(), tls: true, activity: this.activity.clone() };
+                        let requests = Requests::new(handler.clone(), true, this.activity.clone());
                         let alive = http2.then_some(&*this.alive);
                         Phase::begin(Transport::Tls(Box::new(stream)), requests, this.setup, alive)
                     }
@@ -220,12 +233,17 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                     }
                     Poll::Ready(result) => {
                         let Phase::Http1(connection) = std::mem::replace(this.phase, Phase::Over) else { continue };
+                        let parts = connection.into_parts();
+                        let mut io = parts.io.into_inner();
                         if let Err(error) = result {
-                            let mut io = connection.into_parts().io.into_inner();
                             ended(&error, this.activity.peer);
                             refused(&error, &mut io, this.activity, &this.setup.refusals, cx);
+                            return Poll::Ready(());
                         }
-                        return Poll::Ready(());
+                        match parts.service.upgrade.get().and_then(Upgrade::take) {
+                            Some(tunnel) => Phase::Tunnel(Box::pin(tunnel::run(io, parts.read_buf, tunnel))),
+                            None => return Poll::Ready(()),
+                        }
                     }
                 },
                 Phase::Http2(connection) => {
@@ -242,6 +260,7 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                         }
                     }
                 }
+                Phase::Tunnel(tunnel) => return tunnel.as_mut().poll(cx),
                 Phase::Over => return Poll::Ready(()),
             };
             *this.phase = next;

@@ -13,11 +13,11 @@ use http::{
     header::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
         ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-        ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+        ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN,
     },
 };
 use llmproxy_config::{AllowedOrigin, CorsConfig};
-use llmproxy_core::Endpoint;
+use llmproxy_core::{Endpoint, Upgrade};
 use tower::{Layer, Service, ServiceExt, util::MapResponse};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, Any, ExposeHeaders};
 
@@ -59,6 +59,11 @@ const OURS: [HeaderName; 7] = [
 // === impl CorsLayer ===
 
 impl CorsLayer {
+    /// Whose pages may ask.
+    pub(crate) fn origins(&self) -> Arc<[AllowedOrigin]> {
+        self.origins.clone()
+    }
+
     /// The rules of a configuration that was validated; `None` where there are none.
     pub(crate) fn new(config: &CorsConfig) -> Option<Self> {
         if !config.is_on() {
@@ -113,6 +118,18 @@ impl<S: Clone> Layer<S> for CorsLayer {
         let plain: Silent<S> = MapResponse::new(inner, without_cors);
         Cors { origins: self.origins.clone(), ruled: self.rules.layer(plain.clone()), plain }
     }
+}
+
+/// The answer to a page that may not open a WebSocket. For those browsers ask no leave and hide no answer, so that it is for
+/// the server to look at the origin (RFC 6455, section 10.2): pages of its own may, and those that are named.
+pub(crate) fn refuse_page(origins: &[AllowedOrigin], request: &Request<Body>) -> Option<Response<Body>> {
+    request.extensions().get::<Upgrade>()?;
+    let origin = request.headers().get(ORIGIN)?;
+    let host = request.headers().get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+    let is_own = authority.is_some_and(|authority| authority.as_bytes().eq_ignore_ascii_case(host));
+    let may = is_own || is_allowed(origins, origin);
+    (!may).then(|| refusal(origin, Endpoint::of(request.uri().path())))
 }
 
 fn is_allowed(origins: &[AllowedOrigin], origin: &HeaderValue) -> bool {
@@ -258,6 +275,29 @@ mod tests {
         let response = ask(&credentials, Method::POST, Some(PAGE), false).await;
         assert_eq!(header(&response, ACCESS_CONTROL_ALLOW_ORIGIN), [PAGE]);
         assert_eq!(header(&response, ACCESS_CONTROL_ALLOW_CREDENTIALS), ["true"]);
+    }
+
+    #[test]
+    fn a_websocket_is_for_pages_of_our_own_and_those_that_are_named() {
+        let check = |allowed: &[&str], origin: Option<&str>, may: bool| {
+            let origins: Vec<_> =
+                allowed.iter().map(|origin| AllowedOrigin::parse(origin).expect("an origin")).collect();
+            let request = Request::get("/v1/realtime").header(HOST, "proxy.example:8000");
+            let request = origin.into_iter().fold(request, |request, origin| request.header(ORIGIN, origin));
+            let mut request = request.body(Body::empty()).expect("a request");
+            assert!(refuse_page(&origins, &request).is_none(), "it is none yet");
+            request.extensions_mut().insert(Upgrade::default());
+            assert_eq!(refuse_page(&origins, &request).is_none(), may, "{allowed:?} {origin:?}");
+        };
+        check(&[], None, true);
+        check(&[], Some("http://proxy.example:8000"), true);
+        check(&[], Some("https://PROXY.example:8000"), true);
+        check(&[], Some("http://proxy.example"), false);
+        check(&[], Some("http://evil.example"), false);
+        check(&[], Some("null"), false);
+        check(&[PAGE], Some(PAGE), true);
+        check(&[PAGE], Some("https://b.example"), false);
+        check(&["*"], Some("https://b.example"), true);
     }
 
     #[tokio::test]

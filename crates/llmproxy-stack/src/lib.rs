@@ -67,6 +67,7 @@ mod server;
 mod timer;
 mod tls;
 mod transport;
+mod tunnel;
 
 pub use access::{OverTls, Peer};
 pub use error::{BindError, StartError};

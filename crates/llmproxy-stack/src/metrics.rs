@@ -25,6 +25,8 @@ pub const TIME_TO_FIRST_TOKEN: &str = "llmproxy_time_to_first_token_seconds";
 pub const ACCESS_LOG_DROPPED: &str = "llmproxy_access_log_dropped_total";
 /// Connections that are open.
 pub const CONNECTIONS: &str = "llmproxy_connections";
+/// WebSockets that are open.
+pub const TUNNELS: &str = "llmproxy_tunnels";
 /// Connections that were refused since there were too many.
 pub const CONNECTIONS_REFUSED: &str = "llmproxy_connections_refused_total";
 /// Clients that were given up since they kept the server waiting, by what for.
@@ -47,6 +49,7 @@ pub fn describe() {
     describe_histogram!(TIME_TO_FIRST_TOKEN, Unit::Seconds, "time to the first token of a stream in seconds");
     describe_counter!(ACCESS_LOG_DROPPED, "access lines that could not be written");
     metrics::describe_gauge!(CONNECTIONS, "open client connections");
+    metrics::describe_gauge!(TUNNELS, "open WebSockets");
     describe_counter!(CONNECTIONS_REFUSED, "connections refused since there were too many");
     describe_counter!(CLIENT_TIMEOUTS, "clients given up since they kept the server waiting, by what for");
     describe_counter!(RELOADS, "reloads of the configuration, by result");

@@ -15,11 +15,12 @@ use axum::{
 use futures_util::future::{BoxFuture, Either, ready};
 use http::{Method, Request, StatusCode, header};
 use llmproxy_auth::AuthLayer;
+use llmproxy_config::AllowedOrigin;
 use llmproxy_core::{Api, Endpoint};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 
 use crate::{
-    cors::CorsLayer,
+    cors::{CorsLayer, refuse_page},
     message,
     models::Models,
     respond::{RespondLayer, answer},
@@ -37,6 +38,8 @@ struct Inner {
     router: Router,
     stack: Stack,
     metrics_path: Option<String>,
+    /// Whose pages may open a WebSocket.
+    pages: Arc<[AllowedOrigin]>,
 }
 
 type Answered = Result<Response, Infallible>;
@@ -49,7 +52,7 @@ impl Routes {
     pub(crate) fn none() -> Self {
         let router = Router::new();
         let stack = router.clone();
-        Self(Arc::new(Inner { router, stack: boxed(stack), metrics_path: None }))
+        Self(Arc::new(Inner { router, stack: boxed(stack), metrics_path: None, pages: Arc::default() }))
     }
 
     /// `stack` and the routes beside it.
@@ -65,12 +68,18 @@ impl Routes {
         S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
-        let router = router(shared, stack.clone(), auth, models, metrics_path, cors);
-        let stack = match cors {
-            Some(cors) => boxed(cors.layer(stack)),
-            None => boxed(stack),
+        let router = router(shared, stack.clone(), auth, models);
+        let (mut router, stack) = match cors {
+            Some(cors) => (router.layer(cors.clone()), boxed(cors.layer(stack))),
+            None => (router, boxed(stack)),
         };
-        Self(Arc::new(Inner { router, stack, metrics_path: metrics_path.map(str::to_owned) }))
+        // After that: what operators read is no page's business.
+        if let Some(path) = metrics_path {
+            let shared = shared.clone();
+            router = router.route(path, get(async move || render(&shared)));
+        }
+        let pages = cors.map(CorsLayer::origins).unwrap_or_default();
+        Self(Arc::new(Inner { router, stack, metrics_path: metrics_path.map(str::to_owned), pages }))
     }
 }
 
@@ -93,6 +102,9 @@ impl Service<Request<Body>> for Routes {
         if message::is_server_wide(request.method(), request.uri()) {
             return Either::Left(Box::pin(ready(Ok(StatusCode::NO_CONTENT.into_response()))));
         }
+        if let Some(refusal) = refuse_page(&self.0.pages, &request) {
+            return Either::Left(Box::pin(ready(Ok(refusal))));
+        }
         let is_operation = asked.is_known() && asked.api() != Api::Proxy && asked.template() != "/v1/models";
         if is_operation && request.method() == Method::POST && self.0.metrics_path.as_deref() != Some(path) {
             return Either::Left((self.0.stack)(request));
@@ -109,14 +121,7 @@ where
     Box::new(move |request| Box::pin(stack.clone().oneshot(request)))
 }
 
-fn router<S>(
-    shared: &Arc<Shared>,
-    stack: S,
-    auth: AuthLayer,
-    models: Models,
-    metrics_path: Option<&str>,
-    cors: Option<&CorsLayer>,
-) -> Router
+fn router<S>(shared: &Arc<Shared>, stack: S, auth: AuthLayer, models: Models) -> Router
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -124,22 +129,13 @@ where
     // Only the errors of auth can come here; the list itself is answered as it is.
     let models = ServiceBuilder::new().layer(RespondLayer::new()).layer(auth).service(models);
     let ready = shared.clone();
-    let mut router = Router::new()
+    Router::new()
         // Alive is whoever answers: all backends may be down, or a restart would be all that a probe achieves.
         .route("/health", any(async || "OK"))
         .route("/ready", get(async move || readiness(&ready)))
         .route_service("/v1/models", models.clone())
         .route_service("/v1/models/{*id}", models)
-        .fallback_service(stack);
-    if let Some(cors) = cors {
-        router = router.layer(cors.clone());
-    }
-    // After that: what operators read is no page's business.
-    if let Some(path) = metrics_path {
-        let shared = shared.clone();
-        router = router.route(path, get(async move || render(&shared)));
-    }
-    router
+        .fallback_service(stack)
 }
 
 /// Whether new requests should come here.

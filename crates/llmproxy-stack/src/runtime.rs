@@ -201,7 +201,8 @@ impl Runtime {
 
     /// The proxy as a service: what the server loop, or another service's router, hands its requests to. It follows every
     /// reload. Whoever accepts the connections leaves a [`Peer`](crate::Peer) in each request. Errors are answers already;
-    /// an error of the body is the broken end of an answer that had begun.
+    /// an error of the body is the broken end of an answer that had begun. WebSockets are for those that
+    /// [`Server`](crate::Server) serves: it alone hands a connection over.
     ///
     /// # Cancel safety
     ///

@@ -11,18 +11,25 @@ use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use llmproxy_core::{BoxError, End, Ended, cause_ref};
 
-use crate::{UpstreamError, pool::Stream};
+use crate::{UpstreamError, pool::Stream, tunnel::FromBackend};
 
 /// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size in bytes where it told one.
 /// Dropping it before its end closes the connection, or over HTTP/2 resets the stream.
 #[derive(Debug)]
 pub struct UpstreamBody {
-    inner: reqwest::Body,
+    inner: Inner,
     backend: Arc<str>,
     /// Whether it came over HTTP/2, where `None` is not always the end.
     http2: bool,
     /// After the body: its place is free when it has ended.
     _stream: Option<Stream>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Answer(reqwest::Body),
+    /// In a box: few answers are one.
+    Tunnel(Box<FromBackend>),
 }
 
 /// A request's body that passes through.
@@ -45,7 +52,11 @@ struct BrokeOff;
 impl UpstreamBody {
     /// The body of an answer that came by `version`.
     pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>, version: Version, stream: Option<Stream>) -> Self {
-        Self { inner, backend, http2: version == Version::HTTP_2, _stream: stream }
+        Self { inner: Inner::Answer(inner), backend, http2: version == Version::HTTP_2, _stream: stream }
+    }
+
+    pub(crate) fn tunnel(inner: FromBackend, backend: Arc<str>) -> Self {
+        Self { inner: Inner::Tunnel(Box::new(inner)), backend, http2: false, _stream: None }
     }
 }
 
@@ -54,21 +65,45 @@ impl Body for UpstreamBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if frame.is_none() && self.http2 && !self.inner.is_end_stream() {
-            // hyper takes a reset without an error for an end. It may follow one (RFC 9113, section 8.1); here none came.
-            let (backend, source) = (self.backend.clone(), h2::Error::from(h2::Reason::NO_ERROR).into());
-            return Poll::Ready(Some(Err(UpstreamError::Broken { backend, source }.boxed())));
+        let this = &mut *self;
+        match &mut this.inner {
+            Inner::Answer(inner) => {
+                let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+                if frame.is_none() && this.http2 && !inner.is_end_stream() {
+                    // hyper takes a reset without an error for an end. It may follow one (RFC 9113, section 8.1); here none
+                    // came.
+                    let (backend, source) = (this.backend.clone(), h2::Error::from(h2::Reason::NO_ERROR).into());
+                    return Poll::Ready(Some(Err(UpstreamError::Broken { backend, source }.boxed())));
+                }
+                Poll::Ready(
+                    frame.map(|frame| frame.map_err(|error| UpstreamError::in_body(&this.backend, error).boxed())),
+                )
+            }
+            Inner::Tunnel(inner) => {
+                let piece = ready!(inner.poll_piece(cx));
+                Poll::Ready(piece.map(|piece| match piece {
+                    Ok(piece) => Ok(Frame::data(piece)),
+                    Err(error) => {
+                        let (backend, source) = (this.backend.clone(), error.into());
+                        Err(UpstreamError::Broken { backend, source }.boxed())
+                    }
+                }))
+            }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(|error| UpstreamError::in_body(&self.backend, error).boxed())))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.inner {
+            Inner::Answer(inner) => inner.is_end_stream(),
+            Inner::Tunnel(inner) => inner.is_ended(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.inner {
+            Inner::Answer(inner) => inner.size_hint(),
+            Inner::Tunnel(_) => SizeHint::default(),
+        }
     }
 }
 

@@ -145,6 +145,13 @@ impl Clients {
         });
         Ok(place)
     }
+
+    /// Connections over which a backend can be asked to switch protocols, which HTTP/2 does not have.
+    pub(crate) fn http1(&self, backend: &Backend) -> Result<Pool, UpstreamError> {
+        let mut identity = Identity::of(backend);
+        identity.settings.http2 = false;
+        self.pools.get(identity, &url::origin(&backend.url))
+    }
 }
 
 // === impl Place ===

@@ -94,10 +94,11 @@ fn via(version: Version) -> HeaderValue {
     })
 }
 
-/// What makes an answer's head one that can't go on, where hyper has taken it.
-pub(crate) fn nonsense(head: &response::Parts) -> Option<&'static str> {
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it: Upgrade is for one connection only and was taken off.
+/// What makes an answer's head one that can't go on, where hyper has taken it. Whether it may switch protocols is known by
+/// whoever asked.
+pub(crate) fn nonsense(head: &response::Parts, upgrades: bool) -> Option<&'static str> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS && !upgrades {
+        // Upgrade is for one connection only and was taken off.
         return Some("it switched protocols unasked");
     }
     // Over HTTP/1.1 hyper has seen to it; over HTTP/2 nothing is framed by it, and it would go on as it is.
@@ -300,7 +301,7 @@ mod tests {
             for &(name, value) in list {
                 answer.headers_mut().append(name, HeaderValue::from_static(value));
             }
-            assert_eq!(nonsense(&answer.into_parts().0), expected, "{list:?}");
+            assert_eq!(nonsense(&answer.into_parts().0, false), expected, "{list:?}");
         };
         check(&[], None);
         check(&[("content-length", "5")], None);

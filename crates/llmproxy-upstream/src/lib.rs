@@ -74,6 +74,7 @@ mod head;
 mod pool;
 mod service;
 mod tls;
+mod tunnel;
 mod url;
 
 pub use body::UpstreamBody;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::Response;
+use http::{Response, header::UPGRADE};
 use llmproxy_core::BoxError;
 use reqwest::{Client, ClientBuilder, Request, redirect, retry};
 use tokio::time::Instant;
@@ -101,9 +101,11 @@ impl Pool {
         request: impl Fn() -> Request,
     ) -> Result<Answered, UpstreamError> {
         let stream = self.stream();
-        match noting_connect(stream.0.client.execute(request())).await {
+        let first = request();
+        let upgrades = asks_to_upgrade(&first);
+        match noting_connect(stream.0.client.execute(first)).await {
             // A connection that nonsense came over can't be told to close. With its client it does when it is free.
-            Ok(response) => match checked(backend, response) {
+            Ok(response) => match checked(backend, response, upgrades) {
                 Ok(response) => Ok((response, Some(stream))),
                 Err(error) => {
                     self.renew(|keeping| !Arc::ptr_eq(keeping, &stream.0));
@@ -123,8 +125,9 @@ impl Pool {
 
     /// Sends `request`, whose body can't be sent twice, over a fresh connection.
     pub(crate) async fn send_once(&self, backend: &Arc<str>, request: Request) -> Result<Answered, UpstreamError> {
+        let upgrades = asks_to_upgrade(&request);
         match self.0.fresh.execute(request).await {
-            Ok(response) => Ok((checked(backend, response)?, None)),
+            Ok(response) => Ok((checked(backend, response, upgrades)?, None)),
             Err(error) => Err(UpstreamError::before_head(backend, error)),
         }
     }
@@ -201,10 +204,19 @@ impl Drop for Stream {
     }
 }
 
+/// What the client asks for was taken off, so it is ours where it is there.
+fn asks_to_upgrade(request: &Request) -> bool {
+    request.headers().contains_key(UPGRADE)
+}
+
 /// The answer, unless its head is none that can go on.
-fn checked(backend: &Arc<str>, response: reqwest::Response) -> Result<Response<reqwest::Body>, UpstreamError> {
+fn checked(
+    backend: &Arc<str>,
+    response: reqwest::Response,
+    upgrades: bool,
+) -> Result<Response<reqwest::Body>, UpstreamError> {
     let (head, body) = Response::from(response).into_parts();
-    match head::nonsense(&head) {
+    match head::nonsense(&head, upgrades) {
         None => Ok(Response::from_parts(head, body)),
         Some(nonsense) => Err(UpstreamError::Protocol { backend: backend.clone(), source: nonsense.into() }),
     }

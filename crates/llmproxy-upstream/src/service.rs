@@ -8,9 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
-use llmproxy_core::{BoxError, Exchange, RequestBody, Target};
+use llmproxy_core::{BoxError, Endpoint, Exchange, RequestBody, Target, Upgrade};
 use tower::Service;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     clients::Place,
     head,
     pool::Answered,
+    tunnel,
 };
 
 /// Sends each request to the backend that its [`Target`] names.
@@ -76,26 +77,40 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     let target = parts.extensions.remove::<Target>().ok_or(UpstreamError::NoTarget)?;
     let place = clients.place(&target.backend).map_err(UpstreamError::boxed)?;
     let backend = place.origin.clone();
-    let url = place.url(&parts.uri, &target.backend).map_err(UpstreamError::boxed)?;
+    let upgrade = parts.extensions.remove::<Upgrade>();
+    let is_in_query = |_: &&str| Endpoint::of(parts.uri.path()).template() == "/v1/realtime";
+    let aliased = target.model.as_deref().filter(is_in_query);
+    let aliased = aliased.and_then(|model| tunnel::with_model(&parts.uri, model));
+    let url = place.url(aliased.as_ref().unwrap_or(&parts.uri), &target.backend).map_err(UpstreamError::boxed)?;
     let exchange = Exchange::of(&mut parts.extensions);
+    let http1 = upgrade.as_ref().map(|_| clients.http1(&target.backend)).transpose().map_err(UpstreamError::boxed)?;
+    let pool = http1.as_ref().unwrap_or(&place.pool);
     let request = |body: reqwest::Body| {
         let mut request = reqwest::Request::new(parts.method.clone(), url.clone());
         *request.headers_mut() = head::for_backend(&parts, &target, &exchange);
+        if upgrade.is_some() {
+            tunnel::ask(request.headers_mut());
+        }
         *request.body_mut() = Some(body);
         request
     };
     let (response, stream) = match body {
         RequestBody::Replay(bytes, edits) => {
             let bytes = edits.apply(&bytes, target.model.as_deref(), target.inject_usage);
-            place.pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?
+            pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?
         }
         // Nothing can be sent any number of times.
         RequestBody::Stream(body) if body.is_end_stream() => {
-            place.pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?
+            pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?
         }
         RequestBody::Stream(body) => once(&place, request, body).await?,
         RequestBody::Form(form) => once(&place, request, form.with_model(target.model.as_deref())).await?,
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(upgrade) = upgrade
+    {
+        return Box::pin(tunnel::agreed(response, upgrade, backend)).await;
+    }
     let (mut parts, body) = response.into_parts();
     head::for_client(&mut parts.headers);
     let version = mem::replace(&mut parts.version, Version::HTTP_11);

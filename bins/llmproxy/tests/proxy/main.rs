@@ -19,6 +19,7 @@ mod malicious;
 mod nonsense;
 mod operator;
 mod raw;
+mod realtime;
 mod refusals;
 mod reload;
 mod sdk;
