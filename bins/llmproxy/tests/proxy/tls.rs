@@ -16,7 +16,7 @@ use rustls::{
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -282,4 +282,38 @@ async fn each_listener_has_its_own_and_they_share_the_rest() {
         .await;
     }
     assert!(proxy.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_websocket_passes_over_tls() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let folder = Folder::new();
+    put(&folder, "server");
+    let url = format!("http://{}", backend.local_addr().expect("bound"));
+    let proxy = Proxy::start(&config(&url, &folder, "")).await;
+    let mut client = connect(proxy.address(), &["http/1.1"], None).await.expect("a connection");
+    let head = "GET /v1/realtime?model=m HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+    client.write_all(head.as_bytes()).await.expect("the proxy reads");
+    let (mut there, _) = within("the backend to be asked", backend.accept()).await.expect("accepts");
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    while !asked.ends_with(b"\r\n\r\n") {
+        assert!(within("a head", there.read_buf(&mut asked)).await.expect("open") > 0);
+    }
+    let agreed = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+    there.write_all(agreed.as_bytes()).await.expect("the proxy reads");
+    for _ in 0..3 {
+        client.write_all(b"ping").await.expect("the proxy reads");
+        while !asked.ends_with(b"ping") {
+            assert!(within("a word of the client", there.read_buf(&mut asked)).await.expect("open") > 0);
+        }
+        there.write_all(b"pong").await.expect("the proxy reads");
+        while !answered.ends_with(b"pong") {
+            assert!(within("a word of the backend", client.read_buf(&mut answered)).await.expect("open") > 0);
+        }
+        asked.clear();
+        answered.clear();
+    }
+    drop(there);
+    // A close without TLS's own good-bye would be an error here.
+    assert_eq!(within("the end", client.read(&mut [0; 8])).await.expect("a clean end"), 0);
 }
