@@ -376,6 +376,23 @@ async fn interim_answers_of_a_backend_do_not_reach_the_client() {
 }
 
 #[tokio::test]
+async fn an_answer_has_one_framing_whatever_it_had_before() {
+    let get = "GET /v1/files HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (answer, framing) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", "content-length: 5"),
+        ("HTTP/1.1 200 OK\nContent-Length: 5\n\nhello", "content-length: 5"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n05;a=b\r\nhello\r\n0\r\n\r\n", CHUNKED),
+        ("HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nhello", CHUNKED),
+    ] {
+        let (_, got) = exchange(get, answer).await;
+        let head = got.split("\r\n\r\n").next().unwrap_or_default();
+        let framed = |line: &&str| line.starts_with("content-length") || line.starts_with("transfer-encoding");
+        assert_eq!(head.lines().filter(framed).collect::<Vec<_>>(), [framing], "{answer}: {got}");
+    }
+}
+
+#[tokio::test]
 async fn answers_that_have_no_body_end_with_their_heads() {
     for (method, answer, expected) in [
         (
