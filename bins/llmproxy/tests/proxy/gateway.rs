@@ -282,6 +282,36 @@ async fn the_target_of_a_request_is_a_path_or_a_url() {
 }
 
 #[tokio::test]
+async fn the_rest_of_an_upload_that_was_answered_early_is_no_request() {
+    let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n";
+    for framing in [format!("Content-Length: {}", 5 + hidden.len()), "Transfer-Encoding: chunked".to_owned()] {
+        let backend = RawBackend::bind().await;
+        let mut proxy = Proxy::start(&backend.config("")).await;
+        let mut client = Raw::connect(proxy.address()).await;
+        let is_chunked = framing.ends_with("chunked");
+        let begun = if is_chunked { "5\r\nhello\r\n" } else { "hello" };
+        client.write(format!("{UPLOAD}{framing}\r\n\r\n{begun}")).await;
+        let mut conn = backend.accept().await;
+        conn.read_until("hello").await;
+        conn.write("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}").await;
+        assert!(client.read_until("\r\n\r\n{}").await.starts_with("HTTP/1.1 413 "));
+        // The client goes on as it had begun: all of it is read as what it is, or nothing more is.
+        client.try_write(format!("{hidden}GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+        let more = client.read_to_end().await;
+        let is_next = more.starts_with("HTTP/1.1 200 OK\r\n") && more.ends_with("\r\n\r\nOK");
+        assert!(
+            more.is_empty() || (is_next && !is_chunked && more.matches("HTTP/1.1").count() == 1),
+            "{framing}: {more}"
+        );
+        let line = proxy.ended().await;
+        assert_eq!((&line["path"], &line["status_code"]), (&json!("/v1/audio/transcriptions"), &json!(413)), "{line}");
+        // Nothing came of the rest: the next exchange that ends is the next one that was begun.
+        Client::connect(proxy.address()).await.get("/nowhere").await;
+        assert_eq!(proxy.ended().await["path"], "/nowhere");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_over_http2_that_is_given_up_without_an_error_is_none_either() {
     let backend = RawBackend::bind().await;
     let mut proxy = Proxy::start(&backend.config("")).await;
