@@ -18,6 +18,7 @@ mod limits;
 mod malicious;
 mod nonsense;
 mod operator;
+mod passing;
 mod raw;
 mod realtime;
 mod refusals;
