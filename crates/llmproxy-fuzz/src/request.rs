@@ -70,6 +70,15 @@ fn inspected(path: &str, pieces: &[&[u8]]) -> Option<(Bytes, Edits, Call)> {
 
 fn check(data: &[u8], bytes: &Bytes, edits: &Edits, call: &Call) {
     assert!(edits.apply(bytes, None, false) == data, "nothing was to be changed");
+    // What gives way is the model's name and a null, and not a byte more.
+    if let Some(range) = edits.model.clone() {
+        let name: Option<String> = serde_json::from_slice(&data[range]).ok();
+        assert!(name.is_some() && name.as_deref() == call.model.as_deref(), "{name:?} is no model's name");
+    }
+    if let Some(insertion) = &edits.include_usage {
+        let gives_way = &data[insertion.at.clone()];
+        assert!(matches!(gives_way, b"" | b"null"), "{} gives way", gives_way.escape_ascii());
+    }
     // What no reader of JSON takes has nothing to edit. (A number may be too large for this reader alone.)
     let Ok(Value::Object(before)) = serde_json::from_slice(data) else { return };
     if let Some(model) = &call.model {
