@@ -32,8 +32,8 @@ const EXIT_USAGE: u8 = 64;
 const HELP: &str = "\
 cargo xtask <command>
 
-  test [args]   Runs all tests of the workspace, and those with OpenAI's SDK for Python, which it installs
-                into target/interop. The arguments go to `cargo test`:
+  test [args]   Runs all tests of the workspace, those that play many orders of what threads do, and those with
+                OpenAI's SDK for Python, which it installs into target/interop. The arguments go to `cargo test`:
                     cargo xtask test -p llmproxy-core
                     cargo xtask test -- permit_is_held
   check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
