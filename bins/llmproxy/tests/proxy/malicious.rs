@@ -59,8 +59,7 @@ async fn too_much_of_anything_is_refused_or_passes_and_the_proxy_goes_on() {
         ("a method of a mebibyte", format!("{long} / HTTP/1.1\r\n\r\n").into_bytes(), &[400, 431]),
         ("a length beyond all numbers", raw(&format!("content-length: {}\r\n\r\n", "9".repeat(40))), &[400]),
         ("a length of an exabyte", raw("content-length: 1000000000000000000\r\n\r\n{"), &[413]),
-        // The server takes it for the end of the connection, and says so while that is still there.
-        ("an extension of a chunk of a mebibyte", raw(&endless), &[400, 499]),
+        ("an extension of a chunk of a mebibyte", raw(&endless), &[400]),
         ("a body that is too long", members(&format!("\"x\":\"{}\"", long.repeat(5))), &[413]),
         ("a list in lists, a hundred thousand deep", members(&format!("\"messages\":{deep}")), &[200]),
         ("a model like that", ask(&format!("{{\"model\":{deep}}}")), &[400]),
@@ -281,20 +280,21 @@ async fn a_line_of_a_mebibyte_passes_as_it_is() {
 #[tokio::test]
 async fn a_head_or_an_end_that_goes_on_for_ever_is_a_failure() {
     const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    // Few in many bytes: hyper reads all that are there before anything else has its turn.
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: {}\r\n\r\n", "x".repeat(800));
     for (case, begin, piece, status, end) in [
-        ("interim answers", "", "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", 504, BodyEnd::Complete),
+        ("interim answers", "", &*hint, 504, BodyEnd::Complete),
         ("headers", "HTTP/1.1 200 OK\r\n", "x-more: of this\r\n", 502, BodyEnd::Complete),
         ("a header", "HTTP/1.1 200 OK\r\nx-long: ", "and longer ", 502, BodyEnd::Complete),
         ("a reason", "HTTP/1.1 200 ", "because ", 502, BodyEnd::Complete),
         ("trailers", &format!("{OK}2\r\n{{}}\r\n0\r\n"), "x-more: of this\r\n", 200, BodyEnd::Truncated),
         ("an extension of a chunk", &format!("{OK}2;"), "and longer ", 200, BodyEnd::Truncated),
     ] {
-        let begin = begin.to_owned();
+        let (begin, piece) = (begin.to_owned(), piece.repeat(16_000 / piece.len()));
         let backend = Backend::start(move |_, mut wire| {
-            let begin = begin.clone();
+            let (begin, piece) = (begin.clone(), piece.clone());
             async move {
                 wire.raw(begin).await?;
-                let piece = piece.repeat(500);
                 loop {
                     wire.raw(&piece).await?;
                     // Nothing is gained by the last byte per second that the machine can do.
