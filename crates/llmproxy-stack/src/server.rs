@@ -183,7 +183,12 @@ impl Server {
                         continue;
                     }
                 },
-                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        tracing::error!("a connection was closed since the proxy failed in the middle of an answer");
+                    }
+                    continue;
+                }
                 () = &mut shutdown => break,
             };
             if max_connections > 0 && connections.len() >= max_connections {
