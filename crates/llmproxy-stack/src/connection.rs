@@ -241,7 +241,9 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
                             return Poll::Ready(());
                         }
                         match parts.service.upgrade.get().and_then(Upgrade::take) {
-                            Some(tunnel) => Phase::Tunnel(Box::pin(tunnel::run(io, parts.read_buf, tunnel))),
+                            Some(tunnel) => {
+                                Phase::Tunnel(Box::pin(tunnel::run(io.into_tunnel(), parts.read_buf, tunnel)))
+                            }
                             None => return Poll::Ready(()),
                         }
                     }

@@ -30,6 +30,9 @@ use crate::{metrics::CLIENT_TIMEOUTS, pace::Backlog, preface::First, timer::Time
 /// After an HTTP/2 client was told that its connection will be closed, how long it has to agree.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How much is read of a client that has asked for more before it has the answer to what it asked for, in bytes.
+const MAX_AHEAD: usize = 4096;
+
 /// How long a client may keep a connection waiting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -86,6 +89,10 @@ pub(crate) struct PatientIo<T> {
     http2: bool,
     /// Nothing that hyper wrote waits for the socket.
     settled: bool,
+    /// A reader waits for more, and so would see that the client leaves.
+    is_read: bool,
+    /// HTTP is over on it.
+    is_tunnel: bool,
 }
 
 // === impl Activity ===
@@ -165,7 +172,15 @@ impl<T> PatientIo<T> {
             first: if may_http2 { First::Awaited } else { First::Passed },
             http2: false,
             settled: true,
+            is_read: false,
+            is_tunnel: false,
         }
+    }
+
+    /// From now on the bytes are not HTTP, and what a half-close means is not for us to say.
+    pub(crate) fn into_tunnel(mut self) -> Self {
+        self.is_tunnel = true;
+        self
     }
 
     /// From now on the client speaks HTTP/2; what was read of it comes again.
@@ -234,9 +249,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
                 this.head = Some((Instant::now(), this.activity.calls.load(Ordering::Acquire)));
             }
             if read.is_ready() {
+                this.is_read = false;
                 return read;
             }
         }
+        this.is_read = true;
         if matches!(this.first, First::Http2(_)) {
             // The one who drives the connection sees to it now.
             this.activity.preface.store(true, Ordering::Relaxed);
@@ -250,6 +267,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
             return Poll::Pending;
         }
         waited
+    }
+}
+
+impl<T: AsyncRead + Unpin> PatientIo<T> {
+    /// Looks whether a client has left whom nobody reads. hyper stops reading during an answer when it has found anything
+    /// behind the request, if only a line end, and would not see that until the answer's end.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let is_http1_answer =
+            !self.is_read && !self.is_tunnel && !self.http2 && self.activity.busy.load(Ordering::Acquire) > 0;
+        while is_http1_answer && self.first.kept() < MAX_AHEAD {
+            let mut bytes = [0; 512];
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buf)? {
+                Poll::Pending => break,
+                Poll::Ready(()) if buf.filled().is_empty() => return Err(io::ErrorKind::ConnectionAborted.into()),
+                Poll::Ready(()) => self.first.keep(buf.filled()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -296,7 +332,7 @@ impl<T: AsyncWrite + Unpin> PatientIo<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.withholds(buf) {
@@ -325,6 +361,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.look_ahead(cx)?;
         // TLS takes what the socket does not, up to a buffer's size, and waits here.
         let result = Pin::new(&mut this.inner).poll_flush(cx);
         if matches!(result, Poll::Ready(Ok(()))) {

@@ -80,6 +80,22 @@ impl First {
         }
     }
 
+    /// Keeps what was read before its time for whoever reads next.
+    pub(crate) fn keep(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Decided(kept) => kept.extend_from_slice(bytes),
+            _ => *self = Self::Decided(bytes.to_vec()),
+        }
+    }
+
+    /// How much is kept, in bytes.
+    pub(crate) fn kept(&self) -> usize {
+        match self {
+            Self::Awaited | Self::Passed => 0,
+            Self::Doubtful(bytes) | Self::Http2(bytes) | Self::Decided(bytes) => bytes.len(),
+        }
+    }
+
     /// Gives HTTP/2's bytes to whoever reads next.
     pub(crate) fn replay(&mut self) {
         if let Self::Http2(bytes) = self {
