@@ -121,8 +121,8 @@ impl Observe for Flight {
                 let failure = self.failure(error);
                 match failure {
                     Failure::NotTheBackend => return,
-                    // In a tunnel both sides are silent.
-                    Failure::Timeout if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) => return,
+                    // Of a session nobody can say whose doing its end was: a client that talks nonsense is thrown out.
+                    _ if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) => return,
                     Failure::Connect => self.node().refused(),
                     _ => self.node().failed(),
                 }

@@ -112,11 +112,16 @@ async fn a_client_whose_upload_breaks_is_no_failure_of_the_backend() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_websocket_that_falls_silent_is_no_failure_of_the_backend() {
-    for (status, is_out) in [(101, false), (200, true)] {
+async fn a_websocket_that_falls_silent_or_breaks_is_no_failure_of_the_backend() {
+    for (status, end, is_out) in [
+        (101, End::Timeout, false),
+        (101, End::BackendFailed, false),
+        (200, End::Timeout, true),
+        (200, End::BackendFailed, true),
+    ] {
         let proxy = Proxy::new(unchecked(&[1], &routing()), move |_| {
-            let silence: llmproxy_core::BoxError = Ended::new(End::Timeout, "silence").into();
-            let frames = futures_util::stream::iter([Err::<http_body::Frame<bytes::Bytes>, _>(silence)]);
+            let broken: llmproxy_core::BoxError = Ended::new(end, "broken").into();
+            let frames = futures_util::stream::iter([Err::<http_body::Frame<bytes::Bytes>, _>(broken)]);
             let body = http_body_util::StreamBody::new(frames).boxed_unsync();
             Reply::Answer(http::Response::builder().status(status).body(body).unwrap())
         });
@@ -124,7 +129,7 @@ async fn a_websocket_that_falls_silent_is_no_failure_of_the_backend() {
             let (_, response) = proxy.ask_with(Some("m"), RequestBody::whole("")).await;
             assert!(response.unwrap().into_body().collect().await.is_err());
         }
-        assert_eq!(proxy.pool.snapshot()[0].out.is_some(), is_out, "{status}");
+        assert_eq!(proxy.pool.snapshot()[0].out.is_some(), is_out, "{status} {end:?}");
     }
 }
 

@@ -112,6 +112,26 @@ fn config(backend: &Backend, more: &str) -> String {
     format!("backends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n{more}", backend.url())
 }
 
+#[tokio::test]
+async fn sessions_that_a_backend_breaks_off_do_not_take_it_out_for_others() {
+    let backend = Backend::start().await;
+    let yaml = config(&backend, "").replace("enabled: false", "enabled: true, interval: 1h, unhealthy_threshold: 1");
+    let mut proxy = Proxy::start(&yaml).await;
+    // The question whether it is up comes first.
+    let (mut there, _) = backend.asked().await;
+    there.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").await;
+    proxy.logged("the backend is up").await;
+    for _ in 0..4 {
+        let (client, there) = session(&proxy, &backend).await;
+        // As servers do with a client that talks nonsense.
+        there.reset();
+        client.closed().await;
+        assert_eq!(proxy.ended().await["end"], "backend_failed");
+    }
+    let (client, there) = session(&proxy, &backend).await;
+    drop((client, there));
+}
+
 /// Waits until nothing of any session is held.
 async fn all_given_back(proxy: &Proxy) {
     let given_back = async {
