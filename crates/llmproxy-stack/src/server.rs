@@ -11,7 +11,8 @@ use llmproxy_core::{BoxError, StopFlag};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
+    time::timeout,
 };
 use tower::Service;
 
@@ -26,6 +27,8 @@ use crate::{
 
 /// After the streams' grace period, how long their ends may take before the process goes on without them.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
+/// How long a connection may take to end once its client knows of it.
+const ENDING: Duration = Duration::from_millis(2);
 
 /// Bound listeners, ready to serve HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113). See [`Runtime`](crate::Runtime) for an
 /// example.
@@ -184,16 +187,24 @@ impl Server {
                     }
                 },
                 Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                    if ended.is_err_and(|error| error.is_panic()) {
-                        tracing::error!("a connection was closed since the proxy failed in the middle of an answer");
-                    }
+                    joined(&ended);
                     continue;
                 }
                 () = &mut shutdown => break,
             };
+            // Those that are over leave room at once.
+            while let Some(ended) = connections.try_join_next() {
+                joined(&ended);
+            }
             if max_connections > 0 && connections.len() >= max_connections {
-                crowd.refuse(stream, listener.tls.is_some(), max_connections);
-                continue;
+                // A client that was told of its connection's end may be faster than the end of its task.
+                match timeout(ENDING, connections.join_next()).await {
+                    Ok(Some(ended)) => joined(&ended),
+                    _ => {
+                        crowd.refuse(stream, listener.tls.is_some(), max_connections);
+                        continue;
+                    }
+                }
             }
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -213,7 +224,7 @@ impl Server {
         drop((listeners, watchers, alive));
         tracing::info!(open = connections.len(), "no longer accepting; waiting for open streams");
         let _ = closing.send(());
-        if tokio::time::timeout(shutdown_timeout, closing.closed()).await.is_err() {
+        if timeout(shutdown_timeout, closing.closed()).await.is_err() {
             stop.set();
             tracing::warn!(open = connections.len(), "streams are still open after the grace period and are cut");
             connections.abort_all();
@@ -223,7 +234,13 @@ impl Server {
             // Streams of HTTP/2 end when they see that their connection is gone.
             closing.closed().await;
         };
-        let _ = tokio::time::timeout(ABORT_GRACE, ended).await;
+        let _ = timeout(ABORT_GRACE, ended).await;
+    }
+}
+
+fn joined(ended: &Result<(), JoinError>) {
+    if ended.as_ref().is_err_and(JoinError::is_panic) {
+        tracing::error!("a connection was closed since the proxy failed in the middle of an answer");
     }
 }
 

@@ -60,6 +60,19 @@ async fn one_more_than_may_be_open_is_refused_until_another_leaves() {
 }
 
 #[tokio::test]
+async fn those_that_are_over_leave_room_at_once() {
+    let backend = backend().await;
+    let proxy = Proxy::start(&config(&backend.url(), "max_connections: 1")).await;
+    let mut refused = 0;
+    for _ in 0..200 {
+        // The server is the first to close. A thread that is interrupted right there may still hold the place.
+        let answer = told(&proxy, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        refused += usize::from(answer.starts_with("HTTP/1.1 503 "));
+    }
+    assert!(refused < 20, "{refused} of 200");
+}
+
+#[tokio::test]
 async fn any_number_may_come_where_the_limit_is_0() {
     let backend = backend().await;
     let proxy = Proxy::start(&config(&backend.url(), "max_connections: 0")).await;
@@ -228,18 +241,21 @@ async fn an_upload_may_take_longer_than_the_limit_for_each_of_its_pieces() {
 async fn a_client_that_has_said_its_last_word_has_left() {
     let backend = Backend::start(script::hang()).await;
     let mut proxy = Proxy::start(&config(&backend.url(), "")).await;
-    let mut stream = TcpStream::connect(proxy.address()).await.expect("connects");
     let body = r#"{"model":"m"}"#;
-    let head = format!(
+    let request = format!(
         "POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(head.as_bytes()).await.expect("the proxy reads");
-    backend.when(|counts| counts.requests == 1).await;
-    // Half a close: it could still read.
-    stream.shutdown().await.expect("the system does it");
-    backend.when(|counts| counts.abandoned == 1).await;
-    let line = proxy.ended().await;
-    assert_eq!((&line["status_code"], &line["end"]), (&json!(499), &json!("client_gone")));
-    assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+    // Whatever stands behind the request: what is only odd, and the next one.
+    for (before, behind) in ["", "\r\n", "G", &request, &request.repeat(5)].into_iter().enumerate() {
+        let mut stream = TcpStream::connect(proxy.address()).await.expect("connects");
+        stream.write_all(format!("{request}{behind}").as_bytes()).await.expect("the proxy reads");
+        backend.when(|counts| counts.requests == before + 1).await;
+        // Half a close: it could still read.
+        stream.shutdown().await.expect("the system does it");
+        backend.when(|counts| counts.abandoned == before + 1).await;
+        let line = proxy.ended().await;
+        assert_eq!((&line["status_code"], &line["end"]), (&json!(499), &json!("client_gone")), "{behind}");
+        assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+    }
 }
