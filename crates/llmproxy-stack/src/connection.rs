@@ -192,14 +192,12 @@ impl<S: Handler, C: Future<Output = ()>> Future for Connection<S, C> {
         let this = self.project();
         if !*this.closed && this.closing.poll(cx).is_ready() {
             *this.closed = true;
+            this.activity.close();
             match this.phase {
                 // Nothing was asked yet.
                 Phase::Handshake(..) => return Poll::Ready(()),
                 Phase::Http1(connection) => Pin::new(connection).graceful_shutdown(),
-                Phase::Http2(connection) => {
-                    this.activity.close();
-                    connection.as_mut().graceful_shutdown();
-                }
+                Phase::Http2(connection) => connection.as_mut().graceful_shutdown(),
                 // It has the time that streams have.
                 Phase::Tunnel(_) | Phase::Over => {}
             }

@@ -197,6 +197,12 @@ impl<T> PatientIo<T> {
             (self.head, self.idle) = (None, None);
             return None;
         }
+        if self.activity.is_closing() && self.patience.head > GOODBYE {
+            // A request that is on its way is waited for, and nobody who only might send one.
+            let now = Instant::now();
+            (self.patience.head, self.opened) = (GOODBYE, now);
+            self.head = self.head.map(|(_, at)| (now, at));
+        }
         let calls = self.activity.calls.load(Ordering::Acquire);
         match self.head {
             Some((began, at)) if at == calls => return Some(began + self.patience.head),
@@ -441,6 +447,19 @@ mod tests {
         assert_eq!(io.read(&mut buf).await.expect("reads"), 18);
         drop(activity.begin());
         assert_eq!(seconds_until_given_up(&mut io).await, 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_server_closes_a_head_is_waited_for_no_longer_than_a_good_bye_takes() {
+        for begun in [&b""[..], b"GET / HT"] {
+            let (mut client, server) = duplex(1024);
+            let activity = activity();
+            let mut io = PatientIo::new(server, PATIENCE, activity.clone(), true);
+            client.write_all(begun).await.expect("the duplex is open");
+            tokio::time::timeout(Duration::from_secs(10), io.read(&mut [0; 4])).await.ok();
+            activity.close();
+            assert_eq!(seconds_until_given_up(&mut io).await, GOODBYE.as_secs());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,6 +60,23 @@ async fn one_more_than_may_be_open_is_refused_until_another_leaves() {
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_clients_that_have_asked_nothing() {
+    let backend = backend().await;
+    let proxy = Proxy::start(&config(&backend.url(), "shutdown_timeout: 5m, read_timeout: 5m")).await;
+    let mut open = Vec::new();
+    for begun in ["", "GET /health HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0"] {
+        let mut stream = TcpStream::connect(proxy.address()).await.expect("connects");
+        stream.write_all(begun.as_bytes()).await.expect("the proxy reads");
+        open.push(stream);
+    }
+    // All of them are there.
+    let connected = async { while proxy.metrics().await.sum("llmproxy_connections", &[]) < 4.0 {} };
+    within("the connections", connected).await;
+    proxy.signal(rustix::process::Signal::TERM);
+    assert!(proxy.exit().await.success());
+}
+
+#[tokio::test]
 async fn those_that_are_over_leave_room_at_once() {
     let backend = backend().await;
     let proxy = Proxy::start(&config(&backend.url(), "max_connections: 1")).await;
