@@ -13,7 +13,7 @@ pub(crate) struct Counts {
     reasoning: Option<u64>,
 }
 
-/// OpenAI's object.
+/// OpenAI's object: chat and completions name the one pair, all that came later the other.
 #[derive(Deserialize)]
 #[serde(default)]
 #[derive(Default)]
@@ -23,9 +23,15 @@ struct Usage {
     #[serde(deserialize_with = "count")]
     completion_tokens: Option<u64>,
     #[serde(deserialize_with = "count")]
+    input_tokens: Option<u64>,
+    #[serde(deserialize_with = "count")]
+    output_tokens: Option<u64>,
+    #[serde(deserialize_with = "count")]
     total_tokens: Option<u64>,
     prompt_tokens_details: Option<Details>,
+    input_tokens_details: Option<Details>,
     completion_tokens_details: Option<Details>,
+    output_tokens_details: Option<Details>,
 }
 
 #[derive(Default, Deserialize)]
@@ -56,11 +62,15 @@ impl Counts {
     pub(crate) fn of_usage(json: &[u8]) -> Option<Self> {
         let usage: Usage = serde_json::from_slice(json).ok()?;
         let total_less = |part: Option<u64>| Some(usage.total_tokens?.saturating_sub(part?));
+        let prompt = usage.prompt_tokens.or(usage.input_tokens);
+        let completion = usage.completion_tokens.or(usage.output_tokens);
+        let prompt_details = usage.prompt_tokens_details.or(usage.input_tokens_details);
+        let completion_details = usage.completion_tokens_details.or(usage.output_tokens_details);
         let counts = Self {
-            prompt: usage.prompt_tokens.or_else(|| total_less(usage.completion_tokens)),
-            completion: usage.completion_tokens.or_else(|| total_less(usage.prompt_tokens)),
-            cached: usage.prompt_tokens_details.and_then(|details| details.cached_tokens),
-            reasoning: usage.completion_tokens_details.and_then(|details| details.reasoning_tokens),
+            prompt: prompt.or_else(|| total_less(completion)),
+            completion: completion.or_else(|| total_less(prompt)),
+            cached: prompt_details.and_then(|details| details.cached_tokens),
+            reasoning: completion_details.and_then(|details| details.reasoning_tokens),
         };
         (counts.prompt.is_some() || counts.completion.is_some()).then_some(counts)
     }
@@ -74,6 +84,16 @@ impl Counts {
             cached: timings.cache_n,
             reasoning: None,
         })
+    }
+
+    /// These, and of what they leave out the other's.
+    pub(crate) fn or_else(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt.or(other.prompt),
+            completion: self.completion.or(other.completion),
+            cached: self.cached.or(other.cached),
+            reasoning: self.reasoning.or(other.reasoning),
+        }
     }
 
     /// Whether all is zero: what some servers write into every event until they know better.
@@ -125,8 +145,16 @@ mod tests {
     }
 
     #[test]
+    fn the_names_of_the_responses_api_mean_the_same() {
+        let json = br#"{"input_tokens":5,"input_tokens_details":{"cached_tokens":3},"output_tokens":7,
+            "output_tokens_details":{"reasoning_tokens":2},"total_tokens":12}"#;
+        let usage = Counts::of_usage(json).unwrap().or(0, 0);
+        assert_eq!((usage.prompt, usage.completion, usage.cached, usage.reasoning), (5, 7, Some(3), Some(2)));
+    }
+
+    #[test]
     fn what_counts_nothing_is_nothing() {
-        for json in ["{}", "null", "[]", "{", r#"{"input_tokens":1}"#, r#"{"prompt_tokens":-1}"#] {
+        for json in ["{}", "null", "[]", "{", r#"{"seconds":1}"#, r#"{"prompt_tokens":-1}"#] {
             assert_eq!(Counts::of_usage(json.as_bytes()), None, "{json}");
         }
     }

@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::{InspectError, estimate};
+use crate::{InspectError, answer::Dialect, estimate};
 
 const WHOLE_MEMBER: &str = r#""stream_options":{"include_usage":true},"#;
 const WHOLE_VALUE: &str = r#"{"include_usage":true}"#;
@@ -124,7 +124,8 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
             _ => {}
         }
     }
-    if call.stream && endpoint.api() == Api::OpenAi && matches!(endpoint.work(), Work::Chat | Work::Completion) {
+    let generates = matches!(endpoint.work(), Work::Chat | Work::Completion);
+    if call.stream && generates && Dialect::of(endpoint).takes_stream_options() {
         (call.asked_usage, edits.include_usage) = usage_edit(members.stream_options, body);
     }
     call.prompt_estimate = members.prompt;

@@ -5,24 +5,41 @@
 
 use memchr::memchr2;
 
-/// A member of interest.
+/// What a member of interest says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Member {
+    /// An object of counts.
     Usage,
+    /// llama.cpp's object of counts and times.
     Timings,
     Model,
     Id,
+    /// What went wrong.
+    Error,
+    /// What went wrong, in the words of a server made with FastAPI.
+    Detail,
+}
+
+/// What the members of interest are called in a dialect.
+#[derive(Debug)]
+pub(crate) struct Names {
+    /// Those at the top.
+    pub(super) top: &'static [(&'static str, Member)],
+    /// An object at the top whose members are of interest too, and these.
+    pub(super) inside: Option<(&'static str, &'static [(&'static str, Member)])>,
 }
 
 /// Sans-IO: bytes go in, members come out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TopLevel {
+    names: &'static Names,
     depth: u32,
     string: Quote,
     place: Place,
     // The key that is being read, as far as it can still be one of interest.
-    key: [u8; Member::LONGEST_KEY],
-    key_len: usize,
+    key: [u8; Names::LONGEST_KEY],
+    key_len: u8,
+    inside: Inside,
     capture: Option<Member>,
     value: Vec<u8>,
     done: bool,
@@ -43,6 +60,16 @@ enum Place {
     #[default]
     Key,
     Value,
+}
+
+/// How the object with more members of interest stands to what is being read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Inside {
+    #[default]
+    No,
+    /// Its key has been read.
+    Next,
+    Yes,
 }
 
 /// Brackets and quotes are looked for in blocks of this size, which a compiler makes a few vector operations of.
@@ -76,27 +103,37 @@ fn quote_or_bracket(data: &[u8]) -> Option<usize> {
     far[from..].iter().position(|byte| special(*byte)).map(|at| near + from + at)
 }
 
+// === impl Names ===
+
+impl Names {
+    /// A key of interest with its quotes; one byte more would show that a key is longer.
+    const LONGEST_KEY: usize = 19 + 1;
+
+    /// What stands under `key`, which has its quotes.
+    fn of(&self, key: &[u8], inside: bool) -> Option<Member> {
+        let key = unquoted(key)?;
+        let names = if inside { self.inside?.1 } else { self.top };
+        names.iter().find(|(name, _)| name.as_bytes() == key).map(|(_, member)| *member)
+    }
+
+    /// Whether `key` is that of the object with more members.
+    fn is_inside(&self, key: &[u8]) -> bool {
+        self.inside.is_some_and(|(name, _)| unquoted(key) == Some(name.as_bytes()))
+    }
+}
+
+fn unquoted(key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(b"\"")?.strip_suffix(b"\"")
+}
+
 // === impl Member ===
 
 impl Member {
-    /// A key of interest with its quotes; one byte more would show that a key is longer.
-    const LONGEST_KEY: usize = 9 + 1;
-
-    fn of(key: &[u8]) -> Option<Self> {
-        match key {
-            br#""usage""# => Some(Self::Usage),
-            br#""timings""# => Some(Self::Timings),
-            br#""model""# => Some(Self::Model),
-            br#""id""# => Some(Self::Id),
-            _ => None,
-        }
-    }
-
     /// A value that is larger is given up: no honest one is.
     fn max_len(self) -> usize {
         match self {
-            Self::Usage | Self::Timings => 16 * 1024,
             Self::Model | Self::Id => 1024,
+            _ => 16 * 1024,
         }
     }
 }
@@ -104,6 +141,22 @@ impl Member {
 // === impl TopLevel ===
 
 impl TopLevel {
+    /// At the beginning of an object.
+    pub(crate) fn new(names: &'static Names) -> Self {
+        Self {
+            names,
+            depth: 0,
+            string: Quote::default(),
+            place: Place::default(),
+            key: [0; Names::LONGEST_KEY],
+            key_len: 0,
+            inside: Inside::default(),
+            capture: None,
+            value: Vec::new(),
+            done: false,
+        }
+    }
+
     /// Takes the next piece; `found` is called with each member whose value it completes.
     pub(crate) fn feed(&mut self, mut data: &[u8], mut found: impl FnMut(Member, &[u8])) {
         while !self.done && !data.is_empty() {
@@ -129,10 +182,24 @@ impl TopLevel {
                     self.key_len = 0;
                 }
             }
+            b'{' if self.depth == 0 => {
+                // What stands before it was none of its members.
+                self.depth = 1;
+                self.place = Place::Key;
+                self.capture = None;
+            }
+            b'{' if self.inside == Inside::Next => {
+                self.inside = Inside::Yes;
+                self.place = Place::Key;
+            }
             b'{' | b'[' => self.depth += 1,
             b':' => {
                 self.place = Place::Value;
-                self.capture = Member::of(self.key[..self.key_len].trim_ascii());
+                let key = self.key[..usize::from(self.key_len)].trim_ascii();
+                self.capture = self.names.of(key, self.inside == Inside::Yes);
+                if self.inside == Inside::No && self.names.is_inside(key) {
+                    self.inside = Inside::Next;
+                }
                 self.value.clear();
                 if self.capture.is_some() {
                     self.value.reserve(USUAL);
@@ -143,8 +210,11 @@ impl TopLevel {
                     found(member, self.value.strip_prefix(b":").unwrap_or(&self.value).trim_ascii());
                 }
                 self.place = Place::Key;
-                if byte != b',' {
-                    self.done = true;
+                match (byte, self.inside) {
+                    (b'}', Inside::Yes) => self.inside = Inside::No,
+                    (b',', Inside::Next) => self.inside = Inside::No,
+                    (b',', _) => {}
+                    _ => self.done = true,
                 }
             }
             _ => return data.iter().position(matters).unwrap_or(data.len()),
@@ -194,9 +264,10 @@ impl TopLevel {
     fn keep(&mut self, data: &[u8]) {
         match (self.place, self.capture) {
             (Place::Key, _) if self.depth == 1 => {
-                let len = data.len().min(Member::LONGEST_KEY - self.key_len);
-                self.key[self.key_len..][..len].copy_from_slice(&data[..len]);
-                self.key_len += len;
+                let key_len = usize::from(self.key_len);
+                let len = data.len().min(Names::LONGEST_KEY - key_len);
+                self.key[key_len..][..len].copy_from_slice(&data[..len]);
+                self.key_len = (key_len + len) as u8;
             }
             (Place::Value, Some(member)) => {
                 if self.value.len() + data.len() > member.max_len() {
@@ -213,10 +284,10 @@ impl TopLevel {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::openai::NAMES, *};
 
     fn members(pieces: &[&[u8]]) -> Vec<(Member, String)> {
-        let mut scanner = TopLevel::default();
+        let mut scanner = TopLevel::new(&NAMES);
         let mut members = Vec::new();
         for piece in pieces {
             scanner.feed(piece, |member, value| members.push((member, String::from_utf8_lossy(value).into_owned())));

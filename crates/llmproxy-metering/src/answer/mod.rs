@@ -1,10 +1,13 @@
 //! What an answer says about itself, found while its bytes pass.
 
-mod event;
+mod dialect;
 mod json;
+mod openai;
+mod scan;
 mod tally;
 mod withhold;
 
-pub(crate) use json::{Member, TopLevel};
+pub(crate) use dialect::Dialect;
+pub(crate) use json::TopLevel;
 pub(crate) use tally::Tally;
 pub(crate) use withhold::Withhold;

@@ -1,12 +1,13 @@
 //! What is known so far of an answer.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use llmproxy_sse::Event;
 
 use super::{
-    Member,
-    event::{self, Chunk},
+    Dialect,
+    json::Member,
+    scan::{plain_words, text, words},
 };
 use crate::counts::Counts;
 
@@ -19,13 +20,15 @@ pub(crate) struct Tally {
     pub(crate) model: Option<Arc<str>>,
     /// Pieces of a stream that carried something.
     pub(crate) deltas: u64,
-    /// What went wrong inside a stream, in words.
+    /// What went wrong, in words.
     pub(crate) error: Option<Arc<str>>,
     /// Whether the event has passed that says that nothing follows.
     pub(crate) terminal: bool,
+    /// Whose conventions it follows.
+    pub(crate) dialect: Dialect,
+    // Whether a piece has been read that would have named id and model.
     identified: bool,
-    usage: Option<Counted>,
-    timings: Option<Counted>,
+    counted: Option<Counted>,
 }
 
 /// Counts and how many deltas had passed when they were given.
@@ -33,6 +36,8 @@ pub(crate) struct Tally {
 struct Counted {
     counts: Counts,
     deltas: u64,
+    /// They were all from llama.cpp's `timings`, of which usage knows better.
+    by_timings: bool,
 }
 
 /// What one event was.
@@ -44,21 +49,6 @@ pub(crate) struct Seen {
     pub(crate) delta: bool,
     /// It carried usage and nothing else.
     pub(crate) usage_event: bool,
-}
-
-/// The longest id or name of a model that is kept, in bytes.
-const MAX_TEXT: usize = 256;
-
-/// A JSON string as text, cut where it is too long; `None` where it is none or empty.
-pub(super) fn text(json: &[u8]) -> Option<Arc<str>> {
-    // Nearly every one is written without an escape.
-    let plain = json.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
-    let plain = plain.filter(|text| !text.iter().any(|byte| *byte < b' ' || matches!(byte, b'"' | b'\\')));
-    let text: Cow<'_, str> = match plain {
-        Some(plain) => str::from_utf8(plain).ok()?.into(),
-        None => serde_json::from_slice::<String>(json).ok()?.into(),
-    };
-    (!text.is_empty()).then(|| text[..text.floor_char_boundary(MAX_TEXT)].into())
 }
 
 // === impl Tally ===
@@ -75,56 +65,67 @@ impl Tally {
             self.terminal = true;
             return seen;
         }
+        let dialect = self.dialect;
         match event.name {
-            Some(b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.failed") => {
-                self.terminal = true;
-            }
-            Some(b"error") => self.error = Some("the backend sent an error event".into()),
-            _ => {}
+            Some(b"error") if data.starts_with(b"{") => self.error = Some("the backend sent an error event".into()),
+            Some(b"error") => self.error = plain_words(data),
+            Some(kind) => self.terminal |= dialect.is_terminal(kind),
+            None => {}
         }
-        seen.delta = event::has_delta(data);
+        seen.delta = dialect.has_delta(data);
         self.deltas += u64::from(seen.delta);
-        let parse = !event.truncated && (!self.identified || event::is_worth_parsing(data));
-        if let Some(chunk) = parse.then(|| Chunk::parse(data)).flatten() {
-            self.chunk(&chunk);
-            seen.usage_event = chunk.is_usage_event();
+        if !event.truncated && (!self.identified || dialect.is_worth_parsing(event.name, data)) {
+            self.identified = true;
+            seen.usage_event = dialect.read(self, data);
         }
         seen
     }
 
-    /// Takes note of one member of a JSON answer.
+    /// Takes note of one member of interest.
     pub(crate) fn member(&mut self, member: Member, value: &[u8]) {
-        let counted = |counts| Counted { counts, deltas: 0 };
         match member {
-            Member::Usage => self.usage = Counts::of_usage(value).map(counted),
-            Member::Timings => self.timings = Counts::of_timings(value).map(counted),
-            Member::Model => self.model = text(value),
-            Member::Id => self.id = text(value),
+            Member::Id if self.id.is_none() => self.id = text(value),
+            Member::Model if self.model.is_none() => self.model = text(value),
+            Member::Id | Member::Model => {}
+            Member::Error | Member::Detail => self.error = words(value).or(self.error.take()),
+            Member::Timings => {
+                if let Some(counts) = self.dialect.counts(member, value) {
+                    self.timings(counts);
+                }
+            }
+            Member::Usage => {
+                if let Some(counts) = self.dialect.counts(member, value) {
+                    self.count(counts);
+                }
+            }
         }
+    }
+
+    /// The backend has counted: totals, of which the last that is given counts, part by part.
+    pub(super) fn count(&mut self, counts: Counts) {
+        let counts = self.counted.map_or(counts, |known| counts.or_else(known.counts));
+        self.counted = Some(Counted { counts, deltas: self.deltas, by_timings: false });
+    }
+
+    /// llama.cpp counts beside or instead of usage.
+    fn timings(&mut self, counts: Counts) {
+        let deltas = self.deltas;
+        self.counted = Some(match self.counted {
+            Some(usage) if !usage.by_timings && usage.deltas == deltas => {
+                Counted { counts: usage.counts.or_else(counts), ..usage }
+            }
+            _ => Counted { counts, deltas, by_timings: true },
+        });
+    }
+
+    /// Whether the backend has counted at all.
+    pub(super) fn has_usage(&self) -> bool {
+        self.counted.is_some_and(|counted| !counted.by_timings)
     }
 
     /// What the backend counted, and how many pieces passed after it did.
     pub(crate) fn counts(&self) -> Option<(Counts, u64)> {
-        let counted = self.usage.or(self.timings)?;
+        let counted = self.counted?;
         Some((counted.counts, self.deltas - counted.deltas))
-    }
-
-    fn chunk(&mut self, chunk: &Chunk<'_>) {
-        if !self.identified {
-            self.identified = true;
-            self.id = chunk.id();
-            self.model = chunk.model();
-        }
-        if let Some(error) = chunk.error() {
-            self.error = Some(error);
-        }
-        if let Some(counts) = chunk.timings() {
-            self.timings = Some(Counted { counts, deltas: self.deltas });
-        }
-        // The last one counts. Zeros in an event with choices are a placeholder, which says nothing at all.
-        let placeholder = |counts: &Counts| counts.is_zero() && (self.usage.is_some() || !chunk.has_no_choices());
-        if let Some(counts) = chunk.usage().filter(|counts| !placeholder(counts)) {
-            self.usage = Some(Counted { counts, deltas: self.deltas });
-        }
     }
 }

@@ -15,6 +15,7 @@ pub(super) struct Outcome<'a> {
     pub(super) path: &'a Arc<str>,
     pub(super) head: Option<&'a Head>,
     pub(super) tally: &'a Tally,
+    pub(super) endpoint: Endpoint,
     pub(super) bytes: u64,
     pub(super) end: End,
     pub(super) error: Option<Arc<str>>,
@@ -45,7 +46,7 @@ impl Outcome<'_> {
             client_ip: exchange.client_ip(),
             method: self.method.as_str().into(),
             path: self.path.clone(),
-            endpoint: self.endpoint(),
+            endpoint: self.endpoint,
             model: call.and_then(|call| call.model.clone()),
             served_model: self.tally.model.clone(),
             stream: call.map_or_else(|| self.head.is_some_and(|head| head.stream), |call| call.stream),
@@ -61,10 +62,6 @@ impl Outcome<'_> {
             time_to_first_token: exchange.time_to_first_token(),
             error: self.error,
         }
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        self.exchange.call().map_or_else(|| Endpoint::of(self.path), |call| call.endpoint)
     }
 
     /// The status that the client was given, or would have been.
@@ -86,17 +83,22 @@ impl Outcome<'_> {
             let mut usage = counts.or(prompt, self.estimated_completion());
             // Totals that more of the answer followed are no longer true.
             if deltas_since == 0 {
-                return Some((usage, UsageSource::Backend));
+                let generates = matches!(self.endpoint.work(), Work::Chat | Work::Completion);
+                let is_whole = counts.prompt.is_some() && (counts.completion.is_some() || !generates);
+                let source = if is_whole { UsageSource::Backend } else { UsageSource::Estimated };
+                return Some((usage, source));
             }
             usage.completion = counts.completion.unwrap_or(0).saturating_add(deltas_since);
             return Some((usage, UsageSource::Estimated));
         }
         let worked = match self.head {
+            // An error in the place of an answer is one, whatever the status.
+            Some(head) if self.tally.error.is_some() && !head.counted => false,
             Some(head) => !(head.status.is_client_error() || head.status.is_server_error()),
             // Nobody waited for the answer any more; the backend was at work all the same.
             None => self.end != End::BackendFailed,
         };
-        if !worked || self.endpoint().work() == Work::Other {
+        if !worked || self.endpoint.work() == Work::Other {
             return None;
         }
         let usage = TokenUsage { prompt, completion: self.estimated_completion(), ..TokenUsage::default() };
@@ -105,7 +107,7 @@ impl Outcome<'_> {
 
     fn estimated_completion(&self) -> u64 {
         match self.head {
-            _ if self.endpoint().work() == Work::Embedding => 0,
+            _ if self.endpoint.work() == Work::Embedding => 0,
             Some(head) if head.counted => self.tally.deltas,
             _ => self.bytes / BYTES_PER_TOKEN,
         }

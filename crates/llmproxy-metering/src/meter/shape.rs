@@ -12,7 +12,7 @@ use http::{
     response::Parts,
 };
 use llmproxy_core::{
-    End, Ended, Exchange,
+    End, Ended, Endpoint, Exchange, Work,
     body::{Ending, Out, Shape},
     cause_ref,
 };
@@ -21,7 +21,7 @@ use llmproxy_sse::{Event, Scanner};
 use super::record::Outcome;
 use crate::{
     InspectError,
-    answer::{Tally, TopLevel, Withhold},
+    answer::{Dialect, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
@@ -94,6 +94,7 @@ impl Metering {
         let kind = media_type(&head.headers).unwrap_or_default();
         let encoding = head.headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes);
         let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
+        self.tally.dialect = Dialect::of(self.endpoint());
         let is_events = is_type(kind, "text/event-stream");
         let is_json = is_json(kind);
         let is_lines = is_type(kind, "application/x-ndjson");
@@ -109,7 +110,7 @@ impl Metering {
                     begins_with: None,
                 }))
             }
-            true if is_json => Watch::Json(TopLevel::default()),
+            true if is_json => Watch::Json(self.tally.dialect.members()),
             _ => Watch::Opaque,
         };
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
@@ -175,9 +176,21 @@ impl Metering {
         }
     }
 
+    fn endpoint(&self) -> Endpoint {
+        self.exchange.call().map_or_else(|| Endpoint::of(&self.path), |call| call.endpoint)
+    }
+
+    /// What went wrong, if an answer that should have been a good one says so itself.
+    fn said_error(&self) -> Option<&Arc<str>> {
+        let head = self.head.as_ref()?;
+        // Elsewhere a member of that name may mean anything.
+        let is_told = head.counted || self.endpoint().work() != Work::Other;
+        self.tally.error.as_ref().filter(|_| is_told && head.status.is_success())
+    }
+
     /// How the exchange ended; `None` where nothing says so and no backend was asked.
     fn outcome(&self, ending: Ending<'_>) -> Option<End> {
-        let failed = self.tally.error.is_some();
+        let failed = self.said_error().is_some();
         let refused = self.head.as_ref().is_some_and(|head| head.status.is_server_error());
         match ending {
             Ending::Failed(error) if self.exchange.is_unasked() => cause_ref::<Ended>(&**error).map(Ended::end),
@@ -224,7 +237,7 @@ impl Shape for Metering {
         let Some(end) = end.filter(|_| !self.exchange.is_unasked() && !sinks.is_empty()) else { return };
         let error = match ending {
             Ending::Failed(error) => Some(error.to_string().into()),
-            _ => self.tally.error.clone().or_else(|| {
+            _ => self.said_error().cloned().or_else(|| {
                 let status = self.head.as_ref()?.status;
                 status.is_server_error().then(|| format!("the backend answered {status}").into())
             }),
@@ -239,6 +252,7 @@ impl Shape for Metering {
             path: &self.path,
             head: self.head.as_ref(),
             tally: &self.tally,
+            endpoint: self.endpoint(),
             bytes: self.bytes,
             end,
             error,

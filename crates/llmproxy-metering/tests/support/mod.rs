@@ -138,12 +138,16 @@ pub(crate) async fn metered(
     service.oneshot(request(exchange, path)).await.unwrap()
 }
 
+pub(crate) fn typed(kind: &str, body: Script) -> Response<Script> {
+    Response::builder().header("content-type", kind).body(body).unwrap()
+}
+
 pub(crate) fn events(body: Script) -> Response<Script> {
-    Response::builder().header("content-type", "text/event-stream; charset=utf-8").body(body).unwrap()
+    typed("text/event-stream; charset=utf-8", body)
 }
 
 pub(crate) fn json(body: Script) -> Response<Script> {
-    Response::builder().header("content-type", "application/json").body(body).unwrap()
+    typed("application/json", body)
 }
 
 /// The next frame's data; `None` at the end.

@@ -1,19 +1,26 @@
-//! One event of a stream: JSON is parsed only where a search for its keys says that it pays.
+//! OpenAI's chat, completions and embeddings, as all servers offer them, and whatever else has a `usage` at its top.
 //!
-//! A key can't stand unescaped inside a JSON string, so a search for the key with its quotes finds nothing in text.
+//! <https://platform.openai.com/docs/api-reference/chat-streaming>; `timings` are llama.cpp's
+//! (<https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md>).
+//!
+//! Usage comes in an event of its own at the end, beside the last choice, with every event as a running total
+//! (vLLM's `continuous_usage_stats`), as zeros until it is known (Ollama), as null, or not at all.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::tally::text;
+use super::{
+    Tally,
+    json::{Member, Names},
+    scan::{self, Key},
+};
 use crate::counts::Counts;
 
 /// The members of a chunk of a stream.
 #[derive(Default, Deserialize)]
-pub(super) struct Chunk<'a> {
+struct Chunk<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -26,27 +33,19 @@ pub(super) struct Chunk<'a> {
     timings: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    detail: Option<&'a RawValue>,
 }
-
-#[derive(Deserialize)]
-struct ErrorObject {
-    message: Option<String>,
-}
-
-/// Searches for one key, quotes included.
-struct Key(Finder<'static>);
 
 struct Keys {
     usage: Key,
     timings: Key,
-    error: Key,
     deltas: [Key; 6],
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     usage: Key::new("\"usage\""),
     timings: Key::new("\"timings\""),
-    error: Key::new("\"error\""),
     deltas: [
         Key::new("\"content\""),
         Key::new("\"text\""),
@@ -57,87 +56,67 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     ],
 });
 
-/// The longest text of an error that is kept, in bytes.
-const MAX_ERROR: usize = 512;
+/// The members of an answer that is no stream.
+pub(super) const NAMES: Names = Names {
+    top: &[
+        ("usage", Member::Usage),
+        ("timings", Member::Timings),
+        ("model", Member::Model),
+        ("id", Member::Id),
+        ("error", Member::Error),
+        ("detail", Member::Detail),
+    ],
+    inside: None,
+};
 
 /// Whether `data` carries a piece of the answer: text, reasoning, a call of a tool.
 pub(super) fn has_delta(data: &[u8]) -> bool {
-    KEYS.deltas.iter().any(|key| key.values(data).any(|value| matches!(value, [b'"', next, ..] if *next != b'"')))
+    scan::has_text(&KEYS.deltas, data)
 }
 
 /// Whether `data` may say something about usage or an error, so that it is worth parsing.
 pub(super) fn is_worth_parsing(data: &[u8]) -> bool {
-    let object = |value: &[u8]| value.first() == Some(&b'{');
-    let something = |value: &[u8]| matches!(value.first(), Some(b'{' | b'"'));
-    KEYS.usage.values(data).any(object)
-        || KEYS.timings.values(data).any(object)
-        || KEYS.error.values(data).any(something)
+    KEYS.usage.any_object(data) || KEYS.timings.any_object(data) || scan::has_error(data)
 }
 
-// === impl Key ===
-
-impl Key {
-    fn new(key: &'static str) -> Self {
-        Self(Finder::new(key))
+/// Reads an event of a stream into `tally`. Says whether it is the one that closes a stream for which usage was asked:
+/// usage, and nothing else.
+pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
+    let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return false };
+    let mut member = |member, raw: Option<&RawValue>| {
+        if let Some(raw) = raw {
+            tally.member(member, raw.get().as_bytes());
+        }
+    };
+    member(Member::Id, chunk.id);
+    member(Member::Model, chunk.model);
+    member(Member::Error, chunk.error);
+    member(Member::Detail, chunk.detail.filter(|_| chunk.choices.is_none()));
+    member(Member::Timings, chunk.timings);
+    // Zeros in an event with choices are a placeholder, which says nothing at all.
+    if let Some(counts) = chunk.usage() {
+        if !counts.is_zero() || (chunk.has_no_choices() && !tally.has_usage()) {
+            tally.count(counts);
+        }
     }
-
-    /// The rest of `data` from each value on that stands under the key.
-    fn values<'a>(&'a self, data: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        let mut rest = data;
-        // Not find_iter: it copies the searcher, which takes as long as to search through a short event.
-        std::iter::from_fn(move || {
-            loop {
-                rest = &rest[self.0.find(rest)? + self.0.needle().len()..];
-                if let Some(value) = rest.trim_ascii_start().strip_prefix(b":") {
-                    return Some(value.trim_ascii_start());
-                }
-            }
-        })
-    }
+    chunk.is_usage_event()
 }
 
 // === impl Chunk ===
 
 impl<'a> Chunk<'a> {
-    pub(super) fn parse(data: &'a [u8]) -> Option<Self> {
-        serde_json::from_slice(data).ok()
-    }
-
-    pub(super) fn id(&self) -> Option<Arc<str>> {
-        text(self.id?.get().as_bytes())
-    }
-
-    pub(super) fn model(&self) -> Option<Arc<str>> {
-        text(self.model?.get().as_bytes())
-    }
-
-    pub(super) fn usage(&self) -> Option<Counts> {
+    fn usage(&self) -> Option<Counts> {
         Counts::of_usage(self.usage?.get().as_bytes())
     }
 
-    pub(super) fn timings(&self) -> Option<Counts> {
-        Counts::of_timings(self.timings?.get().as_bytes())
-    }
-
     /// Whether there are choices and they are none.
-    pub(super) fn has_no_choices(&self) -> bool {
+    fn has_no_choices(&self) -> bool {
         let inside = self.choices.and_then(|choices| choices.get().strip_prefix('[')?.strip_suffix(']'));
         inside.is_some_and(|inside| inside.trim_start().is_empty())
     }
 
-    /// Whether it is the event that closes a stream for which usage was asked: usage, and nothing else.
-    pub(super) fn is_usage_event(&self) -> bool {
+    fn is_usage_event(&self) -> bool {
         self.has_no_choices() && self.usage.is_some_and(|usage| usage.get().starts_with('{'))
-    }
-
-    /// What went wrong, in words.
-    pub(super) fn error(&self) -> Option<Arc<str>> {
-        let raw = self.error?.get();
-        let message = match serde_json::from_str::<ErrorObject>(raw) {
-            Ok(ErrorObject { message: Some(message) }) => message,
-            _ => serde_json::from_str::<String>(raw).unwrap_or_else(|_| raw.to_owned()),
-        };
-        Some(message[..message.floor_char_boundary(MAX_ERROR)].into())
     }
 }
 
@@ -174,7 +153,7 @@ mod tests {
     #[test]
     fn only_an_event_of_usage_alone_is_the_usage_event() {
         let check = |json: &str, expected| {
-            assert_eq!(Chunk::parse(json.as_bytes()).unwrap().is_usage_event(), expected, "{json}");
+            assert_eq!(read(&mut Tally::default(), json.as_bytes()), expected, "{json}");
         };
         check(r#"{"choices":[],"usage":{"prompt_tokens":1}}"#, true);
         check(r#"{"usage":{}, "id":"", "choices": [ ]}"#, true);
@@ -183,15 +162,5 @@ mod tests {
         check(r#"{"choices":[{"index":0}],"usage":{"prompt_tokens":1}}"#, false);
         check(r#"{"usage":{"prompt_tokens":1}}"#, false);
         check(r#"{"choices":null,"usage":{"prompt_tokens":1}}"#, false);
-    }
-
-    #[test]
-    fn errors_of_every_shape_are_put_into_words() {
-        let check = |json: &str, expected: &str| {
-            assert_eq!(Chunk::parse(json.as_bytes()).unwrap().error().as_deref(), Some(expected), "{json}");
-        };
-        check(r#"{"error":{"message":"out of memory","code":500}}"#, "out of memory");
-        check(r#"{"error":"overloaded","error_type":"overloaded"}"#, "overloaded");
-        check(r#"{"error":{"code":7}}"#, r#"{"code":7}"#);
     }
 }

@@ -1,0 +1,103 @@
+//! Each API as its servers speak it: replayed at every split, and cut off behind every piece.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use llmproxy_core::{
+    End, UsageRecord,
+    UsageSource::{self, Backend, Estimated},
+};
+use support::{Records, Script, Step, data, exchange, metered, next, read, typed};
+
+const EVENTS: &str = "text/event-stream";
+const JSON: &str = "application/json";
+/// What `exchange` says that the prompt has, which nobody has counted.
+const GUESS: u64 = 11;
+
+/// Prompt, completion, and who says so.
+type Tokens = (u64, u64, UsageSource);
+
+/// The pieces of a stream, each with what the record must say where the client leaves behind it.
+type Pieces<'a> = &'a [(&'a str, Tokens)];
+
+async fn pass(path: &str, kind: &str, chunks: Vec<&[u8]>) -> (Vec<u8>, Arc<UsageRecord>) {
+    let exchange = exchange(path, false);
+    let records = Records::of(&exchange);
+    let answer = metered(&exchange, path, typed(kind, Script::chunks(chunks))).await;
+    (read(answer.into_body()).await, records.one())
+}
+
+fn tokens(record: &UsageRecord) -> Option<Tokens> {
+    Some((record.usage?.prompt, record.usage?.completion, record.usage_source?))
+}
+
+/// Splits `whole` at every byte, with an empty piece between, and into pieces of one byte. The bytes come out as they
+/// went in; gives the record, which is the same each time.
+async fn replay(path: &str, kind: &str, whole: &str) -> Arc<UsageRecord> {
+    let (_, record) = pass(path, kind, vec![whole.as_bytes()]).await;
+    let splits = (0..=whole.len()).map(|at| {
+        let (head, tail) = whole.as_bytes().split_at(at);
+        vec![head, b"", tail]
+    });
+    for chunks in splits.chain([whole.as_bytes().chunks(1).collect()]) {
+        let (out, again) = pass(path, kind, chunks).await;
+        assert_eq!(String::from_utf8_lossy(&out), whole);
+        assert_eq!(
+            (again.usage, again.usage_source, again.end, &again.error, &again.served_model, &again.upstream_id),
+            (record.usage, record.usage_source, record.end, &record.error, &record.served_model, &record.upstream_id),
+        );
+    }
+    record
+}
+
+/// The record where the client leaves when it has `sent`.
+async fn cut(path: &str, kind: &str, sent: &str) -> Arc<UsageRecord> {
+    let exchange = exchange(path, false);
+    let records = Records::of(&exchange);
+    let mut body = metered(&exchange, path, typed(kind, Script::new([data(sent), Step::Hang]))).await.into_body();
+    next(&mut body).await.unwrap().unwrap();
+    drop(body);
+    records.one()
+}
+
+/// The stream is counted right, whole at every split and cut behind each piece and in each. The last piece is the one
+/// that says that nothing follows, if `terminal`.
+async fn check(path: &str, kind: &str, pieces: Pieces<'_>, terminal: bool) -> Arc<UsageRecord> {
+    let whole: String = pieces.iter().map(|(piece, _)| *piece).collect();
+    let mut sent = String::new();
+    for (at, (piece, expected)) in pieces.iter().enumerate() {
+        if at > 0 {
+            // Behind the first bytes of a piece, what came before it counts.
+            let begun = format!("{sent}{}", &piece[..piece.len().min(9)]);
+            assert_eq!(tokens(&*cut(path, kind, &begun).await), Some(pieces[at - 1].1), "in {piece}");
+        }
+        sent.push_str(piece);
+        let record = cut(path, kind, &sent).await;
+        assert_eq!(tokens(&record), Some(*expected), "behind {piece}");
+        let is_last = terminal && at + 1 == pieces.len();
+        assert_eq!(record.end, if is_last { End::Complete } else { End::ClientGone }, "behind {piece}");
+    }
+    let record = replay(path, kind, &whole).await;
+    assert_eq!(tokens(&record), pieces.last().map(|(_, expected)| *expected));
+    assert_eq!((record.end, &record.error), (End::Complete, &None));
+    assert!(record.stream && record.time_to_first_token.is_some());
+    record
+}
+
+/// A plain answer is counted right at every split.
+async fn check_json(path: &str, json: &str, expected: Tokens) -> Arc<UsageRecord> {
+    let record = replay(path, JSON, json).await;
+    assert_eq!((tokens(&record), record.end), (Some(expected), End::Complete), "{json}");
+    record
+}
+
+/// What begins well and goes wrong is a failure, in these words.
+async fn check_error(path: &str, kind: &str, answer: &str, words: &str) {
+    let record = replay(path, kind, answer).await;
+    assert_eq!((record.end, record.error.as_deref()), (End::BackendFailed, Some(words)), "{answer}");
+}
+
+mod openai;

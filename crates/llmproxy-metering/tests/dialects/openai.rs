@@ -1,0 +1,150 @@
+//! Chat and completions, as vLLM, SGLang, llama.cpp, TGI and Ollama offer them.
+
+use super::*;
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+const DONE: &str = "data: [DONE]\n\n";
+
+#[tokio::test(start_paused = true)]
+async fn usage_at_the_end_counts_and_null_before_it_does_not() {
+    let record = check(
+        CHAT,
+        EVENTS,
+        &[
+            ("data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}],\"usage\":null}\n\n", (GUESS, 0, Estimated)),
+            ("data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a \\\"usage\\\":{\"},\"logprobs\":{\"content\":[{\"token\":\"a\",\"logprob\":-0.1,\"bytes\":[97],\"top_logprobs\":[{\"token\":\"b\",\"logprob\":-2.0}]}]}}],\"usage\":null}\n\n", (GUESS, 1, Estimated)),
+            ("data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}],\"usage\":null}\n\n", (GUESS, 2, Estimated)),
+            ("data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":12,\"completion_tokens\":7,\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens_details\":{\"reasoning_tokens\":3}}}\n\n", (5, 7, Backend)),
+            (DONE, (5, 7, Backend)),
+        ],
+        true,
+    )
+    .await;
+    assert_eq!(record.usage.map(|usage| (usage.cached, usage.reasoning)), Some((Some(4), Some(3))));
+    assert_eq!((record.served_model.as_deref(), record.upstream_id.as_deref()), (Some("m"), Some("c")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn running_totals_count_as_far_as_they_came() {
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            ("data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":5,\"completion_tokens\":0}}\n\n", (5, 0, Backend)),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"abc\"}}],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":8,\"completion_tokens\":3}}\n\n", (5, 3, Backend)),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"d\"},\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":9,\"completion_tokens\":4}}\n\n", (5, 4, Backend)),
+            ("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":9,\"completion_tokens\":4}}\n\n", (5, 4, Backend)),
+            (DONE, (5, 4, Backend)),
+        ],
+        true,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_choice_counts() {
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            ("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\ndata: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"a\"}}]}\n\n", (GUESS, 2, Estimated)),
+            ("data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\n", (GUESS, 3, Estimated)),
+            ("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\n", (GUESS, 4, Estimated)),
+            ("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":12,\"total_tokens\":17}}\n\n", (5, 12, Backend)),
+            (DONE, (5, 12, Backend)),
+        ],
+        true,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reasoning_and_calls_of_tools_are_pieces_of_the_answer() {
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            ("data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":null}}]}\n\n", (GUESS, 0, Estimated)),
+            ("data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n", (GUESS, 1, Estimated)),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"\",\"reasoning\":\"so\"}}]}\n\n", (GUESS, 2, Estimated)),
+            ("data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"t\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"\"}}]}}]}\n\n", (GUESS, 3, Estimated)),
+            ("data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"{\\\"usage\\\":{}}\"}}]}}]}\n\n", (GUESS, 4, Estimated)),
+            ("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":9}}\n\n", (5, 9, Backend)),
+        ],
+        false,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ollamas_zeros_are_a_placeholder_until_the_end() {
+    check(
+        COMPLETIONS,
+        EVENTS,
+        &[
+            ("data: {\"choices\":[{\"text\":\"a\"}],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0}}\n\n", (GUESS, 1, Estimated)),
+            ("data: {\"choices\":[{\"text\":\"b\",\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0}}\n\n", (GUESS, 2, Estimated)),
+            ("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":7,\"total_tokens\":12}}\n\n", (5, 7, Backend)),
+            (DONE, (5, 7, Backend)),
+        ],
+        true,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn timings_stand_beside_usage_and_do_not_change_it() {
+    let usage = "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":7}";
+    let timings = "\"timings\":{\"cache_n\":3,\"prompt_n\":2,\"predicted_n\":8}";
+    for both in [format!("{usage},{timings}"), format!("{timings},{usage}")] {
+        let event = format!("data: {{\"choices\":[],{both}}}\n\n");
+        let delta = ("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n", (GUESS, 1, Estimated));
+        let record = check(CHAT, EVENTS, &[delta, (&event, (5, 7, Backend)), (DONE, (5, 7, Backend))], true).await;
+        assert_eq!(record.usage.unwrap().cached, Some(3));
+        check_json(CHAT, &format!("{{\"choices\":[],{both}}}"), (5, 7, Backend)).await;
+    }
+    check_json(CHAT, &format!("{{\"choices\":[],\"usage\":null,{timings}}}"), (5, 8, Backend)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_answer_says_it_at_its_top() {
+    let record = check_json(
+        CHAT,
+        r#"{"id":"c","model":"m","choices":[{"message":{"content":"\"usage\":{\"prompt_tokens\":99}","usage":{"prompt_tokens":98}}}],
+            "usage":{"prompt_tokens":5,"completion_tokens":0,"completion_tokens_details":{"reasoning_tokens":0}},"error":null}"#,
+        (5, 0, Backend),
+    )
+    .await;
+    assert_eq!(record.usage.unwrap().reasoning, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_count_is_completed_by_an_estimate_which_is_then_what_it_is_called() {
+    let json = r#"{"choices":[],"usage":{"completion_tokens":7}}"#;
+    check_json(CHAT, json, (GUESS, 7, Estimated)).await;
+    check_json("/v1/embeddings", r#"{"data":[],"usage":{"prompt_tokens":7}}"#, (7, 0, Backend)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_one_in_every_shape() {
+    let delta = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    for (error, words) in [
+        (r#"{"error":{"message":"gone","type":"x","param":null,"code":500}}"#, "gone"),
+        (r#"{"error":{"message":"gone","code":"server_error"}}"#, "gone"),
+        (r#"{"error":{"message":"gone","http_status_code":422}}"#, "gone"),
+        (r#"{"error":"gone","error_type":"overloaded"}"#, "gone"),
+    ] {
+        check_error(CHAT, EVENTS, &format!("{delta}data: {error}\n\n{DONE}"), words).await;
+        check_error(CHAT, EVENTS, &format!("data: {error}\n\n"), words).await;
+        check_error(CHAT, JSON, error, words).await;
+    }
+    check_error(CHAT, EVENTS, "data: {\"detail\":\"gone\"}\n\n", "gone").await;
+    check_error(CHAT, JSON, r#"{"detail":"gone"}"#, "gone").await;
+    check_error(CHAT, EVENTS, &format!("{delta}event: error\ndata: gone\n\n"), "gone").await;
+    let record = replay(CHAT, JSON, r#"{"error":"gone"}"#).await;
+    assert_eq!(record.usage, None, "nothing was done");
+    // A member of that name is no error where something else is asked for.
+    let record = replay("/v1/files", JSON, r#"{"error":"gone","detail":"x"}"#).await;
+    assert_eq!((record.end, &record.error), (End::Complete, &None));
+}
