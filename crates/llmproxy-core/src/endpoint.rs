@@ -44,7 +44,7 @@ pub enum Work {
     Completion,
     /// Text in, vectors out; no tokens come out.
     Embedding,
-    /// Generation in a dialect whose usage is not read yet, or anything else that is forwarded.
+    /// Anything else that is forwarded.
     Other,
 }
 
@@ -53,7 +53,7 @@ const TABLE: &[Endpoint] = &[
     at("/v1/completions", Api::OpenAi, Work::Completion),
     at("/v1/embeddings", Api::OpenAi, Work::Embedding),
     at("/v1/models", Api::OpenAi, Work::Other),
-    at("/v1/responses", Api::OpenAi, Work::Other),
+    at("/v1/responses", Api::OpenAi, Work::Chat),
     at("/v1/rerank", Api::OpenAi, Work::Other),
     at("/v1/score", Api::OpenAi, Work::Other),
     at("/v1/audio/transcriptions", Api::OpenAi, Work::Other),
@@ -64,7 +64,7 @@ const TABLE: &[Endpoint] = &[
     at("/v1/images/variations", Api::OpenAi, Work::Other),
     at("/v1/realtime", Api::OpenAi, Work::Other),
     at("/v1/moderations", Api::OpenAi, Work::Other),
-    at("/v1/messages", Api::Anthropic, Work::Other),
+    at("/v1/messages", Api::Anthropic, Work::Chat),
     at("/v1/messages/count_tokens", Api::Anthropic, Work::Other),
     at("/api/chat", Api::Ollama, Work::Other),
     at("/api/generate", Api::Ollama, Work::Other),

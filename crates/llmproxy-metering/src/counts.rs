@@ -11,6 +11,9 @@ pub(crate) struct Counts {
     pub(crate) completion: Option<u64>,
     cached: Option<u64>,
     reasoning: Option<u64>,
+    // What was read from a cache or written to one, where it is not among the prompt's.
+    read_apart: Option<u64>,
+    written_apart: Option<u64>,
 }
 
 /// OpenAI's object: chat and completions name the one pair, all that came later the other.
@@ -71,6 +74,7 @@ impl Counts {
             completion: completion.or_else(|| total_less(prompt)),
             cached: prompt_details.and_then(|details| details.cached_tokens),
             reasoning: completion_details.and_then(|details| details.reasoning_tokens),
+            ..Self::default()
         };
         (counts.prompt.is_some() || counts.completion.is_some()).then_some(counts)
     }
@@ -82,8 +86,19 @@ impl Counts {
             prompt: Some(timings.prompt_n?.saturating_add(timings.cache_n.unwrap_or(0))),
             completion: Some(timings.predicted_n?),
             cached: timings.cache_n,
-            reasoning: None,
+            ..Self::default()
         })
+    }
+
+    /// Counts of a prompt among which those are not that a cache was read or written for. `None` where nothing is counted.
+    pub(crate) fn with_cache_apart(
+        prompt: Option<u64>,
+        read: Option<u64>,
+        written: Option<u64>,
+        completion: Option<u64>,
+    ) -> Option<Self> {
+        let counts = Self { prompt, completion, read_apart: read, written_apart: written, ..Self::default() };
+        (counts != Self::default()).then_some(counts)
     }
 
     /// These, and of what they leave out the other's.
@@ -93,6 +108,8 @@ impl Counts {
             completion: self.completion.or(other.completion),
             cached: self.cached.or(other.cached),
             reasoning: self.reasoning.or(other.reasoning),
+            read_apart: self.read_apart.or(other.read_apart),
+            written_apart: self.written_apart.or(other.written_apart),
         }
     }
 
@@ -104,16 +121,19 @@ impl Counts {
     /// The whole, with what is missing taken from an estimate.
     pub(crate) fn or(&self, prompt: u64, completion: u64) -> TokenUsage {
         TokenUsage {
-            prompt: self.prompt.unwrap_or(prompt),
+            prompt: self.prompt.map_or(prompt, |prompt| {
+                let apart = [self.read_apart, self.written_apart].into_iter().flatten();
+                apart.fold(prompt, u64::saturating_add)
+            }),
             completion: self.completion.unwrap_or(completion),
-            cached: self.cached,
+            cached: self.cached.or(self.read_apart),
             reasoning: self.reasoning,
         }
     }
 }
 
 /// A count, or nothing where there is anything else: one odd member must not cost us the others.
-fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64)))
 }

@@ -3,12 +3,12 @@
 //! Each dialect has its file, which says what its members are called, which pieces of a stream carry text, which are
 //! worth parsing, and what the counts mean. What is done with these is the same for all, and stands in the tally.
 
-use llmproxy_core::Endpoint;
+use llmproxy_core::{Api, Endpoint};
 
 use super::{
-    Tally,
+    Tally, anthropic,
     json::{Member, Names, TopLevel},
-    openai,
+    openai, responses,
 };
 use crate::counts::Counts;
 
@@ -18,18 +18,33 @@ pub(crate) enum Dialect {
     /// OpenAI's chat, completions and embeddings, and what has no dialect of its own.
     #[default]
     OpenAi,
+    /// OpenAI's Responses API.
+    Responses,
+    /// Anthropic's messages.
+    Anthropic,
 }
 
 // === impl Dialect ===
 
 impl Dialect {
-    pub(crate) fn of(_: Endpoint) -> Self {
-        Self::OpenAi
+    /// The dialect that answers of `endpoint` follow.
+    pub(crate) fn of(endpoint: Endpoint) -> Self {
+        match (endpoint.api(), endpoint.template()) {
+            (_, "/v1/responses") => Self::Responses,
+            (Api::Anthropic, _) => Self::Anthropic,
+            _ => Self::OpenAi,
+        }
     }
 
     /// Whether a stream closes with an event of usage when `stream_options` ask for it.
     pub(crate) fn takes_stream_options(self) -> bool {
         self == Self::OpenAi
+    }
+
+    /// Whether a piece of a stream may be larger than what is buffered of one, so that its members must be found while it
+    /// passes: the last event of a response repeats all of it, instructions and tools included.
+    pub(crate) fn has_large_pieces(self) -> bool {
+        self == Self::Responses
     }
 
     /// Finds the members of one object as it passes.
@@ -39,35 +54,46 @@ impl Dialect {
 
     /// Whether an event is of a kind that nothing follows.
     pub(super) fn is_terminal(self, kind: &[u8]) -> bool {
-        matches!(kind, b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.failed")
+        match self {
+            Self::OpenAi => false,
+            Self::Responses => responses::is_terminal(kind),
+            Self::Anthropic => anthropic::is_terminal(kind),
+        }
     }
 
     /// Whether `data` carries a piece of the answer.
     pub(super) fn has_delta(self, data: &[u8]) -> bool {
         match self {
             Self::OpenAi => openai::has_delta(data),
+            Self::Responses => responses::has_delta(data),
+            Self::Anthropic => anthropic::has_delta(data),
         }
     }
 
     /// Whether `data`, of an event of that name, may say something about counts, an error or the end.
-    pub(super) fn is_worth_parsing(self, _name: Option<&[u8]>, data: &[u8]) -> bool {
+    pub(super) fn is_worth_parsing(self, name: Option<&[u8]>, data: &[u8]) -> bool {
         match self {
             Self::OpenAi => openai::is_worth_parsing(data),
+            Self::Responses => responses::is_worth_parsing(name, data),
+            Self::Anthropic => anthropic::is_worth_parsing(name, data),
         }
     }
 
     /// Reads a piece of a stream; says whether it is usage and nothing else.
     pub(super) fn read(self, tally: &mut Tally, data: &[u8]) -> bool {
-        match self {
-            Self::OpenAi => openai::read(tally, data),
+        if self == Self::OpenAi {
+            return openai::read(tally, data);
         }
+        self.members().feed(data, |member, value| tally.member(member, value));
+        false
     }
 
     /// What a member counts.
     pub(super) fn counts(self, member: Member, value: &[u8]) -> Option<Counts> {
         match (self, member) {
             (_, Member::Timings) => Counts::of_timings(value),
-            (Self::OpenAi, Member::Usage) => Counts::of_usage(value),
+            (Self::Anthropic, Member::Usage | Member::PromptUsage) => anthropic::counts(member, value),
+            (_, Member::Usage) => Counts::of_usage(value),
             _ => None,
         }
     }
@@ -75,6 +101,8 @@ impl Dialect {
     fn names(self) -> &'static Names {
         match self {
             Self::OpenAi => &openai::NAMES,
+            Self::Responses => &responses::NAMES,
+            Self::Anthropic => &anthropic::NAMES,
         }
     }
 }

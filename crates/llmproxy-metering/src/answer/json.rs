@@ -10,10 +10,14 @@ use memchr::memchr2;
 pub(crate) enum Member {
     /// An object of counts.
     Usage,
+    /// The same, of which only what it says of the prompt is true.
+    PromptUsage,
     /// llama.cpp's object of counts and times.
     Timings,
     Model,
     Id,
+    /// The type of an event.
+    Kind,
     /// What went wrong.
     Error,
     /// What went wrong, in the words of a server made with FastAPI.
@@ -132,7 +136,7 @@ impl Member {
     /// A value that is larger is given up: no honest one is.
     fn max_len(self) -> usize {
         match self {
-            Self::Model | Self::Id => 1024,
+            Self::Model | Self::Id | Self::Kind => 1024,
             _ => 16 * 1024,
         }
     }

@@ -1,8 +1,10 @@
 //! What an answer says about itself, found while its bytes pass.
 
+mod anthropic;
 mod dialect;
 mod json;
 mod openai;
+mod responses;
 mod scan;
 mod tally;
 mod withhold;

@@ -94,10 +94,9 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
     member(Member::Detail, chunk.detail.filter(|_| chunk.choices.is_none()));
     member(Member::Timings, chunk.timings);
     // Zeros in an event with choices are a placeholder, which says nothing at all.
-    if let Some(counts) = chunk.usage() {
-        if !counts.is_zero() || (chunk.has_no_choices() && !tally.has_usage()) {
-            tally.count(counts);
-        }
+    let placeholder = |counts: &Counts| counts.is_zero() && (tally.has_usage() || !chunk.has_no_choices());
+    if let Some(counts) = chunk.usage().filter(|counts| !placeholder(counts)) {
+        tally.count(counts);
     }
     chunk.is_usage_event()
 }

@@ -34,6 +34,12 @@ pub(super) fn has_error(data: &[u8]) -> bool {
     ERROR.values(data).any(|value| matches!(value.first(), Some(b'{' | b'"')))
 }
 
+/// Whether `json` begins with a string that satisfies `is`, as it is written.
+pub(super) fn begins_with_string(json: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
+    let string = json.strip_prefix(b"\"").and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    string.is_some_and(is)
+}
+
 /// What went wrong, in words, of the JSON that servers put it in: an object with a message, a string, a list. `None`
 /// where it is anything else, such as null.
 pub(super) fn words(json: &[u8]) -> Option<Arc<str>> {

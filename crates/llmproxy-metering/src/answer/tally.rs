@@ -7,7 +7,7 @@ use llmproxy_sse::Event;
 use super::{
     Dialect,
     json::Member,
-    scan::{plain_words, text, words},
+    scan::{begins_with_string, plain_words, text, words},
 };
 use crate::counts::Counts;
 
@@ -93,7 +93,8 @@ impl Tally {
                     self.timings(counts);
                 }
             }
-            Member::Usage => {
+            Member::Kind => self.terminal |= begins_with_string(value, |kind| self.dialect.is_terminal(kind)),
+            Member::Usage | Member::PromptUsage => {
                 if let Some(counts) = self.dialect.counts(member, value) {
                     self.count(counts);
                 }

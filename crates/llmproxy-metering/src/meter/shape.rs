@@ -67,6 +67,8 @@ struct Events {
     withhold: Option<Withhold>,
     // The first byte behind the last complete event, to tell a comment from the beginning of more.
     begins_with: Option<u8>,
+    // Of an event that began in an earlier chunk, where it may be too large to be buffered whole.
+    large: Option<TopLevel>,
 }
 
 /// The longest request id of a backend that is kept, in bytes.
@@ -108,6 +110,7 @@ impl Metering {
                     scanner: Scanner::new(),
                     withhold: ours.then(Withhold::default),
                     begins_with: None,
+                    large: None,
                 }))
             }
             true if is_json => Watch::Json(self.tally.dialect.members()),
@@ -131,6 +134,9 @@ impl Metering {
     fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
         let (mut begun, mut first_byte, mut first_token) = (0, false, false);
         let mut judge = |event: &Event<'_>| {
+            if let Some(mut large) = events.large.take().filter(|_| event.truncated) {
+                large.feed(&data[..event.end], |member, value| self.tally.member(member, value));
+            }
             let seen = self.tally.event(event);
             first_byte |= seen.data;
             first_token |= seen.delta;
@@ -146,6 +152,11 @@ impl Metering {
                 });
                 out.push(data.clone());
             }
+        }
+        if self.tally.dialect.has_large_pieces() {
+            let tally = &mut self.tally;
+            let large = events.large.get_or_insert_with(|| tally.dialect.members());
+            large.feed(&data[begun..], |member, value| tally.member(member, value));
         }
         if events.begins_with.is_none() {
             events.begins_with = data[begun..].iter().copied().find(|byte| !matches!(byte, b'\r' | b'\n'));

@@ -100,4 +100,6 @@ async fn check_error(path: &str, kind: &str, answer: &str, words: &str) {
     assert_eq!((record.end, record.error.as_deref()), (End::BackendFailed, Some(words)), "{answer}");
 }
 
+mod anthropic;
 mod openai;
+mod responses;
