@@ -61,6 +61,21 @@ struct Timings {
 // === impl Counts ===
 
 impl Counts {
+    /// Both of which all is made.
+    pub(crate) fn new(prompt: u64, completion: u64) -> Self {
+        Self { prompt: Some(prompt), completion: Some(completion), ..Self::default() }
+    }
+
+    /// The one alone.
+    pub(crate) fn of_prompt(prompt: u64) -> Self {
+        Self { prompt: Some(prompt), ..Self::default() }
+    }
+
+    /// The other alone.
+    pub(crate) fn of_completion(completion: u64) -> Self {
+        Self { completion: Some(completion), ..Self::default() }
+    }
+
     /// Reads a `usage` object; `None` where it counts nothing that is known.
     pub(crate) fn of_usage(json: &[u8]) -> Option<Self> {
         let usage: Usage = serde_json::from_slice(json).ok()?;
@@ -134,8 +149,16 @@ impl Counts {
 
 /// A count, or nothing where there is anything else: one odd member must not cost us the others.
 pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let value = Value::deserialize(deserializer)?;
-    Ok(value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64)))
+    Ok(of_value(&Value::deserialize(deserializer)?))
+}
+
+/// A count that stands alone.
+pub(crate) fn number(json: &[u8]) -> Option<u64> {
+    of_value(&serde_json::from_slice(json).ok()?)
+}
+
+fn of_value(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64))
 }
 
 #[cfg(test)]

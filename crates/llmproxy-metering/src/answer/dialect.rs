@@ -3,14 +3,15 @@
 //! Each dialect has its file, which says what its members are called, which pieces of a stream carry text, which are
 //! worth parsing, and what the counts mean. What is done with these is the same for all, and stands in the tally.
 
+use http::HeaderMap;
 use llmproxy_core::{Api, Endpoint};
 
 use super::{
     Tally, anthropic,
     json::{Member, Names, TopLevel},
-    openai, responses,
+    llama, ollama, openai, responses, tgi,
 };
-use crate::counts::Counts;
+use crate::counts::{self, Counts};
 
 /// Whose conventions an answer follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub(crate) enum Dialect {
     Responses,
     /// Anthropic's messages.
     Anthropic,
+    /// Ollama's own API.
+    Ollama,
+    /// TGI's own paths, and SGLang's of the same name.
+    Tgi,
+    /// llama.cpp's own completion.
+    Llama,
 }
 
 // === impl Dialect ===
@@ -31,7 +38,10 @@ impl Dialect {
     pub(crate) fn of(endpoint: Endpoint) -> Self {
         match (endpoint.api(), endpoint.template()) {
             (_, "/v1/responses") => Self::Responses,
+            (_, "/generate" | "/generate_stream") => Self::Tgi,
+            (_, "/completion") => Self::Llama,
             (Api::Anthropic, _) => Self::Anthropic,
+            (Api::Ollama, _) => Self::Ollama,
             _ => Self::OpenAi,
         }
     }
@@ -42,9 +52,10 @@ impl Dialect {
     }
 
     /// Whether a piece of a stream may be larger than what is buffered of one, so that its members must be found while it
-    /// passes: the last event of a response repeats all of it, instructions and tools included.
+    /// passes: the last event of a response repeats all of it, instructions and tools included, and Ollama's last line
+    /// lists the tokens of the context.
     pub(crate) fn has_large_pieces(self) -> bool {
-        self == Self::Responses
+        matches!(self, Self::Responses | Self::Ollama)
     }
 
     /// Finds the members of one object as it passes.
@@ -55,10 +66,20 @@ impl Dialect {
     /// Whether an event is of a kind that nothing follows.
     pub(super) fn is_terminal(self, kind: &[u8]) -> bool {
         match self {
-            Self::OpenAi => false,
             Self::Responses => responses::is_terminal(kind),
             Self::Anthropic => anthropic::is_terminal(kind),
+            _ => false,
         }
+    }
+
+    /// Whether `data` says by itself, before it is parsed, that nothing follows.
+    pub(super) fn is_last(self, data: &[u8]) -> bool {
+        self == Self::Tgi && tgi::is_last(data)
+    }
+
+    /// Whether a count that is zero is left out beside others.
+    pub(super) fn leaves_out_zeros(self) -> bool {
+        self == Self::Ollama
     }
 
     /// Whether `data` carries a piece of the answer.
@@ -67,6 +88,9 @@ impl Dialect {
             Self::OpenAi => openai::has_delta(data),
             Self::Responses => responses::has_delta(data),
             Self::Anthropic => anthropic::has_delta(data),
+            Self::Ollama => ollama::has_delta(data),
+            Self::Tgi => tgi::has_delta(data),
+            Self::Llama => llama::has_delta(data),
         }
     }
 
@@ -76,6 +100,9 @@ impl Dialect {
             Self::OpenAi => openai::is_worth_parsing(data),
             Self::Responses => responses::is_worth_parsing(name, data),
             Self::Anthropic => anthropic::is_worth_parsing(name, data),
+            Self::Ollama => ollama::is_worth_parsing(data),
+            Self::Tgi => tgi::is_worth_parsing(data),
+            Self::Llama => llama::is_worth_parsing(data),
         }
     }
 
@@ -88,12 +115,21 @@ impl Dialect {
         false
     }
 
+    /// What the head of an answer counts.
+    pub(super) fn counts_of_head(self, headers: &HeaderMap) -> Option<Counts> {
+        if self == Self::Tgi { tgi::counts_of_head(headers) } else { None }
+    }
+
     /// What a member counts.
     pub(super) fn counts(self, member: Member, value: &[u8]) -> Option<Counts> {
         match (self, member) {
             (_, Member::Timings) => Counts::of_timings(value),
             (Self::Anthropic, Member::Usage | Member::PromptUsage) => anthropic::counts(member, value),
             (_, Member::Usage) => Counts::of_usage(value),
+            (_, Member::Prompt) => counts::number(value).map(Counts::of_prompt),
+            (_, Member::Completion) => counts::number(value).map(Counts::of_completion),
+            (_, Member::Prefill) => tgi::counts_of_prefill(value),
+            (_, Member::Reason) => ollama::counts_of_reason(value),
             _ => None,
         }
     }
@@ -103,6 +139,9 @@ impl Dialect {
             Self::OpenAi => &openai::NAMES,
             Self::Responses => &responses::NAMES,
             Self::Anthropic => &anthropic::NAMES,
+            Self::Ollama => &ollama::NAMES,
+            Self::Tgi => &tgi::NAMES,
+            Self::Llama => &llama::NAMES,
         }
     }
 }

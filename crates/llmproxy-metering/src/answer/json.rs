@@ -12,12 +12,22 @@ pub(crate) enum Member {
     Usage,
     /// The same, of which only what it says of the prompt is true.
     PromptUsage,
+    /// A number of tokens.
+    Prompt,
+    /// A number of tokens.
+    Completion,
+    /// A list with the prompt's tokens.
+    Prefill,
     /// llama.cpp's object of counts and times.
     Timings,
     Model,
     Id,
     /// The type of an event.
     Kind,
+    /// Whether nothing follows.
+    Done,
+    /// Why nothing follows.
+    Reason,
     /// What went wrong.
     Error,
     /// What went wrong, in the words of a server made with FastAPI.
@@ -136,8 +146,9 @@ impl Member {
     /// A value that is larger is given up: no honest one is.
     fn max_len(self) -> usize {
         match self {
-            Self::Model | Self::Id | Self::Kind => 1024,
-            _ => 16 * 1024,
+            Self::Usage | Self::PromptUsage | Self::Prefill | Self::Timings => 16 * 1024,
+            Self::Error | Self::Detail => 16 * 1024,
+            _ => 1024,
         }
     }
 }

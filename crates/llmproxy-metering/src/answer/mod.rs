@@ -3,13 +3,18 @@
 mod anthropic;
 mod dialect;
 mod json;
+mod lines;
+mod llama;
+mod ollama;
 mod openai;
 mod responses;
 mod scan;
 mod tally;
+mod tgi;
 mod withhold;
 
 pub(crate) use dialect::Dialect;
 pub(crate) use json::TopLevel;
+pub(crate) use lines::Lines;
 pub(crate) use tally::Tally;
 pub(crate) use withhold::Withhold;

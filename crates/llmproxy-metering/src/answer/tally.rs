@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use llmproxy_sse::Event;
 
 use super::{
@@ -72,6 +73,7 @@ impl Tally {
             Some(kind) => self.terminal |= dialect.is_terminal(kind),
             None => {}
         }
+        self.terminal |= dialect.is_last(data);
         seen.delta = dialect.has_delta(data);
         self.deltas += u64::from(seen.delta);
         if !event.truncated && (!self.identified || dialect.is_worth_parsing(event.name, data)) {
@@ -79,6 +81,13 @@ impl Tally {
             seen.usage_event = dialect.read(self, data);
         }
         seen
+    }
+
+    /// Takes note of what the head of a good answer says.
+    pub(crate) fn head(&mut self, headers: &HeaderMap) {
+        if let Some(counts) = self.dialect.counts_of_head(headers) {
+            self.count(counts);
+        }
     }
 
     /// Takes note of one member of interest.
@@ -94,7 +103,8 @@ impl Tally {
                 }
             }
             Member::Kind => self.terminal |= begins_with_string(value, |kind| self.dialect.is_terminal(kind)),
-            Member::Usage | Member::PromptUsage => {
+            Member::Done => self.terminal |= value == b"true",
+            _ => {
                 if let Some(counts) = self.dialect.counts(member, value) {
                     self.count(counts);
                 }
@@ -126,7 +136,10 @@ impl Tally {
 
     /// What the backend counted, and how many pieces passed after it did.
     pub(crate) fn counts(&self) -> Option<(Counts, u64)> {
-        let counted = self.counted?;
+        let mut counted = self.counted?;
+        if self.dialect.leaves_out_zeros() && self.terminal && self.deltas == 0 {
+            counted.counts = counted.counts.or_else(Counts::of_completion(0));
+        }
         Some((counted.counts, self.deltas - counted.deltas))
     }
 }

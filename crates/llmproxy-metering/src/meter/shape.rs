@@ -21,7 +21,7 @@ use llmproxy_sse::{Event, Scanner};
 use super::record::Outcome;
 use crate::{
     InspectError,
-    answer::{Dialect, Tally, TopLevel, Withhold},
+    answer::{Dialect, Lines, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
@@ -58,17 +58,22 @@ enum Watch {
     Opaque,
     /// As one JSON object.
     Json(TopLevel),
-    /// As a stream of events.
+    /// As a stream of events or lines.
     Events(Box<Events>),
 }
 
 struct Events {
-    scanner: Scanner,
-    withhold: Option<Withhold>,
+    framing: Framing,
     // The first byte behind the last complete event, to tell a comment from the beginning of more.
     begins_with: Option<u8>,
     // Of an event that began in an earlier chunk, where it may be too large to be buffered whole.
     large: Option<TopLevel>,
+}
+
+/// What parts one event from the next.
+enum Framing {
+    Events(Scanner, Option<Withhold>),
+    Lines(Lines),
 }
 
 /// The longest request id of a backend that is kept, in bytes.
@@ -100,27 +105,24 @@ impl Metering {
         let is_events = is_type(kind, "text/event-stream");
         let is_json = is_json(kind);
         let is_lines = is_type(kind, "application/x-ndjson");
+        let ours = is_events && plain && self.exchange.served().is_some_and(|target| target.inject_usage);
+        if ours {
+            head.headers.remove(CONTENT_LENGTH);
+        }
         self.watch = match plain {
-            true if is_events => {
-                let ours = self.exchange.served().is_some_and(|target| target.inject_usage);
-                if ours {
-                    head.headers.remove(CONTENT_LENGTH);
-                }
-                Watch::Events(Box::new(Events {
-                    scanner: Scanner::new(),
-                    withhold: ours.then(Withhold::default),
-                    begins_with: None,
-                    large: None,
-                }))
-            }
+            true if is_events => Events::watch(Framing::Events(Scanner::new(), ours.then(Withhold::default))),
+            true if is_lines => Events::watch(Framing::Lines(Lines::default())),
             true if is_json => Watch::Json(self.tally.dialect.members()),
             _ => Watch::Opaque,
         };
+        if head.status.is_success() {
+            self.tally.head(&head.headers);
+        }
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
         self.head = Some(Head {
             status: head.status,
             stream: is_events || is_lines,
-            counted: is_events && plain,
+            counted: (is_events || is_lines) && plain,
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
         });
     }
@@ -144,11 +146,17 @@ impl Metering {
             events.begins_with = None;
             seen.usage_event
         };
-        match &mut events.withhold {
-            Some(withhold) => withhold.chunk(&mut events.scanner, &data, out, judge),
-            None => {
-                events.scanner.feed(&data, |event: Event<'_>| {
+        match &mut events.framing {
+            Framing::Events(scanner, Some(withhold)) => withhold.chunk(scanner, &data, out, judge),
+            Framing::Events(scanner, None) => {
+                scanner.feed(&data, |event: Event<'_>| {
                     judge(&event);
+                });
+                out.push(data.clone());
+            }
+            Framing::Lines(lines) => {
+                lines.feed(&data, |line| {
+                    judge(&line);
                 });
                 out.push(data.clone());
             }
@@ -172,18 +180,24 @@ impl Metering {
     /// What is still held goes on, unless it is the event to remove.
     fn finish(&mut self, ending: Ending<'_>, out: &mut Out) {
         let Watch::Events(events) = &mut self.watch else { return };
+        let is_complete = matches!(ending, Ending::Complete);
+        let tally = &mut self.tally;
         let mut usage_event = false;
-        if matches!(ending, Ending::Complete) {
-            let tally = &mut self.tally;
-            events.scanner.finish(|event: Event<'_>| {
-                usage_event = tally.event(&event).usage_event;
-            });
-        }
-        if let Some(withhold) = &mut events.withhold {
-            withhold.end(usage_event, out);
-            if withhold.removed() > 0 {
-                metrics::counter!(WITHHELD).increment(withhold.removed());
+        match &mut events.framing {
+            Framing::Events(scanner, withhold) => {
+                if is_complete {
+                    scanner.finish(|event: Event<'_>| usage_event = tally.event(&event).usage_event);
+                }
+                let Some(withhold) = withhold else { return };
+                withhold.end(usage_event, out);
+                if withhold.removed() > 0 {
+                    metrics::counter!(WITHHELD).increment(withhold.removed());
+                }
             }
+            Framing::Lines(lines) if is_complete => lines.finish(|line| {
+                tally.event(&line);
+            }),
+            Framing::Lines(_) => {}
         }
     }
 
@@ -214,6 +228,14 @@ impl Metering {
             Ending::Dropped if failed => Some(End::BackendFailed),
             Ending::Dropped => Some(End::ClientGone),
         }
+    }
+}
+
+// === impl Events ===
+
+impl Events {
+    fn watch(framing: Framing) -> Watch {
+        Watch::Events(Box::new(Self { framing, begins_with: None, large: None }))
     }
 }
 
@@ -279,7 +301,7 @@ impl Shape for Metering {
     }
 
     fn changes_length(&self) -> bool {
-        matches!(&self.watch, Watch::Events(events) if events.withhold.is_some())
+        matches!(&self.watch, Watch::Events(events) if matches!(events.framing, Framing::Events(_, Some(_))))
     }
 }
 

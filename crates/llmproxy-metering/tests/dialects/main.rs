@@ -101,5 +101,8 @@ async fn check_error(path: &str, kind: &str, answer: &str, words: &str) {
 }
 
 mod anthropic;
+mod llama;
+mod ollama;
 mod openai;
 mod responses;
+mod tgi;

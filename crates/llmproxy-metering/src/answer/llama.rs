@@ -1,0 +1,47 @@
+//! llama.cpp's own `/completion`.
+//!
+//! <https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md>
+//!
+//! Each event has the totals so far; the last one, and a plain answer, `timings` beside them, which know what was cached.
+
+use std::sync::LazyLock;
+
+use super::{
+    json::{Member, Names},
+    scan::{self, Key},
+};
+
+struct Keys {
+    stop: Key,
+    timings: Key,
+    content: [Key; 1],
+}
+
+static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
+    stop: Key::new("\"stop\""),
+    timings: Key::new("\"timings\""),
+    content: [Key::new("\"content\"")],
+});
+
+/// The members of an event or of a plain answer.
+pub(super) const NAMES: Names = Names {
+    top: &[
+        ("model", Member::Model),
+        ("error", Member::Error),
+        ("stop", Member::Done),
+        ("tokens_evaluated", Member::Prompt),
+        ("tokens_predicted", Member::Completion),
+        ("timings", Member::Timings),
+    ],
+    inside: None,
+};
+
+/// Whether `data` carries a piece of text.
+pub(super) fn has_delta(data: &[u8]) -> bool {
+    scan::has_text(&KEYS.content, data)
+}
+
+/// Whether `data` is the last event, or may tell of an error.
+pub(super) fn is_worth_parsing(data: &[u8]) -> bool {
+    KEYS.stop.any(data, |value| value.starts_with(b"t")) || KEYS.timings.any_object(data) || scan::has_error(data)
+}

@@ -1,0 +1,83 @@
+//! TGI's own paths, and SGLang's of the same name.
+
+use super::*;
+
+const STREAM: &str = "/generate_stream";
+const PLAIN: &str = "/generate";
+const TOKEN: &str = "data:{\"index\":1,\"token\":{\"id\":5,\"text\":\" \\\"details\\\":{\",\"logprob\":-0.5,\"special\":false},\"top_tokens\":[{\"id\":5,\"text\":\"x\"}],\"generated_text\":null,\"details\":null}\n\n";
+
+/// The last event; its token has no text.
+fn last(details: &str) -> String {
+    format!(
+        "data: {{\"index\":2,\"token\":{{\"id\":2,\"text\":\"\",\"logprob\":-1.0,\"special\":true}},\"generated_text\":\"a\",\"details\":{details}}}\n\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_token_is_an_event_and_details_come_with_the_last() {
+    let details = r#"{"finish_reason":"eos_token","generated_tokens":7,"seed":null,"input_length":5}"#;
+    let asked = last(details);
+    check(
+        STREAM,
+        EVENTS,
+        &[(TOKEN, (GUESS, 1, Estimated)), (TOKEN, (GUESS, 2, Estimated)), (&asked, (5, 7, Backend))],
+        true,
+    )
+    .await;
+    let not_asked = last("null");
+    check(STREAM, EVENTS, &[(TOKEN, (GUESS, 1, Estimated)), (&not_asked, (GUESS, 2, Estimated))], true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_head_of_a_plain_answer_has_the_counts() {
+    let body = r#"{"generated_text":"a"}"#;
+    for (prompt, expected) in [("5", (5, 7, Backend)), ("many", (GUESS, body.len() as u64 / 4, Estimated))] {
+        let exchange = exchange(PLAIN, false);
+        let records = Records::of(&exchange);
+        let mut answer = typed(JSON, Script::chunks([body]));
+        answer.headers_mut().insert("x-prompt-tokens", prompt.parse().unwrap());
+        answer.headers_mut().insert("x-generated-tokens", "7".parse().unwrap());
+        read(metered(&exchange, PLAIN, answer).await.into_body()).await;
+        assert_eq!(tokens(&records.one()), Some(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn details_of_a_plain_answer_count_where_the_head_says_nothing() {
+    let prefill = r#"{"id":1,"text":"x","logprob":null}"#;
+    let tokens = r#"{"id":5,"text":" a","logprob":-0.5,"special":false},"#.repeat(1000);
+    let json = format!(
+        r#"{{"generated_text":"a","details":{{"finish_reason":"length","generated_tokens":7,"prefill":[{prefill},{prefill}],"seed":null,"tokens":[{}]}}}}"#,
+        tokens.trim_end_matches(',')
+    );
+    let (_, record) = pass(PLAIN, JSON, json.as_bytes().chunks(1000).collect()).await;
+    assert_eq!(super::tokens(&record), Some((2, 7, Backend)));
+    let without = r#"{"generated_text":"a","details":{"generated_tokens":7,"prefill":[],"tokens":[]}}"#;
+    check_json(PLAIN, without, (GUESS, 7, Estimated)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sglangs_totals_come_with_each_event() {
+    check(
+        PLAIN,
+        EVENTS,
+        &[
+            ("data: {\"text\":\"a\",\"meta_info\":{\"id\":\"x\",\"finish_reason\":null,\"prompt_tokens\":5,\"completion_tokens\":1}}\n\n", (5, 1, Backend)),
+            ("data: {\"text\":\"a b\",\"meta_info\":{\"id\":\"x\",\"finish_reason\":{\"type\":\"stop\"},\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n", (5, 2, Backend)),
+            ("data: [DONE]\n\n", (5, 2, Backend)),
+        ],
+        true,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_in_a_stream_is_a_failure() {
+    for error in
+        [r#"{"error":"gone","error_type":"generation"}"#, r#"{"error":{"message":"gone","http_status_code":422}}"#]
+    {
+        check_error(STREAM, EVENTS, &format!("{TOKEN}data:{error}\n\n"), "gone").await;
+        check_error(STREAM, EVENTS, &format!("data: {error}\n\n"), "gone").await;
+        check_error(PLAIN, JSON, error, "gone").await;
+    }
+}
