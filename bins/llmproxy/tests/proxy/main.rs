@@ -6,6 +6,7 @@ mod chaos;
 mod cli;
 mod connections;
 mod cors;
+mod dialects;
 mod endings;
 mod exchanges;
 mod forms;

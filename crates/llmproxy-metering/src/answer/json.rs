@@ -337,6 +337,37 @@ mod tests {
     }
 
     #[test]
+    fn members_of_the_object_inside_are_found_and_those_of_no_other() {
+        const NESTED: Names =
+            Names { top: &[("type", Member::Kind)], inside: Some(("message", &[("id", Member::Id)])) };
+        let check = |json: &str, expected: &[(Member, &str)]| {
+            for at in 0..=json.len() {
+                let (head, tail) = json.as_bytes().split_at(at);
+                let (mut scanner, mut found) = (TopLevel::new(&NESTED), Vec::new());
+                for piece in [head, tail] {
+                    scanner.feed(piece, |member, value| {
+                        found.push((member, String::from_utf8_lossy(value).into_owned()));
+                    });
+                }
+                assert_eq!(
+                    found,
+                    expected.iter().map(|(m, text)| (*m, (*text).to_owned())).collect::<Vec<_>>(),
+                    "{json}"
+                );
+            }
+        };
+        let (id, kind) = ((Member::Id, "1"), (Member::Kind, "2"));
+        check(r#"{"id":0,"message" : {"type":0,"id":1} ,"type":2}"#, &[id, kind]);
+        check(r#"{"type":2,"message":{"x":{"id":0},"message":{"id":0},"id":1}}"#, &[kind, id]);
+        check(r#"{"message":null,"x":{"id":0},"type":2}"#, &[kind]);
+        check(r#"{"message":"{","x":{"id":0},"type":2}"#, &[kind]);
+        check(r#"{"message":[{"id":0}],"x":{"message":{"id":0}},"type":2}"#, &[kind]);
+        check(r#"{"message":{},"id":0,"type":2}{"type":0}"#, &[kind]);
+        // As an event stands in a stream.
+        check("event: a\ndata: {\"type\":2,\"message\":{\"id\":1}}\n\n", &[kind, id]);
+    }
+
+    #[test]
     fn vectors_are_skipped() {
         let numbers = "-0.0123,".repeat(10_000);
         let json = format!(r#"{{"data":[{{"embedding":[{numbers}1]}}],"usage":{{"prompt_tokens":3}}}}"#);

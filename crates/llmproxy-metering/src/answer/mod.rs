@@ -3,6 +3,7 @@
 mod anthropic;
 mod dialect;
 mod json;
+mod large;
 mod lines;
 mod llama;
 mod ollama;
@@ -15,6 +16,7 @@ mod withhold;
 
 pub(crate) use dialect::Dialect;
 pub(crate) use json::TopLevel;
+pub(crate) use large::Large;
 pub(crate) use lines::Lines;
 pub(crate) use tally::Tally;
 pub(crate) use withhold::Withhold;

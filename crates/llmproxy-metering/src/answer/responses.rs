@@ -27,8 +27,6 @@ pub(super) const NAMES: Names = Names {
         ("model", Member::Model),
         ("usage", Member::Usage),
         ("error", Member::Error),
-        // Of an event of the type `error`.
-        ("message", Member::Error),
     ],
     inside: Some((
         "response",

@@ -29,6 +29,8 @@ pub(crate) struct Tally {
     pub(crate) dialect: Dialect,
     // Whether a piece has been read that would have named id and model.
     identified: bool,
+    // Whether an event has passed whose type is an error.
+    error_event: bool,
     counted: Option<Counted>,
 }
 
@@ -55,6 +57,11 @@ pub(crate) struct Seen {
 // === impl Tally ===
 
 impl Tally {
+    /// Of an answer of which nothing has come yet.
+    pub(crate) fn new(dialect: Dialect) -> Self {
+        Self { dialect, ..Self::default() }
+    }
+
     /// Takes note of one event of a stream.
     pub(crate) fn event(&mut self, event: &Event<'_>) -> Seen {
         let data = event.data.trim_ascii();
@@ -67,18 +74,17 @@ impl Tally {
             return seen;
         }
         let dialect = self.dialect;
-        match event.name {
-            Some(b"error") if data.starts_with(b"{") => self.error = Some("the backend sent an error event".into()),
-            Some(b"error") => self.error = plain_words(data),
-            Some(kind) => self.terminal |= dialect.is_terminal(kind),
-            None => {}
-        }
+        self.terminal |= event.name.is_some_and(|kind| dialect.is_terminal(kind));
+        self.error_event |= event.name == Some(b"error");
         self.terminal |= dialect.is_last(data);
         seen.delta = dialect.has_delta(data);
         self.deltas += u64::from(seen.delta);
         if !event.truncated && (!self.identified || dialect.is_worth_parsing(event.name, data)) {
             self.identified = true;
             seen.usage_event = dialect.read(self, data);
+        }
+        if self.error_event && self.error.is_none() {
+            self.error = words(data).or_else(|| plain_words(data));
         }
         seen
     }
@@ -102,13 +108,28 @@ impl Tally {
                     self.timings(counts);
                 }
             }
-            Member::Kind => self.terminal |= begins_with_string(value, |kind| self.dialect.is_terminal(kind)),
+            Member::Kind => {
+                self.terminal |= begins_with_string(value, |kind| self.dialect.is_terminal(kind));
+                self.error_event |= value == b"\"error\"";
+            }
             Member::Done => self.terminal |= value == b"true",
             _ => {
                 if let Some(counts) = self.dialect.counts(member, value) {
                     self.count(counts);
                 }
             }
+        }
+    }
+
+    /// Takes note of what was found of an event while it passed.
+    pub(super) fn add(&mut self, found: Self) {
+        self.id = self.id.take().or(found.id);
+        self.model = self.model.take().or(found.model);
+        self.error = self.error.take().or(found.error);
+        self.terminal |= found.terminal;
+        self.error_event |= found.error_event;
+        if let Some(counted) = found.counted {
+            self.count(counted.counts);
         }
     }
 

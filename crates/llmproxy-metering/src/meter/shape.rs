@@ -21,7 +21,7 @@ use llmproxy_sse::{Event, Scanner};
 use super::record::Outcome;
 use crate::{
     InspectError,
-    answer::{Dialect, Lines, Tally, TopLevel, Withhold},
+    answer::{Dialect, Large, Lines, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
@@ -66,8 +66,8 @@ struct Events {
     framing: Framing,
     // The first byte behind the last complete event, to tell a comment from the beginning of more.
     begins_with: Option<u8>,
-    // Of an event that began in an earlier chunk, where it may be too large to be buffered whole.
-    large: Option<TopLevel>,
+    // Of events that come in several chunks, where they may be too large to be buffered whole.
+    large: Option<Box<Large>>,
 }
 
 /// What parts one event from the next.
@@ -136,10 +136,10 @@ impl Metering {
     fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
         let (mut begun, mut first_byte, mut first_token) = (0, false, false);
         let mut judge = |event: &Event<'_>| {
-            if let Some(mut large) = events.large.take().filter(|_| event.truncated) {
-                large.feed(&data[..event.end], |member, value| self.tally.member(member, value));
-            }
             let seen = self.tally.event(event);
+            if let Some(large) = &mut events.large {
+                large.end(&data[begun..event.end], event.truncated, &mut self.tally);
+            }
             first_byte |= seen.data;
             first_token |= seen.delta;
             begun = event.end;
@@ -161,10 +161,9 @@ impl Metering {
                 out.push(data.clone());
             }
         }
-        if self.tally.dialect.has_large_pieces() {
-            let tally = &mut self.tally;
-            let large = events.large.get_or_insert_with(|| tally.dialect.members());
-            large.feed(&data[begun..], |member, value| tally.member(member, value));
+        let dialect = self.tally.dialect;
+        if begun < data.len() && dialect.has_large_pieces() {
+            events.large.get_or_insert_with(|| Box::new(Large::new(dialect))).feed(&data[begun..]);
         }
         if events.begins_with.is_none() {
             events.begins_with = data[begun..].iter().copied().find(|byte| !matches!(byte, b'\r' | b'\n'));
@@ -180,24 +179,24 @@ impl Metering {
     /// What is still held goes on, unless it is the event to remove.
     fn finish(&mut self, ending: Ending<'_>, out: &mut Out) {
         let Watch::Events(events) = &mut self.watch else { return };
-        let is_complete = matches!(ending, Ending::Complete);
-        let tally = &mut self.tally;
+        let (tally, large) = (&mut self.tally, &mut events.large);
         let mut usage_event = false;
-        match &mut events.framing {
-            Framing::Events(scanner, withhold) => {
-                if is_complete {
-                    scanner.finish(|event: Event<'_>| usage_event = tally.event(&event).usage_event);
-                }
-                let Some(withhold) = withhold else { return };
-                withhold.end(usage_event, out);
-                if withhold.removed() > 0 {
-                    metrics::counter!(WITHHELD).increment(withhold.removed());
-                }
+        let last = |event: Event<'_>| {
+            usage_event = tally.event(&event).usage_event;
+            if let Some(large) = large {
+                large.end(b"", event.truncated, tally);
             }
-            Framing::Lines(lines) if is_complete => lines.finish(|line| {
-                tally.event(&line);
-            }),
-            Framing::Lines(_) => {}
+        };
+        match &mut events.framing {
+            _ if !matches!(ending, Ending::Complete) => {}
+            Framing::Events(scanner, _) => scanner.finish(last),
+            Framing::Lines(lines) => lines.finish(last),
+        }
+        if let Framing::Events(_, Some(withhold)) = &mut events.framing {
+            withhold.end(usage_event, out);
+            if withhold.removed() > 0 {
+                metrics::counter!(WITHHELD).increment(withhold.removed());
+            }
         }
     }
 

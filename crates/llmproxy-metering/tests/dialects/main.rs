@@ -10,6 +10,7 @@ use llmproxy_core::{
     End, UsageRecord,
     UsageSource::{self, Backend, Estimated},
 };
+use proptest::prelude::*;
 use support::{Records, Script, Step, data, exchange, metered, next, read, typed};
 
 const EVENTS: &str = "text/event-stream";
@@ -98,6 +99,71 @@ async fn check_json(path: &str, json: &str, expected: Tokens) -> Arc<UsageRecord
 async fn check_error(path: &str, kind: &str, answer: &str, words: &str) {
     let record = replay(path, kind, answer).await;
     assert_eq!((record.end, record.error.as_deref()), (End::BackendFailed, Some(words)), "{answer}");
+}
+
+/// Paths of every dialect.
+const PATHS: [&str; 8] = [
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/generate_stream",
+    "/completion",
+    "/v1/anything",
+];
+
+/// Objects that one dialect or another knows, and some that are none.
+fn any_object() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just(r#"{"choices":[{"delta":{"content":"hé"}}]}"#.to_owned()),
+        Just(r#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}"#.to_owned()),
+        Just(r#"{"type":"response.output_text.delta","delta":"a"}"#.to_owned()),
+        Just(r#"{"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":7}}}"#.to_owned()),
+        Just(
+            r#"{"type":"message_start","message":{"id":"1","usage":{"input_tokens":5,"output_tokens":1}}}"#.to_owned()
+        ),
+        Just(r#"{"type":"content_block_delta","delta":{"text":"\"usage\":{"}}"#.to_owned()),
+        Just(r#"{"type":"message_delta","usage":{"output_tokens":7}}"#.to_owned()),
+        Just(r#"{"type":"message_stop"}"#.to_owned()),
+        Just(r#"{"model":"m","message":{"content":"a"},"done":false}"#.to_owned()),
+        Just(r#"{"response":"","done":true,"prompt_eval_count":5,"eval_count":7}"#.to_owned()),
+        Just(r#"{"token":{"id":1,"text":"a"},"generated_text":null,"details":null}"#.to_owned()),
+        Just(
+            r#"{"token":{"id":1,"text":""},"generated_text":"a","details":{"generated_tokens":7,"input_length":5}}"#
+                .to_owned()
+        ),
+        Just(r#"{"content":"a","stop":false,"tokens_predicted":1,"tokens_evaluated":5}"#.to_owned()),
+        Just(r#"{"content":"","stop":true,"tokens_predicted":7,"tokens_evaluated":5,"timings":{}}"#.to_owned()),
+        Just(r#"{"error":"gone"}"#.to_owned()),
+        Just(r#"{"type":"error","message":"gone"}"#.to_owned()),
+        Just("[DONE]".to_owned()),
+        "[ -~]{0,20}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_stream_passes_unchanged_and_counts_the_same_at_any_split(
+        objects in prop::collection::vec(any_object(), 0..6),
+        path in prop::sample::select(&PATHS[..]),
+        kind in prop::sample::select(vec![EVENTS, "application/x-ndjson", JSON]),
+        line_end in prop::sample::select(vec!["\n", "\r\n"]),
+        cuts in prop::collection::vec(any::<usize>(), 0..12),
+    ) {
+        let lead = if kind == EVENTS { "data: " } else { "" };
+        let end = if kind == EVENTS { line_end.repeat(2) } else { line_end.to_owned() };
+        let sent: String = objects.iter().map(|object| format!("{lead}{object}{end}")).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (sent.len() + 1)).chain([0, sent.len()]).collect();
+        cuts.sort_unstable();
+        let chunks = cuts.windows(2).map(|pair| &sent.as_bytes()[pair[0]..pair[1]]).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (out, record) = runtime.block_on(pass(path, kind, chunks));
+        let (_, whole) = runtime.block_on(pass(path, kind, vec![sent.as_bytes()]));
+        prop_assert_eq!(String::from_utf8_lossy(&out), sent);
+        prop_assert_eq!((record.usage, record.usage_source, record.end), (whole.usage, whole.usage_source, whole.end));
+        prop_assert_eq!(&record.error, &whole.error);
+    }
 }
 
 mod anthropic;
