@@ -94,6 +94,12 @@ impl Counts {
         (counts.prompt.is_some() || counts.completion.is_some()).then_some(counts)
     }
 
+    /// Reads a `usage` object that has nothing but a total, of an operation that only reads.
+    pub(crate) fn of_total(json: &[u8]) -> Option<Self> {
+        let usage: Usage = serde_json::from_slice(json).ok()?;
+        usage.total_tokens.map(Self::of_prompt)
+    }
+
     /// Reads a `timings` object.
     pub(crate) fn of_timings(json: &[u8]) -> Option<Self> {
         let timings: Timings = serde_json::from_slice(json).ok()?;

@@ -4,7 +4,7 @@
 //! worth parsing, and what the counts mean. What is done with these is the same for all, and stands in the tally.
 
 use http::HeaderMap;
-use llmproxy_core::{Api, Endpoint};
+use llmproxy_core::{Api, Endpoint, Work};
 
 use super::{
     Tally, anthropic,
@@ -16,9 +16,12 @@ use crate::counts::{self, Counts};
 /// Whose conventions an answer follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// OpenAI's chat, completions and embeddings, and what has no dialect of its own.
+    /// OpenAI's chat and completions.
     #[default]
     OpenAi,
+    /// What reads and writes no text, as embeddings, rerank and score do, or is not known to: OpenAI's names, where there
+    /// are some.
+    Reading,
     /// OpenAI's Responses API.
     Responses,
     /// Anthropic's messages.
@@ -42,7 +45,8 @@ impl Dialect {
             (_, "/completion") => Self::Llama,
             (Api::Anthropic, _) => Self::Anthropic,
             (Api::Ollama, _) => Self::Ollama,
-            _ => Self::OpenAi,
+            _ if matches!(endpoint.work(), Work::Chat | Work::Completion) => Self::OpenAi,
+            _ => Self::Reading,
         }
     }
 
@@ -85,7 +89,7 @@ impl Dialect {
     /// Whether `data` carries a piece of the answer.
     pub(super) fn has_delta(self, data: &[u8]) -> bool {
         match self {
-            Self::OpenAi => openai::has_delta(data),
+            Self::OpenAi | Self::Reading => openai::has_delta(data),
             Self::Responses => responses::has_delta(data),
             Self::Anthropic => anthropic::has_delta(data),
             Self::Ollama => ollama::has_delta(data),
@@ -97,7 +101,7 @@ impl Dialect {
     /// Whether `data`, of an event of that name, may say something about counts, an error or the end.
     pub(super) fn is_worth_parsing(self, name: Option<&[u8]>, data: &[u8]) -> bool {
         match self {
-            Self::OpenAi => openai::is_worth_parsing(data),
+            Self::OpenAi | Self::Reading => openai::is_worth_parsing(data),
             Self::Responses => responses::is_worth_parsing(name, data),
             Self::Anthropic => anthropic::is_worth_parsing(name, data),
             Self::Ollama => ollama::is_worth_parsing(data),
@@ -108,7 +112,7 @@ impl Dialect {
 
     /// Reads a piece of a stream; says whether it is usage and nothing else.
     pub(super) fn read(self, tally: &mut Tally, data: &[u8]) -> bool {
-        if self == Self::OpenAi {
+        if matches!(self, Self::OpenAi | Self::Reading) {
             return openai::read(tally, data);
         }
         self.members().feed(data, |member, value| tally.member(member, value));
@@ -125,6 +129,7 @@ impl Dialect {
         match (self, member) {
             (_, Member::Timings) => Counts::of_timings(value),
             (Self::Anthropic, Member::Usage | Member::PromptUsage) => anthropic::counts(member, value),
+            (Self::Reading, Member::Usage) => Counts::of_usage(value).or_else(|| Counts::of_total(value)),
             (_, Member::Usage) => Counts::of_usage(value),
             (_, Member::Prompt) => counts::number(value).map(Counts::of_prompt),
             (_, Member::Completion) => counts::number(value).map(Counts::of_completion),
@@ -136,7 +141,7 @@ impl Dialect {
 
     fn names(self) -> &'static Names {
         match self {
-            Self::OpenAi => &openai::NAMES,
+            Self::OpenAi | Self::Reading => &openai::NAMES,
             Self::Responses => &responses::NAMES,
             Self::Anthropic => &anthropic::NAMES,
             Self::Ollama => &ollama::NAMES,

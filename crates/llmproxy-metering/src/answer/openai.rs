@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Tally,
+    Dialect, Tally,
     json::{Member, Names},
     scan::{self, Key},
 };
@@ -95,7 +95,7 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
     member(Member::Timings, chunk.timings);
     // Zeros in an event with choices are a placeholder, which says nothing at all.
     let placeholder = |counts: &Counts| counts.is_zero() && (tally.has_usage() || !chunk.has_no_choices());
-    if let Some(counts) = chunk.usage().filter(|counts| !placeholder(counts)) {
+    if let Some(counts) = chunk.usage(tally.dialect).filter(|counts| !placeholder(counts)) {
         tally.count(counts);
     }
     chunk.is_usage_event()
@@ -104,8 +104,8 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
 // === impl Chunk ===
 
 impl<'a> Chunk<'a> {
-    fn usage(&self) -> Option<Counts> {
-        Counts::of_usage(self.usage?.get().as_bytes())
+    fn usage(&self, dialect: Dialect) -> Option<Counts> {
+        dialect.counts(Member::Usage, self.usage?.get().as_bytes())
     }
 
     /// Whether there are choices and they are none.

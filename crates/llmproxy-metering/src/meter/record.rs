@@ -83,8 +83,7 @@ impl Outcome<'_> {
             let mut usage = counts.or(prompt, self.estimated_completion());
             // Totals that more of the answer followed are no longer true.
             if deltas_since == 0 {
-                let generates = matches!(self.endpoint.work(), Work::Chat | Work::Completion);
-                let is_whole = counts.prompt.is_some() && (counts.completion.is_some() || !generates);
+                let is_whole = counts.prompt.is_some() && (counts.completion.is_some() || !self.generates());
                 let source = if is_whole { UsageSource::Backend } else { UsageSource::Estimated };
                 return Some((usage, source));
             }
@@ -105,9 +104,14 @@ impl Outcome<'_> {
         Some((usage, UsageSource::Estimated))
     }
 
+    /// Whether tokens come out of what was asked for.
+    fn generates(&self) -> bool {
+        matches!(self.endpoint.work(), Work::Chat | Work::Completion)
+    }
+
     fn estimated_completion(&self) -> u64 {
         match self.head {
-            _ if self.endpoint.work() == Work::Embedding => 0,
+            _ if !self.generates() => 0,
             Some(head) if head.counted => self.tally.deltas,
             _ => self.bytes / BYTES_PER_TOKEN,
         }

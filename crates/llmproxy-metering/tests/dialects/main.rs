@@ -170,5 +170,6 @@ mod anthropic;
 mod llama;
 mod ollama;
 mod openai;
+mod reading;
 mod responses;
 mod tgi;
