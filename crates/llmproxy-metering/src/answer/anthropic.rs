@@ -49,6 +49,7 @@ pub(super) const NAMES: Names = Names {
         ("model", Member::Model),
         ("usage", Member::Usage),
         ("error", Member::Error),
+        ("detail", Member::Detail),
     ],
     inside: Some(("message", &[("id", Member::Id), ("model", Member::Model), ("usage", Member::PromptUsage)])),
 };

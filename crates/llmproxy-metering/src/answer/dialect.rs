@@ -56,10 +56,10 @@ impl Dialect {
     }
 
     /// Whether a piece of a stream may be larger than what is buffered of one, so that its members must be found while it
-    /// passes: the last event of a response repeats all of it, instructions and tools included, and Ollama's last line
-    /// lists the tokens of the context.
+    /// passes. The last event of a response repeats all of it, instructions and tools included; Ollama's last line lists
+    /// the tokens of the context; llama.cpp's last event has the prompt, and TGI's all of the text.
     pub(crate) fn has_large_pieces(self) -> bool {
-        matches!(self, Self::Responses | Self::Ollama)
+        matches!(self, Self::Responses | Self::Ollama | Self::Tgi | Self::Llama)
     }
 
     /// Finds the members of one object as it passes.

@@ -27,6 +27,7 @@ pub(super) const NAMES: Names = Names {
         ("model", Member::Model),
         ("usage", Member::Usage),
         ("error", Member::Error),
+        ("detail", Member::Detail),
     ],
     inside: Some((
         "response",

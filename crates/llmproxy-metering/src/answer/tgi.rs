@@ -34,7 +34,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 
 /// The members of an event or of a plain answer, and of its details.
 pub(super) const NAMES: Names = Names {
-    top: &[("error", Member::Error), ("meta_info", Member::Usage)],
+    top: &[("error", Member::Error), ("detail", Member::Detail), ("meta_info", Member::Usage)],
     inside: Some((
         "details",
         &[("generated_tokens", Member::Completion), ("input_length", Member::Prompt), ("prefill", Member::Prefill)],

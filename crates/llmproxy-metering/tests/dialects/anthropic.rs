@@ -105,6 +105,7 @@ async fn an_error_is_a_failure() {
         check_error(PATH, EVENTS, &format!("{begun}data: {error}\n\n"), "gone").await;
         check_error(PATH, JSON, error, "gone").await;
     }
+    check_error(PATH, JSON, r#"{"detail":"gone"}"#, "gone").await;
     let record = replay(PATH, EVENTS, &format!("{begun}event: error\ndata: {{}}\n\n")).await;
     assert_eq!((record.end, tokens(&record)), (End::BackendFailed, Some((5, 1, Estimated))));
 }

@@ -47,3 +47,13 @@ async fn an_error_is_a_failure() {
         check_error(PATH, JSON, error, "gone").await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_prompt_in_the_last_event_may_be_too_large_to_be_kept() {
+    let last = LAST.replace("\\\"stop\\\":true", &"long \\\"prompt\\\", ".repeat(10_000));
+    let stream = format!("{}data: {last}\n\n", event("a", 1));
+    let (out, record) = pass(PATH, EVENTS, stream.as_bytes().chunks(1460).collect()).await;
+    assert_eq!(out, stream.as_bytes());
+    assert_eq!((tokens(&record), record.usage.unwrap().cached), (Some((5, 7, Backend)), Some(3)));
+    assert_eq!(cut(PATH, EVENTS, &stream).await.end, End::Complete);
+}

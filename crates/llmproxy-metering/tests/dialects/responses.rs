@@ -60,6 +60,7 @@ async fn a_failure_is_one_however_it_is_told() {
     }
     check_error(PATH, JSON, r#"{"id":"r","status":"failed","error":{"message":"gone"},"usage":null}"#, "gone").await;
     check_error(PATH, JSON, r#"{"error":"gone"}"#, "gone").await;
+    check_error(PATH, JSON, r#"{"detail":"gone"}"#, "gone").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,4 +80,15 @@ async fn an_error_in_a_stream_is_a_failure() {
         check_error(STREAM, EVENTS, &format!("data: {error}\n\n"), "gone").await;
         check_error(PLAIN, JSON, error, "gone").await;
     }
+    check_error(PLAIN, JSON, r#"{"detail":"gone"}"#, "gone").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_text_in_the_last_event_may_be_too_large_to_be_kept() {
+    let details = r#"{"finish_reason":"length","generated_tokens":7,"input_length":5}"#;
+    let last =
+        last(details).replace("\"generated_text\":\"a\"", &format!("\"generated_text\":\"{}\"", "a ".repeat(50_000)));
+    let stream = format!("{TOKEN}{last}");
+    let (_, record) = pass(STREAM, EVENTS, stream.as_bytes().chunks(1460).collect()).await;
+    assert_eq!(tokens(&record), Some((5, 7, Backend)));
 }
