@@ -227,3 +227,27 @@ async fn llama_cpp_s_own_completion() {
     let plain = json!({"prompt": "Say two words.", "n_predict": 9});
     rig.counts("/completion", &plain, Answer::new(JSON, &[&last["data: ".len()..]]), [5, 7]).await;
 }
+
+/// `{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}`
+const PACKED: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4c\x51\xb2\x52\x4a\x56\xd2\x51\x4a\xce\xc8\xcf\x4c\x4e\x2d\x56\xb2\x8a\x8e\xd5\x51\x2a\x2d\x4e\x4c\x4f\x55\xb2\xaa\x56\x2a\x28\xca\xcf\x2d\x28\x89\x2f\xc9\xcf\x4e\xcd\x03\xca\x99\x02\xd5\x01\x05\x72\x52\x4b\x32\xf3\xf3\xe0\xa2\xe6\xb5\xb5\x00\x20\x20\x55\x13\x49\x00\x00\x00";
+
+#[tokio::test]
+async fn an_answer_that_comes_compressed() {
+    let mut rig = Rig::start().await;
+    let mut client = Client::connect(rig.proxy.address()).await;
+    client.send_json("/v1/chat/completions", &[("accept-encoding", "gzip")], &ask(None)).await;
+    let (seen, mut wire) = rig.requests.next().await;
+    assert_eq!(seen.header("accept-encoding"), Some("gzip"));
+    wire.head(200, &[("content-type", JSON), ("content-encoding", "gzip")]).await.expect("the proxy reads");
+    for piece in PACKED.chunks(20) {
+        wire.chunk(piece).await.expect("the proxy reads");
+        client.expect_piece(piece).await;
+    }
+    wire.finish().await.expect("the proxy reads");
+    client.read_to_end().await;
+    let record = rig.receiver.wait_for(1).await.pop().expect("one");
+    assert_eq!(
+        (tokens(&record), &record["end"], &record["upstream_id"]),
+        (said([5, 7]), &json!("complete"), &json!("c"))
+    );
+}

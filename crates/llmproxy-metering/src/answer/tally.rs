@@ -6,7 +6,7 @@ use http::HeaderMap;
 use llmproxy_sse::Event;
 
 use super::{
-    Dialect,
+    Dialect, Large,
     json::Member,
     scan::{begins_with_string, plain_words, text, words},
 };
@@ -87,6 +87,22 @@ impl Tally {
             self.error = words(data).or_else(|| plain_words(data));
         }
         seen
+    }
+
+    /// The same of an event that may have begun in an earlier chunk; `rest` is what this one has of it.
+    pub(crate) fn split_event(&mut self, event: &Event<'_>, rest: &[u8], large: &mut Option<Box<Large>>) -> Seen {
+        let seen = self.event(event);
+        if let Some(large) = large {
+            large.end(rest, event.truncated, self);
+        }
+        seen
+    }
+
+    /// An event has begun, or goes on, that does not end in this chunk; `part` is what the chunk has of it.
+    pub(crate) fn begin_event(&self, part: &[u8], large: &mut Option<Box<Large>>) {
+        if !part.is_empty() && self.dialect.has_large_pieces() {
+            large.get_or_insert_with(|| Box::new(Large::new(self.dialect))).feed(part);
+        }
     }
 
     /// Takes note of what the head of a good answer says.

@@ -21,7 +21,7 @@ use llmproxy_sse::{Event, Scanner};
 use super::record::Outcome;
 use crate::{
     InspectError,
-    answer::{Dialect, Large, Lines, Tally, TopLevel, Withhold},
+    answer::{Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
@@ -60,6 +60,8 @@ enum Watch {
     Json(TopLevel),
     /// As a stream of events or lines.
     Events(Box<Events>),
+    /// From a copy that is unpacked.
+    Packed(Box<Packed>),
 }
 
 struct Events {
@@ -100,7 +102,11 @@ impl Metering {
     pub(super) fn head(&mut self, head: &mut Parts) {
         let kind = media_type(&head.headers).unwrap_or_default();
         let encoding = head.headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes);
-        let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
+        let is_any = |names: &[&str]| {
+            let name = encoding.unwrap_or(b"identity");
+            names.iter().any(|any| name.eq_ignore_ascii_case(any.as_bytes()))
+        };
+        let (plain, packed) = (is_any(&["identity"]), is_any(&["gzip", "x-gzip"]));
         self.tally.dialect = Dialect::of(self.endpoint());
         let is_events = is_type(kind, "text/event-stream");
         let is_json = is_json(kind);
@@ -109,20 +115,30 @@ impl Metering {
         if ours {
             head.headers.remove(CONTENT_LENGTH);
         }
+        if head.status.is_success() {
+            self.tally.head(&head.headers);
+        }
+        let members = || self.tally.dialect.members();
         self.watch = match plain {
             true if is_events => Events::watch(Framing::Events(Scanner::new(), ours.then(Withhold::default))),
             true if is_lines => Events::watch(Framing::Lines(Lines::default())),
-            true if is_json => Watch::Json(self.tally.dialect.members()),
+            true if is_json => Watch::Json(members()),
             _ => Watch::Opaque,
         };
-        if head.status.is_success() {
-            self.tally.head(&head.headers);
+        let unpacked = match packed {
+            true if is_events => Some(Plain::Events(Scanner::new())),
+            true if is_lines => Some(Plain::Lines(Lines::default())),
+            true if is_json => Some(Plain::Json(members())),
+            _ => None,
+        };
+        if let Some(unpacked) = unpacked {
+            self.watch = Watch::Packed(Box::new(Packed::new(unpacked, std::mem::take(&mut self.tally))));
         }
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
         self.head = Some(Head {
             status: head.status,
             stream: is_events || is_lines,
-            counted: (is_events || is_lines) && plain,
+            counted: (is_events || is_lines) && (plain || packed),
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
         });
     }
@@ -136,10 +152,7 @@ impl Metering {
     fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
         let (mut begun, mut first_byte, mut first_token) = (0, false, false);
         let mut judge = |event: &Event<'_>| {
-            let seen = self.tally.event(event);
-            if let Some(large) = &mut events.large {
-                large.end(&data[begun..event.end], event.truncated, &mut self.tally);
-            }
+            let seen = self.tally.split_event(event, &data[begun..event.end], &mut events.large);
             first_byte |= seen.data;
             first_token |= seen.delta;
             begun = event.end;
@@ -161,10 +174,7 @@ impl Metering {
                 out.push(data.clone());
             }
         }
-        let dialect = self.tally.dialect;
-        if begun < data.len() && dialect.has_large_pieces() {
-            events.large.get_or_insert_with(|| Box::new(Large::new(dialect))).feed(&data[begun..]);
-        }
+        self.tally.begin_event(&data[begun..], &mut events.large);
         if events.begins_with.is_none() {
             events.begins_with = data[begun..].iter().copied().find(|byte| !matches!(byte, b'\r' | b'\n'));
         }
@@ -176,19 +186,42 @@ impl Metering {
         }
     }
 
+    fn packed(&mut self, mut packed: Box<Packed>, data: &[u8]) {
+        match packed.feed(data) {
+            Ok(first_token) => {
+                self.watch = Watch::Packed(packed);
+                if first_token && !std::mem::replace(&mut self.first_token, true) {
+                    self.exchange.set_first_token();
+                }
+            }
+            // What has been found until now stands; beyond it there is only the size to go by.
+            Err(_) => {
+                self.tally = packed.finish(false).0;
+                if let Some(head) = &mut self.head {
+                    head.counted = false;
+                }
+            }
+        }
+    }
+
     /// What is still held goes on, unless it is the event to remove.
     fn finish(&mut self, ending: Ending<'_>, out: &mut Out) {
-        let Watch::Events(events) = &mut self.watch else { return };
+        let is_complete = matches!(ending, Ending::Complete);
+        let events = match &mut self.watch {
+            Watch::Events(events) => events,
+            Watch::Packed(packed) => {
+                (self.tally, self.bytes) = packed.finish(is_complete);
+                return;
+            }
+            Watch::Json(_) | Watch::Opaque => return,
+        };
         let (tally, large) = (&mut self.tally, &mut events.large);
         let mut usage_event = false;
         let last = |event: Event<'_>| {
-            usage_event = tally.event(&event).usage_event;
-            if let Some(large) = large {
-                large.end(b"", event.truncated, tally);
-            }
+            usage_event = tally.split_event(&event, b"", large).usage_event;
         };
         match &mut events.framing {
-            _ if !matches!(ending, Ending::Complete) => {}
+            _ if !is_complete => {}
             Framing::Events(scanner, _) => scanner.finish(last),
             Framing::Lines(lines) => lines.finish(last),
         }
@@ -251,6 +284,7 @@ impl Shape for Metering {
                 scanner.feed(&data, |member, value| self.tally.member(member, value));
                 self.watch = Watch::Json(scanner);
             }
+            Watch::Packed(packed) => self.packed(packed, &data),
             Watch::Opaque => {}
         }
         if !data.is_empty() {

@@ -4,8 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
+use flate2::{Compression, write::GzEncoder};
 use llmproxy_core::{
     End, UsageRecord,
     UsageSource::{self, Backend, Estimated},
@@ -51,7 +52,52 @@ async fn replay(path: &str, kind: &str, whole: &str) -> Arc<UsageRecord> {
             (record.usage, record.usage_source, record.end, &record.error, &record.served_model, &record.upstream_id),
         );
     }
+    let packed = gzip(&[whole]).concat();
+    for at in 0..=packed.len() {
+        let (head, tail) = packed.split_at(at);
+        let again = pass_packed(path, kind, &[head, tail], false).await;
+        assert_eq!(
+            (again.usage, again.usage_source, again.end, &again.error, &again.served_model, &again.upstream_id),
+            (record.usage, record.usage_source, record.end, &record.error, &record.served_model, &record.upstream_id),
+            "compressed, split at {at}"
+        );
+    }
     record
+}
+
+/// These pieces compressed, each so that it can be read when it has come.
+fn gzip(pieces: &[&str]) -> Vec<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    let mut packed = Vec::new();
+    for piece in pieces {
+        encoder.write_all(piece.as_bytes()).unwrap();
+        encoder.flush().unwrap();
+        packed.push(std::mem::take(encoder.get_mut()));
+    }
+    let end = encoder.finish().unwrap();
+    packed.last_mut().unwrap().extend(end);
+    packed
+}
+
+/// Sends `chunks`, which are compressed, and leaves behind them or reads to the end.
+async fn pass_packed(path: &str, kind: &str, chunks: &[&[u8]], leaves: bool) -> Arc<UsageRecord> {
+    let exchange = exchange(path, false);
+    let records = Records::of(&exchange);
+    let steps = chunks.iter().map(data).chain(leaves.then_some(Step::Hang));
+    let mut answer = typed(kind, Script::new(steps));
+    answer.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    let mut body = metered(&exchange, path, answer).await.into_body();
+    let mut out = Vec::new();
+    while leaves && out.len() < chunks.concat().len() {
+        out.extend_from_slice(&next(&mut body).await.unwrap().unwrap());
+    }
+    if leaves {
+        drop(body)
+    } else {
+        out = read(body).await
+    }
+    assert_eq!(out, chunks.concat());
+    records.one()
 }
 
 /// The record where the client leaves when it has `sent`.
@@ -80,6 +126,13 @@ async fn check(path: &str, kind: &str, pieces: Pieces<'_>, terminal: bool) -> Ar
         assert_eq!(tokens(&record), Some(*expected), "behind {piece}");
         let is_last = terminal && at + 1 == pieces.len();
         assert_eq!(record.end, if is_last { End::Complete } else { End::ClientGone }, "behind {piece}");
+    }
+    let texts: Vec<&str> = pieces.iter().map(|(piece, _)| *piece).collect();
+    let packed = gzip(&texts);
+    let packed: Vec<&[u8]> = packed.iter().map(|piece| &**piece).collect();
+    for (at, (piece, expected)) in pieces.iter().enumerate() {
+        let record = pass_packed(path, kind, &packed[..=at], true).await;
+        assert_eq!(tokens(&record), Some(*expected), "compressed, behind {piece}");
     }
     let record = replay(path, kind, &whole).await;
     assert_eq!(tokens(&record), pieces.last().map(|(_, expected)| *expected));
