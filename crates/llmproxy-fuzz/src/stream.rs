@@ -21,9 +21,12 @@ use crate::{
 
 const PATH: &str = "/v1/chat/completions";
 const EVENTS: &str = "text/event-stream";
+const LINES: &str = "application/x-ndjson";
+/// One path of each dialect.
+const PATHS: [&str; 6] = [PATH, "/v1/responses", "/v1/messages", "/api/generate", "/generate_stream", "/completion"];
 
 /// An answer with the body `data` comes out of the meter as it went in, in any pieces and of any kind, and is recorded
-/// once. Where the proxy has asked for the usage event, whole events that are nothing but that may be missing.
+/// once, whatever API it is of. Where the proxy has asked for the usage event, whole events that are nothing but that may be missing.
 ///
 /// ```
 /// llmproxy_fuzz::stream(b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\ndata: [DONE]\n\n");
@@ -33,22 +36,27 @@ const EVENTS: &str = "text/event-stream";
 ///
 /// If it does not, or is not.
 pub fn stream(data: &[u8]) {
-    for kind in ["application/x-ndjson", "text/plain"] {
-        assert!(metered(kind, false, &[data]) == data, "an answer of {kind} was changed");
-    }
+    let plain = |path, kind, encoding, pieces: &[&[u8]]| {
+        let passed = metered(path, kind, encoding, false, pieces);
+        assert!(passed == data, "an answer of {kind}, {encoding}, at {path} was changed");
+    };
+    plain(PATH, "text/plain", "identity", &[data]);
     for pieces in cuts(data) {
-        for kind in [EVENTS, "application/json"] {
-            assert!(metered(kind, false, &pieces) == data, "an answer of {kind} was changed");
+        for path in PATHS {
+            for kind in [EVENTS, LINES, "application/json"] {
+                plain(path, kind, "identity", &pieces);
+            }
+            plain(path, EVENTS, "gzip", &pieces);
         }
-        let left = metered(EVENTS, true, &pieces);
+        let left = metered(PATH, EVENTS, "identity", true, &pieces);
         assert!(is_without_usage(data, &left), "of {} only {} was left", data.escape_ascii(), left.escape_ascii());
     }
 }
 
 /// The body as it comes out of the meter.
-fn metered(kind: &'static str, inject_usage: bool, pieces: &[&[u8]]) -> Vec<u8> {
+fn metered(path: &str, kind: &str, encoding: &str, inject_usage: bool, pieces: &[&[u8]]) -> Vec<u8> {
     let exchange = Exchange::new();
-    let mut call = Call::new(Endpoint::of(PATH));
+    let mut call = Call::new(Endpoint::of(path));
     call.stream = true;
     exchange.set_call(call);
     exchange.expect_attempts();
@@ -66,10 +74,10 @@ fn metered(kind: &'static str, inject_usage: bool, pieces: &[&[u8]]) -> Vec<u8> 
     let mut body = Some(StreamBody::new(stream::iter(frames)));
     let service = MeterLayer::new().layer(service_fn(move |_: Request<()>| {
         let body = body.take().expect("asked once");
-        let answer = Response::builder().header("content-type", kind).body(body);
+        let answer = Response::builder().header("content-type", kind).header("content-encoding", encoding).body(body);
         std::future::ready(Ok::<_, BoxError>(answer.expect("a good head")))
     }));
-    let mut request = Request::post(PATH).body(()).expect("a good request");
+    let mut request = Request::post(path).body(()).expect("a good request");
     request.extensions_mut().insert(exchange);
     let answer = service.oneshot(request).now_or_never().expect("nothing is waited for").expect("nothing fails");
     let body: Bytes =
