@@ -43,14 +43,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 
 /// The members of an event or of a plain answer, and of the message that a stream starts with.
 pub(super) const NAMES: Names = Names {
-    top: &[
-        ("type", Member::Kind),
-        ("id", Member::Id),
-        ("model", Member::Model),
-        ("usage", Member::Usage),
-        ("error", Member::Error),
-        ("detail", Member::Detail),
-    ],
+    top: Names::TYPED,
     inside: Some(("message", &[("id", Member::Id), ("model", Member::Model), ("usage", Member::PromptUsage)])),
 };
 

@@ -120,6 +120,15 @@ fn quote_or_bracket(data: &[u8]) -> Option<usize> {
 // === impl Names ===
 
 impl Names {
+    /// At the top of an answer, or of an event that says its type.
+    pub(super) const TYPED: &[(&str, Member)] = &[
+        ("type", Member::Kind),
+        ("id", Member::Id),
+        ("model", Member::Model),
+        ("usage", Member::Usage),
+        ("error", Member::Error),
+        ("detail", Member::Detail),
+    ];
     /// A key of interest with its quotes; one byte more would show that a key is longer.
     const LONGEST_KEY: usize = 19 + 1;
 

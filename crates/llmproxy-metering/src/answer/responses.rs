@@ -21,14 +21,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys { delta: [Key::new("\"delta\
 
 /// The members of an event, and of the response that some events carry.
 pub(super) const NAMES: Names = Names {
-    top: &[
-        ("type", Member::Kind),
-        ("id", Member::Id),
-        ("model", Member::Model),
-        ("usage", Member::Usage),
-        ("error", Member::Error),
-        ("detail", Member::Detail),
-    ],
+    top: Names::TYPED,
     inside: Some((
         "response",
         &[("id", Member::Id), ("model", Member::Model), ("usage", Member::Usage), ("error", Member::Error)],

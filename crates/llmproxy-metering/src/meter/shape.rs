@@ -27,7 +27,8 @@ use crate::{
 };
 
 /// Watches one answer and records it; takes the usage event out that the proxy itself has asked for. Made by
-/// [`Meter`](crate::Meter). No chunk is copied or held back but the one that the usage event stands in.
+/// [`Meter`](crate::Meter). No chunk is held back but the one that the usage event stands in, and none is copied but what is
+/// unpacked of a compressed answer.
 pub struct Metering {
     exchange: Arc<Exchange>,
     method: Method,

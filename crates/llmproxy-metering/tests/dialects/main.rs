@@ -36,6 +36,13 @@ fn tokens(record: &UsageRecord) -> Option<Tokens> {
     Some((record.usage?.prompt, record.usage?.completion, record.usage_source?))
 }
 
+/// Two records that say the same of the answer.
+fn assert_same(one: &UsageRecord, other: &UsageRecord) {
+    assert_eq!((one.usage, one.usage_source, one.end), (other.usage, other.usage_source, other.end));
+    assert_eq!((&one.error, &one.served_model), (&other.error, &other.served_model));
+    assert_eq!(one.upstream_id, other.upstream_id);
+}
+
 /// Splits `whole` at every byte, with an empty piece between, and into pieces of one byte. The bytes come out as they
 /// went in; gives the record, which is the same each time.
 async fn replay(path: &str, kind: &str, whole: &str) -> Arc<UsageRecord> {
@@ -47,20 +54,13 @@ async fn replay(path: &str, kind: &str, whole: &str) -> Arc<UsageRecord> {
     for chunks in splits.chain([whole.as_bytes().chunks(1).collect()]) {
         let (out, again) = pass(path, kind, chunks).await;
         assert_eq!(String::from_utf8_lossy(&out), whole);
-        assert_eq!(
-            (again.usage, again.usage_source, again.end, &again.error, &again.served_model, &again.upstream_id),
-            (record.usage, record.usage_source, record.end, &record.error, &record.served_model, &record.upstream_id),
-        );
+        assert_same(&again, &record);
     }
     let packed = gzip(&[whole]).concat();
     for at in 0..=packed.len() {
         let (head, tail) = packed.split_at(at);
         let again = pass_packed(path, kind, &[head, tail], false).await;
-        assert_eq!(
-            (again.usage, again.usage_source, again.end, &again.error, &again.served_model, &again.upstream_id),
-            (record.usage, record.usage_source, record.end, &record.error, &record.served_model, &record.upstream_id),
-            "compressed, split at {at}"
-        );
+        assert_same(&again, &record);
     }
     record
 }
@@ -214,8 +214,7 @@ proptest! {
         let (out, record) = runtime.block_on(pass(path, kind, chunks));
         let (_, whole) = runtime.block_on(pass(path, kind, vec![sent.as_bytes()]));
         prop_assert_eq!(String::from_utf8_lossy(&out), sent);
-        prop_assert_eq!((record.usage, record.usage_source, record.end), (whole.usage, whole.usage_source, whole.end));
-        prop_assert_eq!(&record.error, &whole.error);
+        assert_same(&record, &whole);
     }
 }
 
