@@ -42,7 +42,7 @@ pub struct Metering {
 }
 
 // There is one for each open stream: it must not grow unnoticed.
-const _: () = assert!(size_of::<Metering>() + size_of::<Events>() <= 1024);
+const _: () = assert!(size_of::<Metering>() + size_of::<Events>() + size_of::<Large>() <= 1024);
 
 /// What is kept of the head.
 pub(super) struct Head {
