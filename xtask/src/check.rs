@@ -39,13 +39,9 @@ fn doc() -> Result<(), String> {
     run_command(cargo(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Licenses, sources and bans. Advisories are left out: they change without the code, and need the network.
+/// Licenses, sources and bans. Advisories have a command of their own: they change without the code, and need the network.
 fn deny() -> Result<(), String> {
-    match installed_deny() {
-        Some(version) if version == CARGO_DENY => {}
-        Some(version) => eprintln!("    cargo-deny {version} is installed; this was written for {CARGO_DENY}"),
-        None => run_command(&mut cargo(["install", "cargo-deny", "--locked", "--version", CARGO_DENY]))?,
-    }
+    install_deny()?;
     // A build fetches the crates of its own platform only; deny.toml names more of them, and asks offline.
     run_command(&mut cargo(["fetch", "--locked"]))?;
     run_command(&mut cargo([
@@ -58,6 +54,26 @@ fn deny() -> Result<(), String> {
         "licenses",
         "sources",
     ]))
+}
+
+/// Known faults of what is linked in, by the database of RustSec, which is fetched first.
+pub(crate) fn advisories() -> Result<(), String> {
+    install_deny()?;
+    run_command(&mut cargo(["deny", "--locked", "check", "--hide-inclusion-graph", "advisories"])).map_err(|error| {
+        format!(
+            "{error}. Either a dependency has a known fault, told above with what to do about it, or the database could not \
+             be fetched: it is at https://github.com/rustsec/advisory-db"
+        )
+    })
+}
+
+fn install_deny() -> Result<(), String> {
+    match installed_deny() {
+        Some(version) if version == CARGO_DENY => {}
+        Some(version) => eprintln!("    cargo-deny {version} is installed; this was written for {CARGO_DENY}"),
+        None => run_command(&mut cargo(["install", "cargo-deny", "--locked", "--version", CARGO_DENY]))?,
+    }
+    Ok(())
 }
 
 fn installed_deny() -> Option<String> {

@@ -38,6 +38,8 @@ cargo xtask <command>
                     cargo xtask test -- permit_is_held
   check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
                 (licenses, sources, bans) and tidy. Runs all of them, then sums up.
+  advisories    Known faults of dependencies, by RustSec's database; needs the network. Not a part of
+                `check`, which says the same of the same code on any day. Run it before a release.
   tidy          Only the rules of the workspace itself: which crate may know which, what each
                 must never depend on, file headers and sizes, crates' front pages, names at the top.
   interop [--vllm]
@@ -91,13 +93,16 @@ fn main() -> ExitCode {
             Ok(options) => soak::run(&options),
             Err(wrong) => return misused(&wrong),
         },
+        (Some("advisories"), []) => step::run_all("advisories", vec![step::Step::new("advisories", check::advisories)]),
         (Some("tidy"), []) => step::run_all("tidy", vec![tidy::step()]),
         (None | Some("help" | "--help" | "-h"), _) => {
             print!("{HELP}");
             true
         }
         (Some("interop"), _) => return misused("`interop` takes --vllm and nothing else"),
-        (Some(command @ ("check" | "dist" | "tidy")), _) => return misused(&format!("`{command}` takes no arguments")),
+        (Some(command @ ("advisories" | "check" | "dist" | "tidy")), _) => {
+            return misused(&format!("`{command}` takes no arguments"));
+        }
         (Some(command), _) => return misused(&format!("there is no command `{command}`")),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
