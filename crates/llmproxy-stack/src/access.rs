@@ -180,7 +180,7 @@ where
             Hop { ip, tls, trusted: is_trusted(ip, &settings.trusted) }
         });
         let client_id = request.headers().get(X_REQUEST_ID).and_then(client_id);
-        let ip = hop.map(|hop| client_ip(hop.ip, request.headers(), &settings.trusted));
+        let ip = hop.and_then(|hop| client_ip(hop.ip, request.headers(), &settings.trusted));
         exchange.set_client(ip, client_id);
         if let Some(hop) = hop {
             exchange.set_hop(hop);

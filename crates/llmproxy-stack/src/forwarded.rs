@@ -13,66 +13,92 @@ pub(crate) fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
 }
 
 /// The last address of the chain that no trusted proxy vouches for; `peer` is its end. `Forwarded` counts where there is
-/// no `X-Forwarded-For`: a proxy that writes both writes the same into them.
-pub(crate) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+/// no `X-Forwarded-For`: of a proxy that writes both, both say the same.
+///
+/// `None` where the one before a trusted proxy can't be read: who that is is not known, and the proxy itself it is not.
+pub(crate) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     // Nearly always: nothing is read of what a stranger says.
     if !is_trusted(peer, trusted) {
-        return peer;
+        return Some(peer);
     }
-    // Appended to by each proxy on the way: read from the end, as long as the one who wrote is believed.
-    let hops: Vec<Option<IpAddr>> = if headers.contains_key(X_FORWARDED_FOR) {
-        elements(headers, &X_FORWARDED_FOR).map(address).collect()
+    // Appended to by each proxy on the way: read from the end, as long as the one who wrote is believed. Whatever stands
+    // further left is a stranger's, and must not change how the right is read.
+    let lines = |name| headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
+    if headers.contains_key(X_FORWARDED_FOR) {
+        // A quote means nothing here.
+        last_untrusted(peer, trusted, lines(X_FORWARDED_FOR).flat_map(|line| line.rsplit(|b| *b == b',')).map(address))
     } else {
-        elements(headers, &FORWARDED).map(forwarded_for).collect()
-    };
-    let mut client = peer;
-    for hop in hops.into_iter().rev() {
-        match hop {
-            Some(ip) if is_trusted(client, trusted) => client = ip,
-            _ => break,
-        }
+        last_untrusted(peer, trusted, lines(FORWARDED).flat_map(|line| from_the_end(line, b',')).map(forwarded_for))
     }
-    client
 }
 
-/// The elements of a list that may stand in several lines; a comma between quotes is none that separates.
-fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let lines = headers.get_all(name).into_iter().filter_map(|value: &HeaderValue| value.to_str().ok());
-    lines.flat_map(|line| {
+fn last_untrusted(peer: IpAddr, trusted: &[IpNet], hops: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
+    let mut client = peer;
+    for hop in hops {
+        client = hop?;
+        if !is_trusted(client, trusted) {
+            break;
+        }
+    }
+    Some(client)
+}
+
+/// What stands between separators outside of quotes (RFC 9110, section 5.6.4), the last first. What a quote without its
+/// partner makes of the beginning is nothing.
+fn from_the_end(line: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let line = rest?;
         let mut quoted = false;
-        line.split(move |c| {
-            quoted ^= c == '"';
-            c == ',' && !quoted
+        let at = (0..line.len()).rev().find(|&at| {
+            quoted ^= line[at] == b'"' && !is_escaped(&line[..at]);
+            line[at] == separator && !quoted
+        });
+        rest = at.map(|at| &line[..at]);
+        Some(match at {
+            Some(at) => &line[at + 1..],
+            None if quoted => b"",
+            None => line,
         })
     })
 }
 
+/// Whether what follows `before` in quotes is itself meant.
+fn is_escaped(before: &[u8]) -> bool {
+    before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
+}
+
 /// The address of one hop, with or without a port: `1.2.3.4`, `1.2.3.4:567`, `::1`, `[::1]`, `[::1]:80`.
-fn address(hop: &str) -> Option<IpAddr> {
-    let hop = hop.trim();
+fn address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?.trim();
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
     let ip = bare.parse().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip()))?;
     Some(ip.to_canonical())
 }
 
-/// The address in the `for` of one element of `Forwarded`; a name that hides one (`unknown`, `_gateway`) is none.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let mut nodes = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
-    address(nodes.next()?.1.trim().trim_matches('"'))
+/// The address in the `for` of one element of `Forwarded`; a name that hides one (`unknown`, `_gateway`) is none, and of two
+/// one may be a stranger's.
+fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    let mut nodes = from_the_end(element, b';').filter_map(|pair| {
+        let (name, node) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
+        name.trim_ascii().eq_ignore_ascii_case(b"for").then(|| node[1..].trim_ascii())
+    });
+    let (Some(node), None) = (nodes.next(), nodes.next()) else { return None };
+    address(node.strip_prefix(b"\"").and_then(|node| node.strip_suffix(b"\"")).unwrap_or(node))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(peer: &str, headers: &[(&'static str, &'static str)]) -> String {
+    fn client(peer: &str, headers: &[(&'static str, impl AsRef<[u8]>)]) -> String {
         let trusted = ["10.0.0.0/8".parse().expect("a net"), "fd00::/8".parse().expect("a net")];
         let mut map = HeaderMap::new();
-        for &(name, value) in headers {
-            map.append(name, HeaderValue::from_static(value));
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_bytes(value.as_ref()).expect("no control characters"));
         }
-        client_ip(peer.parse().expect("an address"), &map, &trusted).to_string()
+        let client = client_ip(peer.parse().expect("an address"), &map, &trusted);
+        client.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string())
     }
 
     fn check(peer: &str, forwarded: &[&'static str], expected: &str) {
@@ -94,11 +120,34 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_in_the_chain_ends_it() {
-        check("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1");
-        check("10.0.0.1", &["1.2.3.4, 1.2.3.4.5:80"], "10.0.0.1");
-        check("10.0.0.1", &["1.2.3.4,"], "10.0.0.1");
+    fn whom_a_trusted_proxy_does_not_name_is_not_the_proxy() {
+        check("10.0.0.1", &["1.2.3.4, unknown"], "unknown");
+        check("10.0.0.1", &["1.2.3.4, 1.2.3.4.5:80"], "unknown");
+        check("10.0.0.1", &["1.2.3.4,"], "unknown");
+        check("10.0.0.1", &[""], "unknown");
+        check("10.0.0.1", &["1.2.3.4, unknown, 10.0.0.7"], "unknown");
+        check("10.0.0.1", &["nonsense, 10.0.0.9, 1.2.3.4"], "1.2.3.4");
         check("10.0.0.1", &[], "10.0.0.1");
+    }
+
+    #[test]
+    fn a_stranger_s_bytes_do_not_change_what_a_trusted_proxy_says() {
+        for before in
+            ["\"", "\"\"", "\\", "\"\\", "\u{e9}", "for=", ",", ";", "", "[", "for=\"", "for=\"\\", "for=\"a;\\\""]
+        {
+            for value in [format!("{before}, 6.6.6.6"), format!("{before},6.6.6.6, 10.0.0.7")] {
+                assert_eq!(client("10.0.0.1", &[("x-forwarded-for", &value)]), "6.6.6.6", "{value}");
+            }
+            assert_eq!(client("10.0.0.1", &[("x-forwarded-for", before), ("x-forwarded-for", "6.6.6.6")]), "6.6.6.6");
+            for said in ["for=6.6.6.6", "for=\"6.6.6.6:80\";host=\"a\\\",b\"", "host=\"a;for=10.0.0.7\";for=6.6.6.6"] {
+                for value in [format!("{before}, {said}"), format!("{before},{said}, for=10.0.0.7;host=\"b\\\\\"")] {
+                    assert_eq!(client("10.0.0.1", &[("forwarded", &value)]), "6.6.6.6", "{value}");
+                }
+            }
+        }
+        assert_eq!(client("10.0.0.1", &[("x-forwarded-for", b"\xff, 6.6.6.6")]), "6.6.6.6");
+        assert_eq!(client("10.0.0.1", &[("x-forwarded-for", b"6.6.6.6, \xff")]), "unknown");
+        assert_eq!(client("10.0.0.1", &[("forwarded", b"for=\xff, for=6.6.6.6")]), "6.6.6.6");
     }
 
     #[test]
@@ -123,8 +172,10 @@ mod tests {
             ("For=\"[2001:db8::1]:4711\";proto=https", "2001:db8::1"),
             ("for=6.6.6.6, proto=http; for=\"1.2.3.4:80\" ;host=\"a,b\"", "1.2.3.4"),
             ("for=1.2.3.4, for=10.0.0.7", "1.2.3.4"),
-            ("for=1.2.3.4, for=_hidden", "10.0.0.1"),
-            ("for=1.2.3.4, proto=https", "10.0.0.1"),
+            ("for=1.2.3.4, for=_hidden", "unknown"),
+            ("for=1.2.3.4, proto=https", "unknown"),
+            ("for=1.2.3.4, for=6.6.6.6;host=a;for=10.0.0.7", "unknown"),
+            ("for=1.2.3.4;host=\"a", "unknown"),
         ] {
             assert_eq!(client("10.0.0.1", &[("forwarded", value)]), expected, "{value}");
         }

@@ -99,6 +99,36 @@ auth:
 }
 
 #[tokio::test]
+async fn an_address_that_the_trusted_proxy_could_not_read_or_that_a_client_hides_is_not_the_proxy_s() {
+    let backend = backend().await;
+    let mut proxy = Proxy::start(&format!(
+        "server: {{trusted_proxies: [127.0.0.1]}}\nbackends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n\
+         auth: {{enabled: true, pipeline: [{{type: static, static: {{keys: [{{key: k, allowed_ips: [127.0.0.1]}}]}}}}]}}\n",
+        backend.url()
+    ))
+    .await;
+    for (line, client) in [
+        ("X-Forwarded-For: \", 6.6.6.6", Some("6.6.6.6")),
+        ("X-Forwarded-For: \u{e9}, 6.6.6.6", Some("6.6.6.6")),
+        ("X-Forwarded-For: \"\r\nX-Forwarded-For: 6.6.6.6", Some("6.6.6.6")),
+        ("Forwarded: for=\", for=6.6.6.6", Some("6.6.6.6")),
+        ("Forwarded: for=127.0.0.1, host=\"a;for=127.0.0.1\";for=6.6.6.6", Some("6.6.6.6")),
+        ("X-Forwarded-For: 127.0.0.1, unknown", None),
+        ("Forwarded: for=127.0.0.1, for=_hidden", None),
+    ] {
+        let body = r#"{"model":"m","messages":[]}"#;
+        let mut client_side = Client::connect(proxy.address()).await;
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n{line}\r\n");
+        let length = body.len();
+        let sent = format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
+        client_side.send_raw(sent).await.expect("the proxy reads");
+        assert_eq!(client_side.read_to_end().await.status, 403, "{line}");
+        assert_eq!(proxy.ended().await["client_ip"].as_str(), client, "{line}");
+    }
+    assert_eq!(ask(&proxy, &[("authorization", "Bearer k")]).await.status, 200, "the proxy's own probe");
+}
+
+#[tokio::test]
 async fn values_come_from_variables_and_files_and_the_environment_overrides() {
     let backend = backend().await;
     let folder = Folder::new();
