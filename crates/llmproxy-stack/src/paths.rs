@@ -24,8 +24,8 @@ pub(crate) enum PathError {
     Unknown(String),
     /// A path that servers read in different ways.
     #[error(
-        "the path can be read in more than one way; leave out dot segments, backslashes, additional slashes and needless \
-         percent-encoding"
+        "the path can be read in more than one way; leave out dot segments, backslashes, additional slashes, semicolons and \
+         needless percent-encoding"
     )]
     Ambiguous,
 }
@@ -64,12 +64,13 @@ impl Paths {
         // Compared as the backend will read it: an encoded letter must not hide a path that does not pass.
         let decoded = decode(path).ok_or(PathError::Ambiguous)?;
         // A backslash is a slash to some, so that no client library sends it as it is.
-        if decoded.contains('\\') || decoded.split('/').any(|segment| segment == "." || segment == "..") {
+        if decoded.contains('\\') || segments(&decoded).any(|segment| segment == "." || segment == "..") {
             return Err(PathError::Ambiguous);
         }
-        // Many servers decode a path, merge its slashes or pass over the last one before they look it up. Here it is looked
-        // up as it was sent: an operation under another spelling would be neither read, limited by model, nor counted.
-        let plain = merge_slashes(&decoded);
+        // Many servers decode a path, merge its slashes, pass over the last one or drop what follows a semicolon before they
+        // look it up. Here it is looked up as it was sent: an operation under another spelling would be neither read,
+        // limited by model, nor counted.
+        let plain = plain(&decoded);
         if plain != path && Endpoint::of(&plain).is_known() {
             return Err(PathError::Ambiguous);
         }
@@ -80,14 +81,19 @@ impl Paths {
         // Our own paths come here only where their routes are off; a backend's namesakes are nobody's business.
         let passes = (known.is_known() || decoded.starts_with("/v1/"))
             && known.api() != Api::Proxy
-            && !ADMINISTRATION.iter().any(|admin| decoded.trim_end_matches('/') == *admin);
+            && !ADMINISTRATION.iter().any(|admin| plain.eq_ignore_ascii_case(admin));
         if passes { Ok(()) } else { Err(PathError::Unknown(path.to_owned())) }
     }
 }
 
-/// `path` without slashes at its end or beside others.
-fn merge_slashes(path: &str) -> String {
-    path.split('/').filter(|segment| !segment.is_empty()).fold(String::new(), |merged, segment| merged + "/" + segment)
+/// The segments of `path`, without their parameters (RFC 3986, section 3.3).
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').map(|segment| segment.split(';').next().unwrap_or_default())
+}
+
+/// `path` without slashes at its end or beside others, and without parameters.
+fn plain(path: &str) -> String {
+    segments(path).filter(|segment| !segment.is_empty()).fold(String::new(), |plain, segment| plain + "/" + segment)
 }
 
 /// Whether `path` is `prefix` or lies below it.
@@ -185,6 +191,14 @@ mod tests {
             "/sleep",
             "/customer",
             "/v1/%6coad_lora_adapter",
+            "/v1//load_lora_adapter",
+            "/v1///unload_lora_adapter//",
+            "/v1/%2fload_lora_adapter",
+            "/v1/load_lora_adapter%2f",
+            "/v1/load_lora_adapter;x",
+            "/v1/load_lora_adapter%3Bx=1/",
+            "/v1/;/load_lora_adapter",
+            "/v1/Load_Lora_Adapter",
             "",
         ] {
             assert!(!passes(path), "{path}");
@@ -202,6 +216,8 @@ mod tests {
             "/v1/%zz",
             "/v1/%ff",
             "/v1/..\\x",
+            "/v1/..;/x",
+            "/v1/%2e%2e;a=b/x",
             "/v1/a\\b",
             "/v1/a\\b",
         ] {
@@ -221,10 +237,14 @@ mod tests {
             "/v1/models/",
             "/api/chat/",
             "/%67enerate",
+            "/v1/chat/completions;x",
+            "/v1/chat;x=1/completions",
         ] {
             assert_eq!(Paths::new(&["/v1".to_owned()]).check(path), Err(PathError::Ambiguous), "{path}");
         }
-        for path in ["/v1/files/a%2Fb", "/v1/files/", "/v1/files//b", "/v1/x%20y"] {
+        for path in
+            ["/v1/files/a%2Fb", "/v1/files/", "/v1/files//b", "/v1/x%20y", "/v1/files/a;b=1", "/v1/load_lora_adapters"]
+        {
             assert!(passes(path), "{path}");
         }
     }

@@ -46,6 +46,16 @@ async fn another_spelling_of_an_operation_gets_past_nothing_and_harms_nobody() {
     for _ in 0..4 {
         assert_eq!(send(&proxy, "POST", "/v1/a\\b", &chat("org/small")).await.status, 400);
     }
+    for path in [
+        "load_lora_adapter",
+        "/load_lora_adapter",
+        "%2fload_lora_adapter",
+        "load_lora_adapter;x",
+        "load_lora_adapter%3b/",
+    ] {
+        assert_eq!(send(&proxy, "POST", &format!("/v1/{path}"), "{}").await.status, 404, "{path}");
+    }
+    assert_eq!(send(&proxy, "POST", "/v1/chat/completions;x", &chat("org/large")).await.status, 400);
     assert_eq!(backend.counts().requests, 0);
     assert_eq!(send(&proxy, "POST", "/v1/chat/completions", &chat("org/large")).await.status, 403);
     let answer = send(&proxy, "POST", "/v1/chat/completions", &chat("org/small")).await;
