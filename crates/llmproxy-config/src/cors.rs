@@ -160,12 +160,17 @@ impl AllowedOrigin {
         let origin = text.trim().trim_end_matches('/').to_ascii_lowercase();
         match origin.as_str() {
             "*" => return Ok(Self::Any),
-            // What pages without an origin (files, sandboxed frames) send.
-            "null" => return Ok(Self::One(origin)),
+            "null" => return Err(wrong("is no origin: any page has it, in a sandboxed frame")),
             _ => {}
         }
         let (scheme, host) = origin.split_once("://").ok_or_else(|| wrong("names no scheme"))?;
-        if scheme.is_empty() || host.is_empty() || host.contains(['/', '?', '#', '@', ' ', ',']) {
+        // RFC 3986, section 3.1.
+        let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        if !is_scheme {
+            return Err(wrong("has something other than a scheme, such as https, before its ://"));
+        }
+        if host.is_empty() || host.contains(['/', '?', '#', '@', ' ', ',']) {
             return Err(wrong("is more or less than a scheme, a host and a port"));
         }
         if matches!((scheme, host.rsplit_once(':')), ("https", Some((_, "443"))) | ("http", Some((_, "80")))) {
@@ -212,7 +217,6 @@ mod tests {
         check("https://a.example", "https://a.example.evil.net", false);
         check("http://localhost:5173", "http://localhost:5173", true);
         check("app://obsidian.md", "app://obsidian.md", true);
-        check("null", "null", true);
         check("https://*.example.com", "https://a.b.example.com", true);
         check("https://*.example.com", "https://.example.com", false);
         check("https://*.example.com", "https://example.com", false);
@@ -229,6 +233,11 @@ mod tests {
             "",
             "example.com",
             "https://",
+            "://a.example",
+            "http*://a.example",
+            "*://a.example",
+            "null",
+            "Null/",
             "https://a.example/path",
             "https://a.example:443",
             "http://a.example:80",

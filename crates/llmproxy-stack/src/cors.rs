@@ -171,8 +171,13 @@ where
 /// The page gets nothing of it; whoever looks for the reason does, in the browser's tools or in the access log.
 fn refusal(origin: &HeaderValue, endpoint: Endpoint) -> Response<Body> {
     let origin = origin.to_str().ok().filter(|origin| origin.len() <= MAX_ORIGIN).unwrap_or("this one");
-    let message =
-        format!("pages of the origin {origin} may not ask; to let them, add it to server.cors.allowed_origins");
+    let message = match origin {
+        "null" => {
+            "pages without an origin (files, sandboxed frames) may not ask; server.cors.allowed_origins can't name them"
+                .to_owned()
+        }
+        _ => format!("pages of the origin {origin} may not ask; to let them, add it to server.cors.allowed_origins"),
+    };
     Answer::new(StatusCode::FORBIDDEN, "origin_not_allowed", &message).into_response(endpoint.api())
 }
 

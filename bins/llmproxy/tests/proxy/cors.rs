@@ -106,9 +106,14 @@ async fn a_reload_changes_who_may_ask() {
     proxy.reload(&config(&backend, "allowed_origins: ['*']"), "reloaded").await;
     let answer = preflight(&proxy, PAGE).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("*")));
-    let open = "allowed_origins: ['*'], allow_credentials: true";
-    std::fs::write(proxy.folder().join("config.yaml"), config(&backend, open)).expect("the folder is ours");
-    proxy.reload(&config(&backend, open), "nothing was changed").await;
+    for harmful in [
+        "allowed_origins: ['*'], allow_credentials: true",
+        "allowed_origins: ['null'], allow_credentials: true",
+        "allowed_origins: ['null']",
+        "allowed_origins: ['http*://a.example']",
+    ] {
+        proxy.reload(&config(&backend, harmful), "nothing was changed").await;
+    }
     assert_eq!(preflight(&proxy, PAGE).await.status, 200);
     proxy.reload(&config(&backend, "enabled: false, allowed_origins: ['*']"), "reloaded").await;
     assert_eq!(preflight(&proxy, PAGE).await.status, 401);
