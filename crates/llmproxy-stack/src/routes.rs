@@ -13,7 +13,7 @@ use axum::{
     routing::{any, get},
 };
 use futures_util::future::{BoxFuture, Either, ready};
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use llmproxy_auth::AuthLayer;
 use llmproxy_config::AllowedOrigin;
 use llmproxy_core::{Api, Endpoint};
@@ -97,7 +97,12 @@ impl Service<Request<Body>> for Routes {
         let path = request.uri().path();
         let asked = Endpoint::of(path);
         if let Err(error) = message::check(&request) {
-            return Either::Left(Box::pin(ready(Ok(answer(&error).into_response(asked.api())))));
+            let mut refusal = answer(&error).into_response(asked.api());
+            if request.version() < Version::HTTP_2 {
+                // Whoever sent it may take another place for its end than we do: what follows is no request.
+                refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            return Either::Left(Box::pin(ready(Ok(refusal))));
         }
         if message::is_server_wide(request.method(), request.uri()) {
             return Either::Left(Box::pin(ready(Ok(StatusCode::NO_CONTENT.into_response()))));

@@ -142,6 +142,10 @@ async fn ambiguous_framing_is_refused_or_becomes_one_request() {
     {
         check(&format!("Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n{hidden}"), Refused(400)).await;
     }
+    // Of two codings only one can be framed again (RFC 9112, section 6.1).
+    for codings in ["gzip, chunked", "chunked, chunked", ",chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        check(&format!("Transfer-Encoding: {codings}\r\n\r\n0\r\n\r\n{hidden}"), Refused(501)).await;
+    }
 }
 
 #[tokio::test]
@@ -208,11 +212,11 @@ async fn a_head_is_one_that_nobody_can_read_in_two_ways() {
         // A bare LF may end a line (RFC 9112, section 2.2); what the backend gets has none.
         (get("X-A: b\nX-B: c\n").replace("\r\n", "\n"), One("", "")),
         ("\r\n".to_owned() + &get(""), One("", "")),
-        ("GET /v1/files HTTP/1.1\r\n\r\n".into(), Answered(400)),
-        (get("Host: x\r\n"), Answered(400)),
-        (get("Host: y\r\n"), Answered(400)),
-        ("GET /v1/files HTTP/1.1\r\nHost: a b\r\n\r\n".into(), Answered(400)),
-        ("GET /v1/files HTTP/1.1\r\nHost: me@a\r\n\r\n".into(), Answered(400)),
+        ("GET /v1/files HTTP/1.1\r\n\r\n".into(), Refused(400)),
+        (get("Host: x\r\n"), Refused(400)),
+        (get("Host: y\r\n"), Refused(400)),
+        ("GET /v1/files HTTP/1.1\r\nHost: a b\r\n\r\n".into(), Refused(400)),
+        ("GET /v1/files HTTP/1.1\r\nHost: me@a\r\n\r\n".into(), Refused(400)),
         ("GET /v1/files HTTP/1.1\r\nHost:\r\n\r\n".into(), One("", "")),
         ("GET /v1/files HTTP/1.0\r\n\r\n".into(), Last("", "")),
         ("GET /v1/files HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n".into(), Refused(400)),
@@ -223,10 +227,6 @@ async fn a_head_is_one_that_nobody_can_read_in_two_ways() {
         ("GET  /v1/files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
         ("GET /v1/ files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
         ("GE(T /v1/files HTTP/1.1\r\nHost: x\r\n\r\n".into(), Refused(400)),
-        // Of two codings only one can be framed again (RFC 9112, section 6.1).
-        (post("Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
-        (post("Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
-        (post("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), Answered(501)),
     ] {
         gateway.check(sent, becomes).await;
     }
@@ -249,11 +249,11 @@ async fn the_target_of_a_request_is_a_path_or_a_url() {
     let gateway = Gateway::start("").await;
     let request = |line: &str| format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
     for (line, becomes) in [
-        ("CONNECT example.com:443", Answered(501)),
-        ("CONNECT /v1/files", Answered(501)),
-        ("TRACE /v1/files", Answered(501)),
-        ("GET example.com:443", Answered(400)),
-        ("GET *", Answered(400)),
+        ("CONNECT example.com:443", Refused(501)),
+        ("CONNECT /v1/files", Refused(501)),
+        ("TRACE /v1/files", Refused(501)),
+        ("GET example.com:443", Refused(400)),
+        ("GET *", Refused(400)),
         ("GET v1/files", Refused(400)),
         ("OPTIONS *", Answered(204)),
         ("GET /v1/../files", Answered(400)),
