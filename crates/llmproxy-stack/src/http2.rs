@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Full};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -28,7 +28,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use llmproxy_core::{
-    BoxError,
+    ApiError, BoxError, Endpoint,
     body::{Hold, Observed},
 };
 use pin_project_lite::pin_project;
@@ -139,7 +139,7 @@ pub(crate) fn serve<S: Handler>(
 // === impl Streams ===
 
 impl<S: Handler> hyper::service::Service<Request<Incoming>> for Streams<S> {
-    type Response = Response<Queued<Either<Observed<S::Body, Hold<Busy>>, Empty<Bytes>>>>;
+    type Response = Response<Queued<Either<Observed<S::Body, Hold<Busy>>, Full<Bytes>>>>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -150,11 +150,13 @@ impl<S: Handler> hyper::service::Service<Request<Incoming>> for Streams<S> {
         let mut request = request.map(|body| Body::new(WholeBody(body)));
         if request.headers().len() > self.setup.max_headers {
             // HTTP/2 itself limits only the size of a head.
-            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            let id =
-                self.setup.refusals.note(self.requests.activity.peer, status, "too many headers (server.max_headers)");
-            let mut response = Response::new(Queued::new(Either::Right(Empty::new()), queue));
+            let (status, why) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers (server.max_headers)");
+            let id = self.setup.refusals.note(self.requests.activity.peer, status, why);
+            let api = Endpoint::of(request.uri().path()).api();
+            let body = ApiError::new(status, "head_too_large", why).body(api);
+            let mut response = Response::new(Queued::new(Either::Right(body.into()), queue));
             *response.status_mut() = status;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response.headers_mut().insert("x-request-id", id);
             return Box::pin(async move {
                 drop((request, busy));

@@ -519,8 +519,14 @@ async fn heads_that_are_too_large_or_have_too_many_headers_are_431() {
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, &**value)).collect();
     let answer = client.begin("GET", "/v1/models", &many, true).await.read_to_end().await;
     assert_eq!(answer.status, 431);
+    assert_eq!(
+        (&answer.json()["error"]["code"], answer.header("content-type")),
+        (&json!("head_too_large"), Some("application/json"))
+    );
     let line = proxy.ended().await;
     assert_eq!((&line["status_code"], line["request_id"].as_str()), (&json!(431), answer.header("x-request-id")));
+    let answer = client.begin("POST", "/v1/messages", &many, true).await.read_to_end().await;
+    assert_eq!((answer.status, &answer.json()["type"]), (431, &json!("error")), "{}", answer.text());
     let large = "x".repeat(20_000);
     assert_eq!(client.begin("GET", "/v1/models", &[("x-large", &large)], true).await.head().await, 431);
     assert_eq!(client.begin("GET", "/health", &[], true).await.read_to_end().await.status, 200);
