@@ -38,9 +38,15 @@ pub(crate) fn append(
         IpAddr::V6(ip) => ip.to_string(),
     };
     let element = element(hop.ip, &address, host, proto);
+    // A proxy that keeps one of the two lists knows of clients what the other would lack: begun here, with that proxy, it
+    // would name another client.
+    let is_kept = believed.iter().any(|(name, _)| LISTS.contains(name));
     for (name, last) in LISTS.into_iter().zip([address, element]) {
-        let before = believed.iter().filter(|(found, _)| **found == name).map(|(_, value)| value.as_bytes());
-        if let Some(list) = joined(before, last) {
+        let before = || believed.iter().filter(|(found, _)| **found == name).map(|(_, value)| value.as_bytes());
+        if is_kept && before().next().is_none() {
+            continue;
+        }
+        if let Some(list) = joined(before(), last) {
             sent.insert(name, list);
         }
     }
@@ -162,6 +168,18 @@ mod tests {
             "x-real-ip: 1.1.1.1",
         ];
         check(hop, Some("inner"), &believed, &expected);
+    }
+
+    #[test]
+    fn a_list_that_a_trusted_proxy_does_not_keep_is_not_begun_with_that_proxy() {
+        let hop = Hop { ip: [10, 0, 0, 1].into(), tls: false, trusted: true };
+        let expected = ["x-forwarded-for: 6.6.6.6, 10.0.0.1", "x-forwarded-proto: http"];
+        check(hop, None, &[("x-forwarded-for", "6.6.6.6")], &expected);
+        let expected = ["forwarded: for=6.6.6.6, for=10.0.0.1;proto=http", "x-forwarded-proto: http"];
+        check(hop, None, &[("forwarded", "for=6.6.6.6")], &expected);
+        // What asks by itself, such as a probe, is its own client.
+        let expected = ["forwarded: for=10.0.0.1;proto=http", "x-forwarded-for: 10.0.0.1", "x-forwarded-proto: http"];
+        check(hop, None, &[], &expected);
     }
 
     #[test]

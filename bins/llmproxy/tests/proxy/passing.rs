@@ -154,4 +154,7 @@ async fn backends_are_told_where_a_request_came_from_and_strangers_are_not_belie
     assert_eq!(trusting.proxy.ended().await["client_ip"], "6.6.6.6");
     trusting.passed("GET /v1/files HTTP/1.1\r\nHost: x\r\nForwarded: for=\"[2001:db8::1]:80\"\r\n\r\n").await;
     assert_eq!(trusting.proxy.ended().await["client_ip"], "2001:db8::1");
+    // Both lists name one client, or there is only the one that the proxy before us keeps.
+    let seen = trusting.passed("GET /v1/files HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
+    assert_eq!((seen.header("x-forwarded-for"), seen.header("forwarded")), (Some("6.6.6.6, 127.0.0.1"), None));
 }
