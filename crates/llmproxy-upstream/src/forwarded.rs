@@ -19,6 +19,23 @@ const CLAIMS: [HeaderName; 4] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
+/// Who the client is, as the proxy knows it by its key.
+const IDENTITY: [HeaderName; 2] =
+    [HeaderName::from_static("x-api-key-userid"), HeaderName::from_static("x-api-key-name")];
+
+/// Whether a name with `_` is that of a header that only a proxy writes, in a spelling that servers after CGI (RFC 3875,
+/// section 4.1.18), WSGI's among them, can't tell from it. No proxy writes it so, trusted or not.
+pub(crate) fn is_disguised(name: &HeaderName) -> bool {
+    LISTS.iter().chain(&CLAIMS).chain(&IDENTITY).any(|known| is_spelling_of(name, known))
+}
+
+/// Whether `name` is `known`, but for `_` in the place of `-`.
+pub(crate) fn is_spelling_of(name: &HeaderName, known: &HeaderName) -> bool {
+    let (name, known) = (name.as_str().as_bytes(), known.as_str().as_bytes());
+    name.len() == known.len()
+        && name.iter().zip(known).all(|(byte, known)| byte == known || (*byte == b'_' && *known == b'-'))
+}
+
 /// Whether a header of that name goes on as [`append`] writes it, or not at all.
 pub(crate) fn is_rewritten(name: &HeaderName, hop: Hop) -> bool {
     LISTS.contains(name) || (!hop.trusted && CLAIMS.contains(name))

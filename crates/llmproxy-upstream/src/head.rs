@@ -34,7 +34,7 @@ pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -
     // What a trusted proxy has said of those before it: seldom anything.
     let mut believed = Vec::new();
     for (name, value) in headers {
-        if is_hop_by_hop(name, &named) {
+        if is_hop_by_hop(name, &named) || is_disguised(name, backend) {
             continue;
         }
         if !ours(name) {
@@ -141,6 +141,17 @@ fn is_hop_by_hop(name: &HeaderName, named_by_connection: &[&str]) -> bool {
     HOP_BY_HOP.contains(name) || named_by_connection.iter().any(|named| named.eq_ignore_ascii_case(name.as_str()))
 }
 
+/// Whether a header passes for one that we write or take off, to a server that does not tell `_` from `-`.
+fn is_disguised(name: &HeaderName, backend: &HeaderMap) -> bool {
+    // Nearly none has one.
+    if !name.as_str().as_bytes().contains(&b'_') {
+        return false;
+    }
+    let is_other = |known: &HeaderName| known != name && forwarded::is_spelling_of(name, known);
+    forwarded::is_disguised(name)
+        || HOP_BY_HOP.iter().chain(&[HOST, CONTENT_LENGTH, X_REQUEST_ID]).chain(backend.keys()).any(is_other)
+}
+
 fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
     tokens(headers, CONNECTION).filter(|token| !token.is_empty()).collect()
 }
@@ -221,6 +232,31 @@ mod tests {
             [("b", "1"), ("a", "2"), ("cookie", "x"), ("cookie", "y"), ("accept", "*/*"), ("user-agent", "u")];
         let expected = ["b: 1", "a: 2", "cookie: x", "cookie: y", "accept: */*", "user-agent: u"];
         assert_eq!(sent(&received, &[], false), expected);
+    }
+
+    #[test]
+    fn nothing_passes_for_another_header_by_an_underscore() {
+        let received = [
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded_for", "6.6.6.6"),
+            ("x_forwarded_proto", "https"),
+            ("x_real_ip", "6.6.6.6"),
+            ("x_api_key_userid", "root"),
+            ("x_request_id", "1"),
+            ("content_length", "5"),
+            ("transfer_encoding", "chunked"),
+            ("x_ours", "2"),
+            ("x-theirs", "3"),
+            ("x_theirs", "4"),
+            ("x_other", "5"),
+            ("openai_beta", "6"),
+        ];
+        let expected = ["x-theirs: 3", "x_theirs: 4", "x_other: 5", "openai_beta: 6", "x-ours: 1"];
+        assert_eq!(sent(&received, &[("x-ours", "1")], false), expected);
+        // A trusted proxy writes it otherwise: it only let it pass.
+        let request = http::Request::get("/").header("x_forwarded_for", "6.6.6.6").header("x_real_ip", "6.6.6.6");
+        let lines = all_sent(request, Backend::new("http://b").unwrap(), false, true);
+        assert!(!lines.iter().any(|line| line.contains("6.6.6.6")), "{lines:?}");
     }
 
     #[test]

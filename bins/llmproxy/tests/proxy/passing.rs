@@ -158,3 +158,15 @@ async fn backends_are_told_where_a_request_came_from_and_strangers_are_not_belie
     let seen = trusting.passed("GET /v1/files HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").await;
     assert_eq!((seen.header("x-forwarded-for"), seen.header("forwarded")), (Some("6.6.6.6, 127.0.0.1"), None));
 }
+
+#[tokio::test]
+async fn no_header_that_only_a_proxy_writes_passes_by_an_underscore() {
+    let said = "X_Forwarded_For: 6.6.6.6\r\nX_Real_IP: 6.6.6.6\r\nX-Forwarded_Proto: https\r\nX_Api_Key_UserId: root\r\nX_Kept: 1\r\n";
+    let request = format!("GET /v1/files HTTP/1.1\r\nHost: x\r\n{said}\r\n");
+    for server in ["", "trusted_proxies: [127.0.0.1]"] {
+        let seen = Gateway::start(server).await.passed(&request).await;
+        let head = String::from_utf8_lossy(&seen.head).to_lowercase();
+        let disguised = names(&head).into_iter().filter(|name| name.contains('_'));
+        assert_eq!(disguised.collect::<Vec<_>>(), ["x_kept"], "{head}");
+    }
+}
