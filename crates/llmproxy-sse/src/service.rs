@@ -79,6 +79,10 @@ struct First {
     upload: Upload,
 }
 
+/// A client that has said all keeps nobody waiting: how long the backend has for the rest is whoever moves the bytes to say.
+/// This is only so that it ends.
+const AFTERWARDS: Duration = Duration::from_secs(60);
+
 /// The way to the backend, with a note of when something passed.
 struct Noted {
     inner: ToBackend,
@@ -156,7 +160,11 @@ impl Upload {
     }
 
     fn passed(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.passes(Instant::now());
+    }
+
+    fn passes(&self, at: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 }
 
@@ -184,6 +192,7 @@ impl AsyncWrite for Noted {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.passed.passes(Instant::now() + AFTERWARDS);
         self.inner.as_mut().poll_shutdown(cx)
     }
 }

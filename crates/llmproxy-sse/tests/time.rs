@@ -91,7 +91,8 @@ async fn silence_ends_any_body_after_the_gap_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn only_the_silence_of_both_sides_ends_a_tunnel() {
-    for (heard, expected) in [(None, 60), (Some(50), 110)] {
+    // After a good-bye the silence is the other side's.
+    for (heard, leaves, expected) in [(None, false, 60), (Some(50), false, 110), (Some(50), true, 170)] {
         let mut answer = response(&[], ScriptedBody::new().stall());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let upgrade = Upgrade::default();
@@ -104,6 +105,9 @@ async fn only_the_silence_of_both_sides_ends_a_tunnel() {
             if let Some(after) = heard {
                 sleep(seconds(after)).await;
                 poll_fn(|cx| to_backend.as_mut().poll_write(cx, b"x")).await.unwrap();
+            }
+            if leaves {
+                poll_fn(|cx| to_backend.as_mut().poll_shutdown(cx)).await.unwrap();
             }
         };
         let begin = Instant::now();

@@ -313,6 +313,18 @@ async fn whoever_leaves_ends_it_for_the_other_and_the_record_says_who() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_said_all_has_left_when_the_backend_has_nothing_more_for_it() {
+    let backend = Backend::start().await;
+    let mut proxy = Proxy::start(&config(&backend, "routing: {gap_timeout: 1s}\n")).await;
+    let (mut client, there) = session(&proxy, &backend).await;
+    client.stream.shutdown().await.expect("open");
+    let line = proxy.ended().await;
+    assert_eq!(line["end"], "client_gone", "{line}");
+    assert_eq!((client.closed().await, there.closed().await), (String::new(), String::new()));
+    all_given_back(&proxy).await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_before_the_backend_has_agreed_is_seen_by_it() {
     let backend = Backend::start().await;
     let mut proxy = Proxy::start(&config(&backend, "")).await;
