@@ -137,6 +137,45 @@ fn a_shape_that_fails_right_after_a_frame_lets_it_be_flushed() {
     assert!(matches!(poll_frame(&mut body), Poll::Ready(Some(Err(_)))));
 }
 
+/// A shape that has heard enough as soon as it is silent.
+struct Satisfied(Log);
+
+impl Shape for Satisfied {
+    fn chunk(&mut self, data: Bytes, out: &mut Out) {
+        out.push(data);
+    }
+
+    fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        self.0.push(format!("outer {}", describe(ending)));
+        out.push("bye".into());
+    }
+
+    fn poll_silent(&mut self, _: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_over(&self) -> bool {
+        true
+    }
+
+    fn changes_length(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_shape_may_end_a_body_that_does_not_end() {
+    let log = Log::default();
+    let inner = Observed::new(ScriptedBody::chunked(["one"]).stall(), Tell(log.clone()));
+    let mut body = Shaped::new(inner, Box::new(Satisfied(log.clone())));
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert_eq!(data(poll_frame(&mut body)), "bye");
+    assert!(body.is_end_stream());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(None)));
+    drop(body);
+    assert_eq!(log.get(), ["outer complete", "inner dropped"]);
+}
+
 /// A shape that keeps everything until the end.
 struct Keeper(Vec<Bytes>);
 

@@ -67,6 +67,12 @@ pub trait Shape: Send + 'static {
         Poll::Pending
     }
 
+    /// Asked when `poll_silent` was ready: whether the body is complete though the inner one does not end. `end` is told so,
+    /// and the inner body is polled no more.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Whether more or fewer bytes may come out than go in, so that the length is not known. hyper chooses the framing by
     /// the length, and would cut off what is past it.
     fn changes_length(&self) -> bool;
@@ -84,6 +90,10 @@ impl<S: Shape> Shape for Box<S> {
 
     fn poll_silent(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Poll<Result<(), BoxError>> {
         (**self).poll_silent(cx, out)
+    }
+
+    fn is_over(&self) -> bool {
+        (**self).is_over()
     }
 
     fn changes_length(&self) -> bool {
@@ -300,6 +310,10 @@ where
                     *this.last = Last::Nothing;
                 }
                 Poll::Pending => match this.shaper.shape.poll_silent(cx, this.out) {
+                    Poll::Ready(Ok(())) if this.shaper.shape.is_over() => {
+                        this.shaper.end(Ending::Complete, this.out);
+                        *this.last = Last::Nothing;
+                    }
                     Poll::Ready(Ok(())) if !this.out.is_empty() => {}
                     Poll::Ready(Err(error)) => {
                         this.shaper.end(Ending::Failed(&error), this.out);
