@@ -49,6 +49,8 @@
 //!
 //! - Without a [`Target`](llmproxy_core::Target) in the request the wait for the first byte, and for the whole of a JSON
 //!   answer, has no limit. The gap timeout and the heartbeat hold all the same.
+//! - Without a limit on each wait for more of a request's body, a client that stalls its upload is waited for without one:
+//!   the backend can't answer what it does not have.
 //! - Without a [`Call`](llmproxy_core::Call) in the exchange errors have OpenAI's shape.
 
 pub mod metrics;
@@ -61,6 +63,7 @@ mod service;
 mod stream;
 mod tail;
 mod timer;
+mod upload;
 
 pub use config::SseConfig;
 pub use error::SseError;

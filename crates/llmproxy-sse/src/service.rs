@@ -2,9 +2,8 @@
 
 use std::{
     future::Future,
-    io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,18 +15,16 @@ use http::{
     response::Parts,
 };
 use http_body::Body;
-use llmproxy_core::{
-    Api, BoxError, Exchange, RequestBody, Target, ToBackend, Upgrade,
-    body::{Ending, Observe, Observed, Shaped},
-};
+use llmproxy_core::{Api, BoxError, Exchange, RequestBody, Target, Upgrade, body::Shaped};
 use pin_project_lite::pin_project;
-use tokio::{io::AsyncWrite, time::Instant};
+use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
     SseError, metrics,
     stream::{Allowance, Events, Stream},
     timer::Timer,
+    upload::{Noted, NotedWay, Upload},
 };
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -68,31 +65,18 @@ pin_project! {
         settings: Settings,
         api: Api,
         first: Option<First>,
+        // Of a body that passes through.
+        upload: Option<Upload>,
         timer: Timer,
     }
 }
 
 /// The limit of the wait for the first byte.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct First {
     after: Duration,
-    upload: Upload,
+    began: Instant,
 }
-
-/// A client that has said all keeps nobody waiting: how long the backend has for the rest is whoever moves the bytes to say.
-/// This is only so that it ends.
-const AFTERWARDS: Duration = Duration::from_secs(60);
-
-/// The way to the backend, with a note of when something passed.
-struct Noted {
-    inner: ToBackend,
-    passed: Upload,
-}
-
-/// Since when only the backend is waited for: since the last piece of a request's body that passes through, where it does.
-/// A client may take longer to send a recording than a backend may to answer.
-#[derive(Clone, Debug)]
-pub(crate) struct Upload(Arc<Mutex<Instant>>);
 
 // === impl Sse ===
 
@@ -127,73 +111,26 @@ where
             .get::<Target>()
             .map(|target| target.backend.timeout)
             .filter(|timeout| !timeout.is_zero())
-            .map(|after| First { after, upload: Upload::begin() });
-        if let Some(first) = &first {
-            body = body.map_stream(|stream| Observed::new(stream, first.upload.clone()));
+            .map(|after| First { after, began: Instant::now() });
+        let upload = (!matches!(body, RequestBody::Replay(..))).then(Upload::begin);
+        if let Some(upload) = &upload {
+            body = body.map_stream(|stream| Noted::new(stream, upload.clone()));
         }
         let inner = self.inner.call(Request::from_parts(head, body));
-        SseFuture { inner, settings: self.settings, api, first, timer: Timer::default() }
+        SseFuture { inner, settings: self.settings, api, first, upload, timer: Timer::default() }
     }
 }
 
 // === impl First ===
 
 impl First {
-    fn at(&self) -> Instant {
-        self.upload.last() + self.after
+    /// While the client is waited for this moves on, and the timer that was set for it fires too early.
+    fn at(self, upload: Option<&Upload>) -> Instant {
+        upload.map_or(self.began, Upload::last) + self.after
     }
 
-    fn left(&self) -> Allowance {
-        Allowance { left: self.at().saturating_duration_since(Instant::now()), after: self.after }
-    }
-}
-
-// === impl Upload ===
-
-impl Upload {
-    fn begin() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-
-    pub(crate) fn last(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn passed(&self) {
-        self.passes(Instant::now());
-    }
-
-    fn passes(&self, at: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
-    }
-}
-
-impl Observe for Upload {
-    fn chunk(&mut self, _: &Bytes) {
-        self.passed();
-    }
-
-    fn end(self, _: Ending<'_>) {
-        self.passed();
-    }
-}
-
-// === impl Noted ===
-
-impl AsyncWrite for Noted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(self.inner.as_mut().poll_write(cx, data));
-        self.passed.passed();
-        Poll::Ready(written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.as_mut().poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.passed.passes(Instant::now() + AFTERWARDS);
-        self.inner.as_mut().poll_shutdown(cx)
+    fn left(self, upload: Option<&Upload>) -> Allowance {
+        Allowance { left: self.at(upload).saturating_duration_since(Instant::now()), after: self.after }
     }
 }
 
@@ -212,17 +149,18 @@ where
         if let Poll::Ready(result) = this.inner.poll(cx) {
             let (mut head, body) = result.map_err(Into::into)?.into_parts();
             let timer = std::mem::take(this.timer);
-            let first = this.first.as_ref().map(First::left);
+            let upload = this.upload.take();
+            let first = this.first.map(|first| first.left(upload.as_ref()));
             let whole = first.filter(|_| has_type(&head.headers, "application/json"));
             let events = prepare(&mut head.headers, head.status, &body, *this.settings, *this.api);
             let stream = match other_way(&head) {
                 Some(passed) => Stream::tunnel(timer, this.settings.gap, passed),
-                None => Stream::new(timer, first, this.settings.gap, whole, events),
+                None => Stream::new(timer, first, this.settings.gap, whole, events).with_upload(upload),
             };
             return Poll::Ready(Ok(Response::from_parts(head, Shaped::new(body, Box::new(stream)))));
         }
         let Some(first) = this.first else { return Poll::Pending };
-        ready!(this.timer.poll(first.at(), cx));
+        ready!(this.timer.poll(first.at(this.upload.as_ref()), cx));
         let error = SseError::FirstByte { after: first.after };
         metrics::timeout(error.kind());
         Poll::Ready(Err(error.ended()))
@@ -233,7 +171,7 @@ where
 fn other_way(head: &Parts) -> Option<Upload> {
     let upgrade = head.extensions.get::<Upgrade>().filter(|_| head.status == StatusCode::SWITCHING_PROTOCOLS)?;
     let passed = Upload::begin();
-    upgrade.map_to_backend(|inner| Box::pin(Noted { inner, passed: passed.clone() }));
+    upgrade.map_to_backend(|inner| Box::pin(NotedWay::new(inner, passed.clone())));
     Some(passed)
 }
 

@@ -1,6 +1,7 @@
 //! The body of an answer: its chunks as they are, under limits of time, with a visible end.
 
 use std::{
+    error::Error,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use llmproxy_core::{
 };
 use tokio::time::Instant;
 
-use crate::{SseError, metrics, service::Upload, tail::Tail, timer::Timer};
+use crate::{SseError, metrics, tail::Tail, timer::Timer, upload::Upload};
 
 /// What [`Sse`](crate::Sse) does to an answer's body; made by it. Chunks pass at once as they are. Only waiting counts
 /// against a limit of time: a client that reads slowly is no silence of the backend.
@@ -30,7 +31,8 @@ pub struct Stream {
     /// Bounds the whole of an answer that is no stream.
     whole: Option<Allowance>,
     events: Option<Events>,
-    /// When something passed the other way, in a tunnel.
+    /// What passes the other way meanwhile: a request's body that has not ended, or one half of a tunnel. It is no silence
+    /// of the backend while the client is waited for.
     other: Option<Upload>,
 }
 
@@ -61,12 +63,18 @@ pub(crate) struct Events {
 enum Wait {
     First(Option<Allowance>),
     Next,
+    /// In a tunnel, for either side.
+    Either,
+    /// For nothing any more.
+    Over,
 }
 
 /// What a deadline is for.
 enum Due {
     Error(SseError),
     Heartbeat,
+    /// The stream is complete and its backend does not say so.
+    End,
 }
 
 // === impl Events ===
@@ -78,8 +86,13 @@ impl Events {
 
     fn next_heartbeat(&self, started: bool) -> Option<Instant> {
         let after = self.heartbeat.filter(|_| started || !self.quiet_start)?;
-        // In the middle of an event only its next chunk can change anything.
-        self.tail.is_between_events().then(|| self.last_out + after)
+        // In the middle of an event only its next chunk can change anything; after the last event nobody waits.
+        (self.tail.is_between_events() && !self.tail.is_done()).then(|| self.last_out + after)
+    }
+
+    /// Whether all has come that is to come, and the end can be given without the backend: not where a length was promised.
+    fn is_complete(&self) -> bool {
+        self.is_open_ended && self.tail.is_between_events() && self.tail.is_done()
     }
 
     /// The error as an event, if there is a place for one.
@@ -88,6 +101,7 @@ impl Events {
             || (self.quiet_start && !started)
             || !self.tail.is_between_events()
             || self.tail.is_done()
+            || has_left(error)
         {
             return None;
         }
@@ -110,11 +124,17 @@ impl Stream {
 
     /// The answer is a tunnel, and nobody waits for a first byte of it: the client may be the first to speak.
     pub(crate) fn tunnel(timer: Timer, gap: Option<Duration>, other: Upload) -> Self {
-        Self { timer, wait: Wait::Next, since: None, gap, whole: None, events: None, other: Some(other) }
+        Self { timer, wait: Wait::Either, since: None, gap, whole: None, events: None, other: Some(other) }
+    }
+
+    /// The answer came before the end of `upload`, or at it.
+    pub(crate) fn with_upload(mut self, upload: Option<Upload>) -> Self {
+        self.other = upload;
+        self
     }
 
     fn has_started(&self) -> bool {
-        matches!(self.wait, Wait::Next)
+        !matches!(self.wait, Wait::First(_))
     }
 
     /// The nearest deadline of a wait that began at `since`, and what it is for.
@@ -124,11 +144,12 @@ impl Stream {
             Wait::First(first) => {
                 first.map(|first| (since + first.left, Due::Error(SseError::FirstByte { after: first.after })))
             }
-            Wait::Next => self.gap.map(|after| {
-                let is_tunnel = self.other.is_some();
-                let error = if is_tunnel { SseError::Idle { after } } else { SseError::Gap { after } };
-                (since + after, Due::Error(error))
-            }),
+            Wait::Next if self.events.as_ref().is_some_and(Events::is_complete) => {
+                self.gap.map(|after| (since + after, Due::End))
+            }
+            Wait::Next => self.gap.map(|after| (since + after, Due::Error(SseError::Gap { after }))),
+            Wait::Either => self.gap.map(|after| (since + after, Due::Error(SseError::Idle { after }))),
+            Wait::Over => None,
         };
         let whole = self.whole.map(|whole| (since + whole.left, Due::Error(SseError::Whole { after: whole.after })));
         let heartbeat = self
@@ -147,7 +168,9 @@ impl Shape for Stream {
             return;
         }
         let now = Instant::now();
-        self.wait = Wait::Next;
+        if !matches!(self.wait, Wait::Either) {
+            self.wait = Wait::Next;
+        }
         if let Some(since) = self.since.take()
             && let Some(whole) = &mut self.whole
         {
@@ -178,6 +201,10 @@ impl Shape for Stream {
         ready!(self.timer.poll(at, cx));
         Poll::Ready(match due {
             Due::Error(error) => Err(error.ended()),
+            Due::End => {
+                self.wait = Wait::Over;
+                Ok(())
+            }
             Due::Heartbeat => {
                 out.push(Bytes::from_static(b":\n\n"));
                 if let Some(events) = &mut self.events {
@@ -188,9 +215,20 @@ impl Shape for Stream {
         })
     }
 
+    fn is_over(&self) -> bool {
+        matches!(self.wait, Wait::Over)
+    }
+
     fn changes_length(&self) -> bool {
         self.events.as_ref().is_some_and(|events| events.heartbeat.is_some())
     }
+}
+
+/// Whether nobody is there who would read about `error`. Where the request's body went past a limit the client is; where
+/// that has a cause of its own, it is that the client's connection or stream broke.
+fn has_left(error: &BoxError) -> bool {
+    let ended = cause_ref::<Ended>(&**error).filter(|ended| ended.end() == End::ClientGone);
+    ended.and_then(Error::source).is_some_and(|reason| reason.source().is_some())
 }
 
 /// What the client is told about a failure; nothing of where the backend is.
@@ -203,7 +241,9 @@ fn describe(error: &BoxError) -> ApiError {
         (None, End::Shutdown) => {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the proxy was stopped before the end")
         }
-        (None, End::Complete | End::ClientGone | End::BackendFailed | End::ProxyFailed) => {
+        // Of the request's body, in words that are meant for the client.
+        (None, End::ClientGone) => ApiError::new(StatusCode::BAD_REQUEST, "incomplete_request", error.to_string()),
+        (None, End::Complete | End::BackendFailed | End::ProxyFailed) => {
             ApiError::new(StatusCode::BAD_GATEWAY, "backend_error", "the backend failed in the middle of its answer")
         }
     }

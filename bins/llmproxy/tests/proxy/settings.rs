@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, process::Stdio};
 
-use llmproxy_testkit::{Backend, Behaviour, Client, Receiver, Response, script};
+use llmproxy_testkit::{Backend, Behaviour, BodyEnd, Client, Receiver, Response, script};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -277,4 +277,27 @@ async fn heartbeats_keep_a_silent_stream_open() {
     wire.chunk("data: [DONE]\n\n").await.expect("the proxy reads");
     wire.finish().await.expect("the proxy reads");
     assert_eq!(client.read_to_end().await.text().replace(":\n\n", ""), format!("{event}data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_done_and_stays_open_gets_no_heartbeat_and_a_clean_end() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let yaml = format!(
+        "server: {{heartbeat: 100ms}}\nbackends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n\
+         routing: {{gap_timeout: 1s}}\n",
+        backend.url()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut client = Client::connect(proxy.address()).await;
+    client.send_json("/v1/chat/completions", &[], &json!({"model": "m", "stream": true, "messages": []})).await;
+    let (_, mut wire) = requests.next().await;
+    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+    let whole = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n";
+    wire.chunk(whole).await.expect("the proxy reads");
+    let answer = client.read_to_end().await;
+    assert_eq!((answer.text().as_str(), answer.end), (whole, BodyEnd::Complete));
+    assert_eq!(proxy.ended().await["end"], "complete");
+    // It is let go all the same.
+    wire.client_gone().await;
+    assert_eq!(proxy.metrics().await.sum("llmproxy_upstream_timeouts_total", &[]), 0.0);
 }
