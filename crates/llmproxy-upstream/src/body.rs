@@ -1,17 +1,17 @@
-//! Bodies on their way to and from a backend.
+//! The body of an answer, on its way from a backend.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
-use llmproxy_core::{BoxError, End, Ended, cause_ref};
+use llmproxy_core::BoxError;
 
-use crate::{UpstreamError, pool::Stream, tunnel::FromBackend};
+use crate::{UpstreamError, pool::Stream, sending::Rest, tunnel::FromBackend};
 
 /// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size in bytes where it told one.
 /// Dropping it before its end closes the connection, or over HTTP/2 resets the stream.
@@ -21,6 +21,8 @@ pub struct UpstreamBody {
     backend: Arc<str>,
     /// Whether it came over HTTP/2, where `None` is not always the end.
     http2: bool,
+    /// After the body: of a request whose own body passes through, what is left of that.
+    rest: Option<Rest>,
     /// After the body: its place is free when it has ended.
     _stream: Option<Stream>,
 }
@@ -32,31 +34,27 @@ enum Inner {
     Tunnel(Box<FromBackend>),
 }
 
-/// A request's body that passes through.
-pub(crate) struct Sending<B> {
-    // The client library shares bodies between threads, which this one can't be; the lock is only taken for the size hint.
-    inner: Mutex<B>,
-    failure: Failure,
-}
-
-/// Why a request's body broke off, kept past the client library, which would wrap it into its own error.
-#[derive(Clone, Default)]
-pub(crate) struct Failure(Arc<Mutex<Option<BoxError>>>);
-
-#[derive(Debug, thiserror::Error)]
-#[error("the request's body broke off")]
-struct BrokeOff;
-
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
     /// The body of an answer that came by `version`.
     pub(crate) fn new(inner: reqwest::Body, backend: Arc<str>, version: Version, stream: Option<Stream>) -> Self {
-        Self { inner: Inner::Answer(inner), backend, http2: version == Version::HTTP_2, _stream: stream }
+        Self { inner: Inner::Answer(inner), backend, http2: version == Version::HTTP_2, rest: None, _stream: stream }
+    }
+
+    /// The answer to a request whose own body passes through.
+    pub(crate) fn with_rest(mut self, rest: Option<Rest>) -> Self {
+        self.rest = rest;
+        self
+    }
+
+    /// What goes to the client: an upload that broke off takes its answer with it, and says more of why.
+    fn failed(&self, error: UpstreamError) -> BoxError {
+        self.rest.as_ref().and_then(Rest::failure).unwrap_or_else(|| error.boxed())
     }
 
     pub(crate) fn tunnel(inner: FromBackend, backend: Arc<str>) -> Self {
-        Self { inner: Inner::Tunnel(Box::new(inner)), backend, http2: false, _stream: None }
+        Self { inner: Inner::Tunnel(Box::new(inner)), backend, http2: false, rest: None, _stream: None }
     }
 }
 
@@ -73,10 +71,10 @@ impl Body for UpstreamBody {
                     // hyper takes a reset without an error for an end. It may follow one (RFC 9113, section 8.1); here none
                     // came.
                     let (backend, source) = (this.backend.clone(), h2::Error::from(h2::Reason::NO_ERROR).into());
-                    return Poll::Ready(Some(Err(UpstreamError::Broken { backend, source }.boxed())));
+                    return Poll::Ready(Some(Err(this.failed(UpstreamError::Broken { backend, source }))));
                 }
                 Poll::Ready(
-                    frame.map(|frame| frame.map_err(|error| UpstreamError::in_body(&this.backend, error).boxed())),
+                    frame.map(|frame| frame.map_err(|error| this.failed(UpstreamError::in_body(&this.backend, error)))),
                 )
             }
             Inner::Tunnel(inner) => {
@@ -104,55 +102,5 @@ impl Body for UpstreamBody {
             Inner::Answer(inner) => inner.size_hint(),
             Inner::Tunnel(_) => SizeHint::default(),
         }
-    }
-}
-
-// === impl Sending ===
-
-impl<B> Sending<B> {
-    pub(crate) fn new(inner: B, failure: Failure) -> Self {
-        Self { inner: Mutex::new(inner), failure }
-    }
-}
-
-impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Sending<B> {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        let inner = this.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let frame = ready!(Pin::new(inner).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| {
-            frame.map_err(|error| {
-                this.failure.set(error);
-                BrokeOff.into()
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
-    }
-}
-
-// === impl Failure ===
-
-impl Failure {
-    fn set(&self, error: BoxError) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-    }
-
-    /// The error, marked as the client's end unless it says otherwise.
-    pub(crate) fn take(&self) -> Option<BoxError> {
-        let error = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        if cause_ref::<Ended>(&*error).is_some() {
-            return Some(error);
-        }
-        Some(Box::new(Ended::new(End::ClientGone, error)))
     }
 }

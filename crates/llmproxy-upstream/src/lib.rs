@@ -72,6 +72,7 @@ mod forwarded;
 mod fresh;
 mod head;
 mod pool;
+mod sending;
 mod service;
 mod tls;
 mod tunnel;

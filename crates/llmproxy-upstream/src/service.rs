@@ -9,16 +9,16 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, Version};
-use http_body::Body;
+use http_body::Body as _;
 use llmproxy_core::{BoxError, Endpoint, Exchange, RequestBody, Target, Upgrade};
 use tower::Service;
 
 use crate::{
     Clients, UpstreamBody, UpstreamError,
-    body::{Failure, Sending},
     clients::Place,
     head,
     pool::Answered,
+    sending::{Rest, Upload},
     tunnel,
 };
 
@@ -94,17 +94,20 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
         *request.body_mut() = Some(body);
         request
     };
-    let (response, stream) = match body {
+    let ((response, stream), rest) = match body {
         RequestBody::Replay(bytes, edits) => {
             let bytes = edits.apply(&bytes, target.model.as_deref(), target.inject_usage);
-            pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?
+            (pool.send(&backend, || request(bytes.clone().into())).await.map_err(UpstreamError::boxed)?, None)
         }
         // Nothing can be sent any number of times.
         RequestBody::Stream(body) if body.is_end_stream() => {
-            pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?
+            (pool.send(&backend, || request(Bytes::new().into())).await.map_err(UpstreamError::boxed)?, None)
         }
-        RequestBody::Stream(body) => once(&place, request, body).await?,
-        RequestBody::Form(form) => once(&place, request, form.with_model(target.model.as_deref())).await?,
+        RequestBody::Form(form) => {
+            let form = form.with_model(target.model.as_deref());
+            once(&place, request, RequestBody::Form(form)).await?
+        }
+        body @ RequestBody::Stream(_) => once(&place, request, body).await?,
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(upgrade) = upgrade
@@ -114,22 +117,21 @@ async fn exchange(clients: Arc<Clients>, request: Request<RequestBody>) -> Resul
     let (mut parts, body) = response.into_parts();
     head::for_client(&mut parts.headers);
     let version = mem::replace(&mut parts.version, Version::HTTP_11);
-    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, version, stream)))
+    Ok(Response::from_parts(parts, UpstreamBody::new(body, backend, version, stream).with_rest(rest)))
 }
 
 /// Sends what can't be sent twice.
-async fn once<B>(
+async fn once(
     place: &Place,
     request: impl FnOnce(reqwest::Body) -> reqwest::Request,
-    body: B,
-) -> Result<Answered, BoxError>
-where
-    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
-{
-    let failure = Failure::default();
-    let body = reqwest::Body::wrap(Sending::new(body, failure.clone()));
-    let sent = place.pool.send_once(&place.origin, request(body)).await;
-    sent.map_err(|error| failure.take().unwrap_or_else(|| error.boxed()))
+    body: RequestBody,
+) -> Result<(Answered, Option<Rest>), BoxError> {
+    let upload = Upload::new(body);
+    let body = reqwest::Body::wrap(upload.sending());
+    match place.pool.send_once(&place.origin, request(body)).await {
+        Ok(answered) => Ok((answered, Some(upload.rest()))),
+        Err(error) => Err(upload.failure().unwrap_or_else(|| error.boxed())),
+    }
 }
 
 #[cfg(test)]
