@@ -1,6 +1,7 @@
 //! One attempt, watched from the pick to the last byte: what it says about its backend.
 
 use std::{
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -8,8 +9,9 @@ use std::{
 use bytes::Bytes;
 use http::{StatusCode, response::Parts};
 use llmproxy_core::{
-    BoxError,
-    body::{Ending, Observe},
+    BoxError, RequestBody,
+    body::{Ending, Observe, Observed},
+    cause_ref,
 };
 use tokio::time::Instant;
 
@@ -41,6 +43,8 @@ pub(crate) struct Upload(Arc<Mutex<Progress>>);
 struct Progress {
     /// Whether it broke on the client's side.
     broke: bool,
+    /// Whether there is more of it to come.
+    under_way: bool,
     /// When its last piece passed: the time until then was the client's.
     last: Option<Instant>,
 }
@@ -62,6 +66,16 @@ impl Flight {
         self.failed = true;
         self.node().penalized();
         self.node().misconfigured();
+    }
+
+    /// Whether the backend broke the connection off in the middle of the request. A server that refuses an upload answers
+    /// and closes; what it has not read makes that a reset, which destroys the answer if it meets our next piece on its way.
+    /// So it may be a refusal or a crash, and of a crash there are better witnesses: whoever connects next.
+    fn may_have_refused(&self, error: &BoxError) -> bool {
+        let kind = cause_ref::<io::Error>(&**error).map(io::Error::kind);
+        self.status.is_none()
+            && self.upload.lock().under_way
+            && matches!(kind, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
     }
 
     /// How long the backend has had all of the request that it was sent.
@@ -123,6 +137,7 @@ impl Observe for Flight {
                     Failure::NotTheBackend => return,
                     // Of a session nobody can say whose doing its end was: a client that talks nonsense is thrown out.
                     _ if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) => return,
+                    Failure::Reset if self.may_have_refused(error) => return,
                     Failure::Connect => self.node().refused(),
                     _ => self.node().failed(),
                 }
@@ -140,6 +155,14 @@ impl Observe for Flight {
 // === impl Upload ===
 
 impl Upload {
+    /// `body`, watched where it passes through.
+    pub(crate) fn watch(&self, body: RequestBody) -> RequestBody {
+        body.map_stream(|stream| {
+            self.lock().under_way = true;
+            Observed::new(stream, self.clone())
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,8 +174,11 @@ impl Observe for Upload {
     }
 
     fn end(self, ending: Ending<'_>) {
-        if matches!(ending, Ending::Failed(_)) {
-            self.lock().broke = true;
+        let mut progress = self.lock();
+        match ending {
+            Ending::Complete => progress.under_way = false,
+            Ending::Failed(_) => progress.broke = true,
+            Ending::Dropped => {}
         }
     }
 }

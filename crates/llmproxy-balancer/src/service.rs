@@ -116,7 +116,7 @@ where
         let upload = Upload::default();
         if let Some((_, body)) = &mut request {
             let whole = mem::replace(body, RequestBody::whole(Bytes::new()));
-            *body = whole.map_stream(|stream| Observed::new(stream, upload.clone()));
+            *body = upload.watch(whole);
         }
         let mut tried = Tried::default();
         let mut kept = None;

@@ -31,4 +31,5 @@ mod spellings;
 mod start;
 mod streams;
 mod tls;
+mod uploads;
 mod upstream;

@@ -39,6 +39,17 @@ impl Raw {
         let _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
+    /// Writes until the other side is gone.
+    pub(crate) async fn write_until_closed(&mut self) {
+        let block = [b'x'; 65_536];
+        within("the end of a connection", async { while self.stream.write_all(&block).await.is_ok() {} }).await;
+    }
+
+    /// Ends with a reset rather than a FIN.
+    pub(crate) fn reset(self) {
+        self.stream.set_zero_linger().expect("an open socket takes the option");
+    }
+
     /// All that came up to `end` and with it.
     pub(crate) async fn read_until(&mut self, end: &str) -> String {
         loop {
