@@ -189,3 +189,79 @@ impl Drop for Sending {
         drop(rest);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::{sync::mpsc, time::Instant};
+
+    use super::*;
+
+    /// An upload whose pieces are the test's to send.
+    fn upload() -> (mpsc::Sender<Result<&'static str, &'static str>>, Upload) {
+        let (pieces, mut receiver) = mpsc::channel::<Result<&str, &str>>(1);
+        let stream = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        let frames = futures_util::StreamExt::map(stream, |piece| {
+            piece.map(|piece| Frame::data(Bytes::from(piece))).map_err(BoxError::from)
+        });
+        (pieces, Upload::new(RequestBody::stream(StreamBody::new(frames))))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_goes_on_after_its_answer_may_and_one_that_does_not_is_given_up() {
+        let (pieces, upload) = upload();
+        let mut sending = upload.sending();
+        let began = Instant::now();
+        drop(upload.rest());
+        for _ in 0..10 {
+            sleep(LINGER - Duration::from_secs(1)).await;
+            pieces.send(Ok("piece")).await.expect("it is wanted");
+            sending.frame().await.expect("a piece").expect("no error");
+        }
+        // Whoever waits for more is woken, and nobody holds on to the client's body.
+        assert!(sending.frame().await.is_some_and(|frame| frame.is_err()));
+        assert!(pieces.is_closed() && !sending.is_end_stream());
+        assert!(began.elapsed() <= 12 * LINGER, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_reads_no_more_does_not_hold_the_client_s_body() {
+        let (pieces, upload) = upload();
+        let _sending = upload.sending();
+        drop(upload.rest());
+        tokio::time::timeout(2 * LINGER, pieces.closed()).await.expect("it is let go");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_an_answer_lasts_its_upload_has_all_the_time() {
+        let (pieces, upload) = upload();
+        let _sending = upload.sending();
+        let _rest = upload.rest();
+        sleep(100 * LINGER).await;
+        assert!(!pieces.is_closed());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_ends_is_at_its_end_and_one_that_breaks_says_why() {
+        let (pieces, upload) = upload();
+        let mut sending = upload.sending();
+        drop(pieces);
+        assert!(sending.frame().await.is_none() && sending.is_end_stream());
+        assert!(upload.failure().is_none() && upload.passed().is_none());
+
+        let (pieces, upload) = self::upload();
+        let mut sending = upload.sending();
+        pieces.send(Err("the client stalled")).await.expect("it is wanted");
+        assert!(sending.frame().await.is_some_and(|frame| frame.is_err()) && !sending.is_end_stream());
+        let failure = upload.rest().failure().expect("the reason");
+        assert_eq!((Ended::of(&*failure), &*failure.to_string()), (End::ClientGone, "the client stalled"));
+    }
+
+    #[test]
+    fn without_a_runtime_it_is_let_go_at_once() {
+        let (pieces, upload) = upload();
+        let _sending = upload.sending();
+        drop(upload.rest());
+        assert!(pieces.is_closed());
+    }
+}

@@ -133,6 +133,15 @@ impl Asked {
         Answer { stream, close: self.close }
     }
 
+    /// The whole of an answer, from one that reads no more of the request and does not say so.
+    pub(crate) fn answer_and_stop_reading(mut self, status: u16) -> RecvStream {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+        let mut stream = self.respond.send_response(response, false).expect("the proxy waits");
+        stream.send_data(Bytes::from_static(b"{}"), true).expect("the proxy reads");
+        self.body
+    }
+
     /// An answer before the answer.
     pub(crate) fn interim(&mut self, status: u16) {
         let mut response = Response::new(());

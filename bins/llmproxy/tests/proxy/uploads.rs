@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     harness::Proxy,
+    http2_backend::Http2Backend,
     raw::{Raw, RawBackend},
 };
 
@@ -146,6 +147,23 @@ async fn what_is_left_of_an_upload_after_its_answer_has_a_limit_of_time() {
     client.write_until_closed().await;
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     innocent(&mut proxy, &backend).await;
+}
+
+#[tokio::test]
+async fn nor_has_a_backend_of_http2_that_gives_no_window_the_client_for_ever() {
+    let mut backend = Http2Backend::start().await;
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m], http2: true}}]\nhealth_check: {{enabled: false}}\n\
+         server: {{max_upload_size: 1GiB}}\n",
+        backend.url()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut client = Raw::connect(proxy.address()).await;
+    client.write(format!("{UPLOAD}content-length: 500000000\r\n\r\n")).await;
+    let _unread = backend.asked().await.answer_and_stop_reading(413);
+    assert!(client.read_until("{}").await.starts_with("HTTP/1.1 413 "));
+    assert_eq!(proxy.ended().await["end"], "complete");
+    client.write_until_closed().await;
 }
 
 #[tokio::test]
