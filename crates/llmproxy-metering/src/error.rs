@@ -47,9 +47,10 @@ pub enum InspectError {
         /// As it stands in the request.
         found: String,
     },
-    /// A form whose model is known goes on in a way that servers read differently, so that it might name another one.
+    /// A form is written in a way that servers read differently, so that to some it might name another model.
     #[error(
-        "the form can be read in more than one way behind its `model`; end lines with CR and LF, and give each part one name"
+        "the form can be read in more than one way; end lines with CR and LF, give each part one plain `name`, with no \
+         parameter beside it but `filename`, encode nothing, and let content-type say `boundary` and no `charset` but utf-8"
     )]
     BadForm,
     /// The body is compressed.

@@ -7,11 +7,11 @@ mod head;
 
 use std::ops::Range;
 
-use head::{Part, boundary};
+use head::{Part, boundary, is_form};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use memchr::memmem::Finder;
 
-use crate::facts::MAX_MODEL;
+use crate::{InspectError, facts::MAX_MODEL};
 
 /// The largest head of a part, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
@@ -21,13 +21,15 @@ const MAX_VALUE: usize = MAX_MODEL;
 /// Reads a form as its pieces come.
 #[derive(Debug)]
 pub(crate) struct Scanner {
-    /// A line feed and the delimiter: with or without the carriage return that belongs before it.
+    /// Two hyphens and the boundary. It delimits at the beginning of a line.
     delimiter: Finder<'static>,
     state: State,
     /// Bytes that came and were not understood yet.
     pending: Vec<u8>,
     /// How many bytes were understood, from the form's start.
     done: usize,
+    /// Whether a file was there.
+    is_behind_file: bool,
     found: Found,
 }
 
@@ -52,8 +54,10 @@ enum State {
     Head,
     /// In the body of one.
     Body(Part),
-    /// Behind the last part that counts.
+    /// Behind the last part.
     End,
+    /// Before what does not count: a file or an end that came before the model, or no form at all.
+    Unread,
     /// In something that servers might read in different ways.
     Lost,
 }
@@ -62,28 +66,39 @@ enum State {
 
 impl Scanner {
     /// For a body with these headers; `None` where it is no form.
-    pub(crate) fn new(headers: &HeaderMap) -> Option<Self> {
-        let mut types = headers.get_all(CONTENT_TYPE).iter();
-        let boundary = boundary(types.next()?.to_str().ok()?)?;
-        if types.next().is_some() {
-            return None;
+    ///
+    /// # Errors
+    ///
+    /// If it is one, to some servers, but they might not find the same in it.
+    pub(crate) fn new(headers: &HeaderMap) -> Result<Option<Self>, InspectError> {
+        let types = headers.get_all(CONTENT_TYPE);
+        let Some(form) = types.iter().find(|value| is_form(value.as_bytes())) else { return Ok(None) };
+        if types.iter().nth(1).is_some() {
+            return Err(InspectError::BadForm);
         }
-        let delimiter = Finder::new(&[b"\n--", boundary.as_bytes()].concat()).into_owned();
-        Some(Self { delimiter, state: State::Start, pending: Vec::new(), done: 0, found: Found::default() })
+        let boundary = boundary(form.as_bytes()).map_err(|_| InspectError::BadForm)?;
+        Ok(boundary.map(|boundary| Self {
+            delimiter: Finder::new(&[b"--", boundary.as_bytes()].concat()).into_owned(),
+            state: State::Start,
+            pending: Vec::new(),
+            done: 0,
+            is_behind_file: false,
+            found: Found::default(),
+        }))
     }
 
     /// Takes the next piece.
     pub(crate) fn feed(&mut self, piece: &[u8]) {
-        if matches!(self.state, State::End | State::Lost) {
+        if matches!(self.state, State::Unread | State::Lost) {
             return;
         }
         // Most pieces are the middle of a file: of them nothing is copied but a few bytes at each end.
         if matches!(self.state, State::Body(Part::Other | Part::File)) {
             let pending = self.pending.len();
             self.pending.extend_from_slice(&piece[..self.keep().min(piece.len())]);
-            let crosses = self.delimiter.find(&self.pending).is_some();
+            let crosses = self.delimiter_in(&self.pending).is_some();
             self.pending.truncate(pending);
-            if !crosses && self.delimiter.find(piece).is_none() {
+            if !crosses && self.delimiter_in(piece).is_none() {
                 self.skip(piece);
                 return;
             }
@@ -103,17 +118,23 @@ impl Scanner {
 
     /// Whether all that is wanted was found, or will not be.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.state, State::End | State::Lost | State::Body(Part::File)) || self.found.is_duplicate
+        matches!(self.state, State::End | State::Unread | State::Lost | State::Body(Part::File))
+            || self.found.is_duplicate
     }
 
-    /// Whether it was given up.
+    /// Whether it was given up: servers might not find the same in it.
     pub(crate) fn is_lost(&self) -> bool {
         self.state == State::Lost
     }
 
-    /// The bytes at the end of what was seen that may belong to a delimiter, the one before it among them.
+    /// The bytes at the end of what was seen that may belong to a delimiter, with the line's end before it.
     fn keep(&self) -> usize {
-        self.delimiter.needle().len()
+        self.delimiter.needle().len() + 1
+    }
+
+    /// Where in `bytes` a delimiter begins that has something before it which ends a line to anybody.
+    fn delimiter_in(&self, bytes: &[u8]) -> Option<usize> {
+        self.delimiter.find_iter(bytes).find(|at| *at > 0 && matches!(bytes[at - 1], b'\r' | b'\n'))
     }
 
     /// Passes over what has no delimiter in it.
@@ -131,13 +152,11 @@ impl Scanner {
     }
 
     fn lose(&mut self) -> bool {
-        self.state = State::Lost;
-        self.pending = Vec::new();
-        false
+        self.stop(State::Lost)
     }
 
-    fn end(&mut self) -> bool {
-        self.state = State::End;
+    fn stop(&mut self, state: State) -> bool {
+        self.state = state;
         self.pending = Vec::new();
         false
     }
@@ -146,11 +165,12 @@ impl Scanner {
     fn step(&mut self) -> bool {
         match self.state {
             State::Start => {
-                // The delimiter without the line feed, since nothing is before it.
-                let first = &self.delimiter.needle()[1..];
+                // Nothing is before it, no line's end either.
+                let first = self.delimiter.needle();
                 let (length, common) = (first.len(), first.len().min(self.pending.len()));
                 if self.pending[..common] != first[..common] {
-                    return self.lose();
+                    // Some servers pass over a preamble, but no client sends one: of this nothing is known.
+                    return self.stop(State::Unread);
                 }
                 if common < length {
                     return false;
@@ -166,7 +186,13 @@ impl Scanner {
                     self.state = State::Head;
                     true
                 }
-                Some(b"--") => self.end(),
+                // There was no model, and what is behind the end is not waited for.
+                Some(b"--") if self.found.model.is_none() => self.stop(State::Unread),
+                Some(b"--") => {
+                    self.consume(2);
+                    self.state = State::End;
+                    true
+                }
                 Some(_) => self.lose(),
             },
             State::Head => match memchr::memmem::find(&self.pending, b"\r\n\r\n") {
@@ -174,25 +200,34 @@ impl Scanner {
                     let Some(part) = Part::of(&self.pending[..length]) else { return self.lose() };
                     if part == Part::File && self.found.model.is_none() {
                         // What is behind a file is not waited for, so it does not count where it happens to be there.
-                        return self.end();
+                        return self.stop(State::Unread);
                     }
+                    self.is_behind_file |= part == Part::File;
                     self.found.is_duplicate |= part == Part::Model && self.found.model.is_some();
                     // The last line feed stays: some servers take a delimiter right behind it for one.
                     self.consume(length + 3);
                     self.state = State::Body(part);
                     true
                 }
-                // A line feed alone may have ended this head already, to some.
-                None if self.pending.len() <= MAX_HEAD + 3 && !has_bare_line_feed(&self.pending) => false,
+                // A carriage return or a line feed alone may have ended this head already, to some.
+                None if self.pending.len() <= MAX_HEAD + 3 && !has_bare_line_end(&self.pending) => false,
                 _ => self.lose(),
             },
             State::Body(part) => self.body(part),
-            State::End | State::Lost => false,
+            State::End => {
+                // To a server that did not take this for the end, more might come behind it.
+                if self.pending.iter().any(|byte| !byte.is_ascii_whitespace()) {
+                    return self.lose();
+                }
+                self.consume(self.pending.len());
+                false
+            }
+            State::Unread | State::Lost => false,
         }
     }
 
     fn body(&mut self, part: Part) -> bool {
-        let Some(at) = self.delimiter.find(&self.pending) else {
+        let Some(at) = self.delimiter_in(&self.pending) else {
             match part {
                 Part::Other | Part::File => self.skip(&[]),
                 Part::Model | Part::Stream if self.pending.len() > MAX_VALUE + self.keep() + 1 => return self.lose(),
@@ -201,10 +236,11 @@ impl Scanner {
             return false;
         };
         // The first byte is the head's line feed where there is no other: what comes right behind it is no delimiter to us.
-        if at == 0 || self.pending[at - 1] != b'\r' || !self.note(part, at - 1) {
+        // Behind a carriage return or a line feed alone it is one to some servers.
+        if !self.pending[..at].ends_with(b"\r\n") || !self.note(part, at - 2) {
             return self.lose();
         }
-        self.consume(at + self.keep());
+        self.consume(at + self.delimiter.needle().len());
         self.state = State::Delimited;
         true
     }
@@ -217,6 +253,10 @@ impl Scanner {
         };
         let Some(text) = std::str::from_utf8(value).ok().filter(|text| text.len() <= MAX_VALUE) else { return false };
         if part == Part::Stream {
+            // What stands behind a file comes too late, and does not count where it came with what is before.
+            if self.is_behind_file {
+                return true;
+            }
             // As pydantic reads it, which is what servers in Python read forms by.
             let yes = ["true", "1", "yes", "y", "on", "t"];
             self.found.stream = Some(yes.iter().any(|word| text.eq_ignore_ascii_case(word)));
@@ -229,8 +269,12 @@ impl Scanner {
     }
 }
 
-fn has_bare_line_feed(bytes: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
+/// Whether a carriage return or a line feed is there without the other; one at the very end may still get it.
+fn has_bare_line_end(bytes: &[u8]) -> bool {
+    memchr::memchr2_iter(b'\r', b'\n', bytes).any(|at| match bytes[at] {
+        b'\r' => bytes.get(at + 1).is_some_and(|next| *next != b'\n'),
+        _ => at == 0 || bytes[at - 1] != b'\r',
+    })
 }
 
 #[cfg(test)]

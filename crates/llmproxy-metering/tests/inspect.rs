@@ -217,9 +217,9 @@ async fn a_form_passes_byte_for_byte_with_its_exact_length() {
 async fn a_model_behind_the_file_or_far_away_is_not_known() {
     let behind = FILE.to_owned() + "\r\n" + &field("model", "whisper") + "--b--\r\n";
     let far = field("prompt", &"x".repeat(70_000)) + &field("model", "whisper") + "--b--\r\n";
-    let unclear = field("model", "whisper").replace("\r\n", "\n") + FILE;
+    let preamble = "Dear server,\r\n".to_owned() + &field("model", "whisper") + FILE;
     let config = InspectConfig { max_body_size: 10, max_upload_size: 200_000, max_buffered_bytes: 200_000, ..config() };
-    for whole in [behind, far, unclear] {
+    for whole in [behind, far, preamble] {
         let budget = BodyBudget::new(config.max_buffered_bytes);
         let pieces = Script::chunks(whole.as_bytes().chunks(1000));
         let mut request = call(&mut inspect(&config, &budget), upload(pieces)).await.unwrap();
@@ -242,6 +242,27 @@ async fn a_form_that_names_another_model_behind_its_file_is_broken_off() {
         assert_eq!(cause_ref::<InspectError>(&*error).unwrap().status(), 400);
         assert_eq!(Ended::of(&*error), End::ClientGone);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_form_that_can_be_read_in_two_ways_is_refused_with_and_without_a_model() {
+    let good = field("model", "a");
+    for unclear in [good.replace("\r\n", "\n"), good.replace("\"model\"", "<model>"), good.replace("name", "x=y; name")]
+    {
+        for whole in [unclear.clone() + FILE, good.clone() + &unclear + FILE] {
+            for pieces in [vec![&whole[..]], whole.split_inclusive('m').collect()] {
+                assert_eq!(refusal(send(upload(Script::chunks(pieces))).await), 400, "{whole:?}");
+            }
+        }
+    }
+    for kind in ["; boundary=b; charset=utf-7", "; boundary=b; x=y", "; boundary=<b>", "; boundary=b; boundary=b"] {
+        let kind = format!("multipart/form-data{kind}");
+        let body = Script::chunks([good.clone() + FILE]);
+        assert_eq!(refusal(send(post("/v1/audio/transcriptions", &kind, body)).await), 400, "{kind}");
+    }
+    let mut twice = upload(Script::chunks([good + FILE]));
+    twice.headers_mut().append("content-type", "multipart/form-data; boundary=c".parse().unwrap());
+    assert_eq!(refusal(send(twice).await), 400);
 }
 
 #[tokio::test(start_paused = true)]

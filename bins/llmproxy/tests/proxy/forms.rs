@@ -24,9 +24,24 @@ fn file(size: usize) -> String {
 }
 
 async fn upload(proxy: &Proxy, headers: &[(&str, &str)], form: &str) -> Response {
+    send(proxy, &[FORM, headers].concat(), form).await
+}
+
+async fn send(proxy: &Proxy, headers: &[(&str, &str)], form: &str) -> Response {
     let mut client = Client::connect(proxy.address()).await;
-    client.send("POST", "/v1/audio/transcriptions", &[FORM, headers].concat(), form.as_bytes()).await;
+    client.send("POST", "/v1/audio/transcriptions", headers, form.as_bytes()).await;
     client.read_to_end().await
+}
+
+/// A key that may use one of two models.
+async fn limited(backend: &Backend) -> Proxy {
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [whisper, parakeet]}}]\n\
+         health_check: {{enabled: false}}\n\
+         auth: {{enabled: true, pipeline: [{{type: static, static: {{keys: [{{key: sk-w, allowed_models: [whisper]}}, {{key: sk-all}}]}}}}]}}\n",
+        backend.url()
+    );
+    Proxy::start(&yaml).await
 }
 
 async fn transcriber(text: &str) -> Backend {
@@ -82,13 +97,7 @@ async fn an_upload_goes_where_its_model_is_and_is_recorded_by_it() {
 #[tokio::test]
 async fn a_key_for_certain_models_must_name_one_before_the_file() {
     let backend = transcriber("hello").await;
-    let yaml = format!(
-        "backends: [{{url: '{}', models: [whisper, parakeet]}}]\n\
-         health_check: {{enabled: false}}\n\
-         auth: {{enabled: true, pipeline: [{{type: static, static: {{keys: [{{key: sk-w, allowed_models: [whisper]}}, {{key: sk-all}}]}}}}]}}\n",
-        backend.url()
-    );
-    let proxy = Proxy::start(&yaml).await;
+    let proxy = limited(&backend).await;
     let key: &[(&str, &str)] = &[("authorization", "Bearer sk-w")];
     let check = async |headers: &[(&str, &str)], form: String, status: u16, code: &str| {
         let answer = upload(&proxy, headers, &(form + END)).await;
@@ -108,6 +117,59 @@ async fn a_key_for_certain_models_must_name_one_before_the_file() {
     let whole = backend.seen();
     assert_eq!(whole.len(), 2, "{whole:?}");
     assert_eq!(proxy.metrics().await.sum("llmproxy_in_flight", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_form_that_a_backend_could_read_another_model_in_reaches_none() {
+    let backend = transcriber("hello").await;
+    let proxy = limited(&backend).await;
+    let part = |parameters: &str| format!("--a b\r\nContent-Disposition: form-data; {parameters}\r\n\r\nparakeet\r\n");
+    let check = async |kind: &str, form: &str| {
+        for key in ["Bearer sk-w", "Bearer sk-all"] {
+            let answer =
+                send(&proxy, &[("content-type", kind), ("authorization", key)], &(form.to_owned() + END)).await;
+            assert_eq!(answer.status, 400, "{form}: {}", answer.text());
+            assert_eq!(answer.json()["error"]["code"], "invalid_form", "{}", answer.text());
+        }
+    };
+    let (model, file) = (field("model", "whisper"), file(100) + "\r\n");
+    let utf7 = format!("{}; charset=utf-7", FORM[0].1);
+    check(&utf7, &(model.clone() + &part("name=\"+AG0-odel\"") + &file)).await;
+    let alone = "x\r--a b\rContent-Disposition: form-data; name=\"model\"\r\rparakeet";
+    check(FORM[0].1, &(field("prompt", alone) + &model + &file)).await;
+    let mut bypasses = vec![field("prompt", alone)];
+    let escaped = "name=\"foo\"; filename=\"\\\"; name=model; x=\\\"\"";
+    for parameters in ["name=<model>", "x=\"\\\\\"; name=\"foo\"; y=\"; name=model; z=\"", "name=\"foo\"; x=y", escaped]
+    {
+        bypasses.push(part(parameters));
+    }
+    for bypass in &bypasses {
+        check(FORM[0].1, &(model.clone() + bypass + &file)).await;
+        check(FORM[0].1, &(bypass.clone() + &model + &file)).await;
+        check(FORM[0].1, &(model.clone() + &file + bypass)).await;
+    }
+    assert!(backend.seen().is_empty(), "{:?}", backend.seen());
+    // Far behind the file the upload has begun: it is broken off.
+    let far = model.clone() + &self::file(1_000_000) + "\r\n" + &bypasses[1];
+    check(FORM[0].1, &far).await;
+    assert!(backend.seen().is_empty(), "{:?}", backend.seen());
+}
+
+#[tokio::test]
+async fn forms_of_ordinary_clients_keep_their_model() {
+    let backend = transcriber("hello").await;
+    let proxy = limited(&backend).await;
+    let head = "Content-Transfer-Encoding: binary\r\nContent-Disposition: form-data; ";
+    let part = |parameters: &str, value: &str| format!("--a b\r\n{head}{parameters}\r\n\r\n{value}\r\n");
+    let file = part("name=\"file\"; filename=\"a\\\"b.wav\"", "RIFF");
+    let headers: &[(&str, &str)] = &[("authorization", "Bearer sk-w")];
+    for form in [part("name=\"model\"", "whisper") + &file, file.clone() + &file + &field("language", "en")] {
+        let is_named = form.contains("whisper");
+        let answer = upload(&proxy, headers, &(form + END)).await;
+        assert_eq!(answer.status, if is_named { 200 } else { 403 }, "{}", answer.text());
+    }
+    let plain = [("content-type", "multipart/form-data; charset=UTF-8; boundary=\"a b\""), headers[0]];
+    assert_eq!(send(&proxy, &plain, &(field("model", "whisper") + &file + &file + END)).await.status, 200);
 }
 
 async fn read_until(stream: &mut TcpStream, seen: &mut Vec<u8>, wanted: &[u8]) {

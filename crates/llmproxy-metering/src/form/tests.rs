@@ -25,7 +25,7 @@ fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
 
 fn scanner() -> Scanner {
     let headers = [(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"))].into_iter().collect();
-    Scanner::new(&headers).expect("a form")
+    Scanner::new(&headers).expect("clear").expect("a form")
 }
 
 fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Scanner {
@@ -85,10 +85,6 @@ fn empty_values_are_values() {
 fn what_servers_read_in_different_ways_is_given_up() {
     let model = field("model");
     let check = |body: &str| assert_eq!(found(body.as_bytes()), None, "{body:?}");
-    check("0123456789");
-    check("--c\r\n");
-    check("preamble\r\n--b\r\n");
-    check("\r\n--b\r\n");
     // Line feeds alone, which Go's reader takes.
     check(&format!("--b\n{model}\n\nm\n--b--\n"));
     check(&format!("--b\r\n{model}\n\nm\r\n--b--\r\n"));
@@ -99,6 +95,26 @@ fn what_servers_read_in_different_ways_is_given_up() {
     let known = format!("--b\r\n{model}\r\n\r\nm\r\n--b\r\n{FILE}\r\n\r\nx");
     check(&format!("{known}\n--b\r\n{model}\r\n\r\nn\r\n--b--\r\n"));
     check(&format!("{known}\r\n--b\r\n{model}\n\nn\r\n--b--\r\n"));
+    // Carriage returns alone, which Werkzeug takes.
+    let hidden = format!("\r--b\r{model}\r\rn");
+    check(&format!("--b\r\n{}\r\n\r\nx{hidden}\r\n--b\r\n{model}\r\n\r\nm\r\n--b--\r\n", field("prompt")));
+    check(&format!("--b\r\n{}\r\n\r\n{hidden}\r\n--b--\r\n", field("prompt")));
+    check(&format!("{known}{hidden}\r\n--b--\r\n"));
+    check(&format!("--b\r{model}\r\rm\r--b--\r"));
+    check(&format!("{known}\r\n--b\r\n{model}\r\rn"));
+    // A delimiter that ends the form to some and not to others, with more behind it.
+    check(&format!("{known}\r\n--b--x\r\n--b\r\n{model}\r\n\r\nn\r\n--b--\r\n"));
+    check(&format!("{known}\r\n--b--\r\n--b\r\n{model}\r\n\r\nn\r\n--b--\r\n"));
+    for tricky in [
+        "name=<model>",
+        "x=\"\\\\\"; name=\"foo\"; y=\"; name=model; z=\"",
+        "name=\"foo\"; filename=\"a\\\"; name=model; b\"",
+    ] {
+        let part = format!("--b\r\nContent-Disposition: form-data; {tricky}\r\n\r\nn\r\n--b--\r\n");
+        check(&format!("--b\r\n{model}\r\n\r\nm\r\n{part}"));
+        check(&format!("{known}\r\n{part}"));
+        check(&part);
+    }
     // White space behind a delimiter, and another boundary that begins like this one.
     check(&format!("--b \r\n{model}\r\n\r\nm\r\n--b--\r\n"));
     check(&format!("--b\r\n{model}\r\n\r\nm\r\n--bc\r\n"));
@@ -117,6 +133,37 @@ fn nothing_is_kept_of_what_does_not_matter() {
     assert!(!scanner.is_settled());
 }
 
+#[test]
+fn of_what_does_not_begin_as_a_form_nothing_is_known() {
+    for body in ["0123456789", "--c\r\n", "preamble\r\n--b\r\n", "\r\n--b\r\n"] {
+        assert_eq!(found(body.as_bytes()), Some(Found::default()), "{body}");
+    }
+}
+
+#[test]
+fn forms_of_ordinary_clients_keep_their_model() {
+    let model = field("model");
+    let encoded = |encoding: &str| format!("{model}\r\nContent-Type: text/plain; charset=utf-8\r\n{encoding}");
+    let file =
+        "Content-Disposition: form-data; name=\"file\"; filename=\"a\\\"b.wav\"\r\nContent-Transfer-Encoding: binary";
+    for head in [model.clone(), encoded("Content-Transfer-Encoding: 8bit"), encoded("content-transfer-encoding: 7bit")]
+    {
+        for parts in [[(head.as_str(), &b"m"[..]), (file, b"RIFF")], [(&head, b"m"), (FILE, b"\r-\r--\n--")]] {
+            assert_eq!(found(&form(&parts)).expect("clear").model.as_deref(), Some("m"), "{parts:?}");
+        }
+    }
+    let behind = form(&[(&model, b"m"), (file, b"RIFF"), (&encoded("Content-Transfer-Encoding: 8bit"), b"m")]);
+    assert!(found(&behind).expect("clear").is_duplicate);
+}
+
+#[test]
+fn what_stands_behind_a_file_or_an_end_never_counts() {
+    let body = form(&[(&field("model"), b"m"), (FILE, b"x"), (&field("stream"), b"true")]);
+    assert_eq!(found(&body).expect("clear").stream, None);
+    let body = [form(&[(&field("a"), b"x")]), form(&[(&field("model"), b"m")])].concat();
+    assert_eq!(found(&body), Some(Found::default()));
+}
+
 /// Bytes of which delimiters are made, so that much comes close to being one.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop::sample::select(b"\r\n-bx".to_vec()), 0..40)
@@ -125,7 +172,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
 fn holds_delimiter(body: &[u8]) -> bool {
     // As the scanner sees it: behind the head's line feed, before the delimiter that ends the part.
     let around = [b"\n", body, b"\r"].concat();
-    around.windows(4).any(|window| window == b"\n--b")
+    around.windows(4).any(|window| matches!(window, b"\n--b" | b"\r--b"))
 }
 
 proptest! {

@@ -139,7 +139,7 @@ impl Inspector {
         if kind == Kind::Other {
             let limits = Limits { max_size: self.max_upload, ..self.limits };
             let reader = Reader::new(body, limits, self.budget.reservation())?;
-            return match Scanner::new(headers) {
+            return match Scanner::new(headers)? {
                 Some(form) => Self::form(endpoint, reader, form).await,
                 None => Ok((Self::unread(endpoint), reader.pass())),
             };
@@ -171,7 +171,7 @@ impl Inspector {
         Ok((call, RequestBody::Replay(bytes, edits)))
     }
 
-    /// What a form says before its file. Where that is not clear, nothing is known of it, and it passes.
+    /// What a form says before its file.
     async fn form(
         endpoint: Endpoint,
         mut reader: Reader,
@@ -182,8 +182,11 @@ impl Inspector {
         if found.is_duplicate {
             return Err(InspectError::Duplicate { param: "model" });
         }
+        if form.is_lost() {
+            return Err(InspectError::BadForm);
+        }
         let mut call = Self::unread(endpoint);
-        let Some(model) = found.model.as_deref().filter(|_| !form.is_lost()) else { return Ok((call, reader.pass())) };
+        let Some(model) = found.model.as_deref() else { return Ok((call, reader.pass())) };
         call.model = Some(model.into());
         call.stream = found.stream.unwrap_or(call.stream);
         let at = found.model_at.clone();
