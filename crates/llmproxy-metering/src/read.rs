@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use llmproxy_core::{BoxBody, BoxError, End, Ended, Form, RequestBody};
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::{InspectError, budget::Reservation, form::Scanner};
+use crate::{InspectError, budget::Reservation, form::Scanner, metrics::REFUSED};
 
 /// How much of a form is read for what it says before its file, in bytes; the piece that reaches it counts whole.
 const MAX_FORM_HEAD: usize = 64 * 1024;
@@ -173,8 +173,10 @@ impl Reader {
 // === impl Passing ===
 
 impl Passing {
-    /// The error as a body's error: the exchange did not end by the backend's fault.
+    /// The error as a body's error: the exchange did not end by the backend's fault. It is counted here, as whoever
+    /// inspected the request has long passed it on.
     fn fail(error: InspectError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        metrics::counter!(REFUSED, "reason" => error.code()).increment(1);
         Poll::Ready(Some(Err(Ended::new(End::ClientGone, error).into())))
     }
 }

@@ -172,6 +172,44 @@ async fn forms_of_ordinary_clients_keep_their_model() {
     assert_eq!(send(&proxy, &plain, &(field("model", "whisper") + &file + &file + END)).await.status, 200);
 }
 
+#[tokio::test]
+async fn a_limit_on_a_body_that_passes_is_counted() {
+    let backend = transcriber("hello").await;
+    let yaml = format!(
+        "server: {{read_timeout: 1500ms, max_upload_size: 1MiB}}\nbackends: [{{url: '{}', models: [m]}}]\nhealth_check: {{enabled: false}}\n",
+        backend.url()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let count = async |reason: &str| {
+        let label = format!("reason=\"{reason}\"");
+        proxy.metrics().await.sum("llmproxy_inspect_refused_total", &[&label])
+    };
+    let far = field("model", "m") + &file(500_000) + "\r\n";
+    assert_eq!(upload(&proxy, &[], &(far.clone() + &field("model", "m") + END)).await.status, 400);
+    assert_eq!(count("duplicate_parameter").await, 1.0);
+    assert_eq!(
+        upload(&proxy, &[], &(far.clone() + &field("x", "m").replace("; name", "; x=y; name"))).await.status,
+        400
+    );
+    assert_eq!(count("invalid_form").await, 1.0);
+
+    // Without a length nobody knows before that it is too large.
+    let chunked = async |kind: &str, body: &str, is_whole: bool| {
+        let mut client = Client::connect(proxy.address()).await;
+        let head = "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n";
+        let end = if is_whole { "0\r\n\r\n" } else { "" };
+        let request = format!("{head}content-type: {kind}\r\n\r\n{:x}\r\n{body}\r\n{end}", body.len());
+        client.send_raw(request).await.expect("the proxy reads");
+        client.read_to_end().await.status
+    };
+    for (kind, times) in [(FORM[0].1, 1.0), ("audio/wav", 2.0)] {
+        assert_eq!(chunked(kind, &(far.clone() + &"x".repeat(800_000)), true).await, 413);
+        assert_eq!(count("request_too_large").await, times, "{kind}");
+        assert_eq!(chunked(kind, &far, false).await, 408);
+        assert_eq!(count("request_timeout").await, times, "{kind}");
+    }
+}
+
 async fn read_until(stream: &mut TcpStream, seen: &mut Vec<u8>, wanted: &[u8]) {
     let until = async {
         while !seen.windows(wanted.len()).any(|window| window == wanted) {
