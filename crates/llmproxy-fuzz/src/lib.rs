@@ -22,12 +22,14 @@
 
 mod config;
 mod cut;
+mod form;
 mod heads;
 mod request;
 mod scanner;
 mod stream;
 
 pub use config::config;
+pub use form::form;
 pub use heads::heads;
 pub use request::request;
 pub use scanner::scanner;
@@ -41,5 +43,11 @@ pub type Property = fn(&[u8]);
 /// ```
 /// assert!(llmproxy_fuzz::TARGETS.iter().any(|(name, _)| *name == "scanner"));
 /// ```
-pub const TARGETS: &[(&str, Property)] =
-    &[("config", config), ("heads", heads), ("request", request), ("scanner", scanner), ("stream", stream)];
+pub const TARGETS: &[(&str, Property)] = &[
+    ("config", config),
+    ("form", form),
+    ("heads", heads),
+    ("request", request),
+    ("scanner", scanner),
+    ("stream", stream),
+];
