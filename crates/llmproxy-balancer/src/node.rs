@@ -20,6 +20,9 @@ use crate::{
     models::Models,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// One backend's state.
 #[derive(Debug)]
 pub(crate) struct Node {

@@ -1,0 +1,127 @@
+//! Attempts that begin and end on several threads at a time, while the configuration changes.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Barrier,
+        atomic::{AtomicU64, fence},
+    },
+    thread,
+};
+
+use http::Response;
+use llmproxy_core::body::{Ending, Observer};
+use metrics::{Counter, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+use super::*;
+use crate::{HealthCheckConfig, flight::Flight};
+
+const THREADS: usize = 4;
+const ROUNDS: usize = 20_000;
+/// The most that a thread has in flight.
+const HELD: usize = 8;
+
+/// The gauges, by the backend's name.
+#[derive(Default)]
+struct Gauges(Mutex<HashMap<String, Arc<AtomicU64>>>);
+
+impl Recorder for Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        let series = key.name().to_owned() + key.labels().next().map_or("", |label| label.value());
+        Gauge::from_arc(self.0.lock().expect("no panic").entry(series).or_default().clone())
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+fn backend(name: &str) -> Arc<Backend> {
+    let mut backend = Backend::new("http://127.0.0.1:9").expect("a URL");
+    backend.name = name.into();
+    Arc::new(backend)
+}
+
+/// Ends an attempt in one of the ways that there are.
+fn end(flight: Flight, way: usize) {
+    let mut flight = Observer::new(flight);
+    let statuses = [200, 200, 200, 429, 503];
+    if let Some(status) = statuses.get(way % 6) {
+        flight.head(&Response::builder().status(*status).body(()).expect("a head").into_parts().0);
+    }
+    match way % 4 {
+        0 => flight.end(Ending::Complete),
+        1 => flight.end(Ending::Failed(&"it broke".into())),
+        2 => flight.end(Ending::Dropped),
+        // As a future that is dropped does it.
+        _ => {}
+    }
+}
+
+#[test]
+fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back() {
+    let rules = Rules::new(&HealthCheckConfig::default());
+    let node = Node::new(backend("a"), rules, Arc::default());
+    let gauges = Gauges::default();
+    // Of all threads: what may be counted, and what must not be counted any more.
+    let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let working = AtomicUsize::new(THREADS);
+    let start = Barrier::new(THREADS);
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (node, gauges, begun, ended, working) = (&node, &gauges, &begun, &ended, &working);
+            let start = &start;
+            scope.spawn(move || {
+                metrics::with_local_recorder(gauges, || {
+                    start.wait();
+                    let mut held = Vec::new();
+                    for round in 0..ROUNDS {
+                        // A configuration may name it anew while requests are there.
+                        let name = node.name();
+                        begun.fetch_add(1, Ordering::SeqCst);
+                        fence(Ordering::SeqCst);
+                        held.push(Flight::new(node.enter(&name), Default::default()));
+                        let keep = (round * (number + 3)) % HELD;
+                        while held.len() > keep {
+                            end(held.swap_remove(round % held.len()), round + number);
+                            fence(Ordering::SeqCst);
+                            ended.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                    let rest = held.len();
+                    drop(held);
+                    fence(Ordering::SeqCst);
+                    ended.fetch_add(rest, Ordering::SeqCst);
+                    working.fetch_sub(1, Ordering::SeqCst);
+                });
+            });
+        }
+        let mut looks = 0_usize;
+        while working.load(Ordering::SeqCst) > 0 {
+            let over = ended.load(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            let counted = node.in_flight();
+            fence(Ordering::SeqCst);
+            let most = begun.load(Ordering::SeqCst) - over;
+            // One that was given back twice would make it wrap, and so be more than anything.
+            assert!(counted <= most, "{counted} of at most {most}");
+            node.configure(backend(["a", "b"][looks % 2]), rules);
+            looks += 1;
+            thread::yield_now();
+        }
+    });
+    assert_eq!((node.in_flight(), begun.into_inner()), (0, THREADS * ROUNDS));
+    let gauges = gauges.0.into_inner().expect("no panic");
+    assert!(gauges.keys().any(|series| series.starts_with(IN_FLIGHT)), "{gauges:?}");
+    for (series, value) in gauges.iter().filter(|(series, _)| series.starts_with(IN_FLIGHT)) {
+        assert_eq!(f64::from_bits(value.load(Ordering::SeqCst)), 0.0, "{series}");
+    }
+}
