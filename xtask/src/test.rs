@@ -33,7 +33,8 @@ pub(crate) fn run(args: &[String]) -> bool {
 /// The tests that play many orders of what threads do. They are built apart, with other building blocks for what threads
 /// share, in a folder of their own, so that neither build is done anew because of the other.
 fn interleavings() -> Result<(), String> {
-    let words = "test --locked --package llmproxy-ratelimit --lib --target-dir target/shuttle -- interleavings::";
+    let packages = "--package llmproxy-balancer --package llmproxy-ratelimit";
+    let words = format!("test --locked {packages} --lib --target-dir target/shuttle -- interleavings::");
     let said = read(cargo(words.split(' ')).env("RUSTFLAGS", "--cfg shuttle"))?;
     print!("{said}");
     // A filter that fits nothing passes, too.

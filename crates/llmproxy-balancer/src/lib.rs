@@ -86,6 +86,7 @@ mod policy;
 mod pool;
 mod retry;
 mod service;
+mod sync;
 
 pub use balancer::Balancer;
 pub use config::{

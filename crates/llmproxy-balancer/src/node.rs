@@ -1,10 +1,7 @@
 //! What is known of one backend: it outlives configurations, as long as they name its URL.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -18,8 +15,14 @@ use crate::{
     latency::Latency,
     metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT},
     models::Models,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
+#[cfg(all(test, shuttle))]
+mod interleavings;
 #[cfg(test)]
 mod tests;
 

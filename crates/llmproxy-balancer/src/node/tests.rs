@@ -44,14 +44,14 @@ impl Recorder for Gauges {
     }
 }
 
-fn backend(name: &str) -> Arc<Backend> {
+pub(super) fn backend(name: &str) -> Arc<Backend> {
     let mut backend = Backend::new("http://127.0.0.1:9").expect("a URL");
     backend.name = name.into();
     Arc::new(backend)
 }
 
 /// Ends an attempt in one of the ways that there are.
-fn end(flight: Flight, way: usize) {
+pub(super) fn end(flight: Flight, way: usize) {
     let mut flight = Observer::new(flight);
     let statuses = [200, 200, 200, 429, 503];
     if let Some(status) = statuses.get(way % 6) {
