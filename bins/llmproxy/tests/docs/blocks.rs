@@ -28,6 +28,7 @@ const REASONS: &[&str] = &[
     "runs an example",
     "runs every test",
     "starts a model server",
+    "takes a quarter of an hour",
     "takes half an hour",
 ];
 
