@@ -276,6 +276,29 @@ async fn what_is_no_generation_has_usage_only_if_the_backend_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_looked_up_again_is_not_counted_again() {
+    for (method, path) in [
+        ("GET", "/v1/responses"),
+        ("GET", "/v1/responses/resp_1"),
+        ("GET", "/v1/batches/b1"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+    ] {
+        let exchange = exchange(path, false);
+        let records = Records::of(&exchange);
+        let answer = json(Script::chunks([JSON]).exact());
+        let mut request = request(&exchange, path);
+        *request.method_mut() = method.parse().unwrap();
+        let mut answer = Some(answer);
+        let mut service = MeterLayer::new().layer(service_fn(move |_: http::Request<_>| {
+            let answer = answer.take().unwrap();
+            async move { Ok::<_, BoxError>(answer) }
+        }));
+        read(call(&mut service, request).await.unwrap().into_body()).await;
+        assert_eq!((records.one().end, records.one().usage), (End::Complete, None), "{method} {path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_can_not_be_unpacked_is_estimated_by_its_size() {
     // The second says that it is what it is not.
     for encoding in ["br", "gzip"] {

@@ -43,7 +43,8 @@ pub(super) const NAMES: Names = Names {
 
 /// What the head says.
 pub(super) fn counts_of_head(headers: &HeaderMap) -> Option<Counts> {
-    let of = |name| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    // No answer has more tokens than that.
+    let of = |name| headers.get(name)?.to_str().ok()?.trim().parse::<u32>().ok().map(u64::from);
     Some(Counts::new(of("x-prompt-tokens")?, of("x-generated-tokens")?))
 }
 

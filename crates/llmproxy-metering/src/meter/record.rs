@@ -78,6 +78,10 @@ impl Outcome<'_> {
 
     /// The tokens, and who counted them.
     fn usage(&self) -> Option<(TokenUsage, UsageSource)> {
+        // What is only looked up again, an answer or a batch of before, has its usage in it once more.
+        if *self.method != Method::POST || !self.endpoint.is_known() {
+            return None;
+        }
         let prompt = self.exchange.call().map_or(0, |call: &Call| call.prompt_estimate);
         if let Some((counts, deltas_since)) = self.tally.counts() {
             let mut usage = counts.or(prompt, self.estimated_completion());
