@@ -1,14 +1,15 @@
 //! What becomes of a connection that is one too many.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
-use crate::metrics::CONNECTIONS_REFUSED;
+use crate::{metrics::CONNECTIONS_REFUSED, transport::drain};
 
 /// What it reads.
 const FULL: &[u8] =
@@ -47,25 +48,15 @@ impl Crowd {
             return;
         }
         self.lingering.spawn(async move {
-            let _ = timeout(LINGER, drain(stream)).await;
+            let _ = timeout(LINGER, part(stream)).await;
         });
     }
 }
 
 /// Says that nothing more comes, and reads until the client has left: to close with bytes unread would break the connection,
 /// and what was written might be lost.
-async fn drain(stream: TcpStream) -> io::Result<()> {
-    let stream = stream.into_std()?;
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let stream = TcpStream::from_std(stream)?;
-    let mut buffer = [0; 1024];
-    loop {
-        stream.readable().await?;
-        match stream.try_read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
+async fn part(mut stream: TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        drain(stream).await;
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
@@ -19,6 +19,12 @@ pub(crate) enum Transport {
     Plain(TcpStream),
     /// Encrypted. In a box, since its state is much larger than a socket and clear text should not pay for it.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Reads what is left and throws it away, until the other side has left or the connection is broken.
+pub(crate) async fn drain(mut read: impl AsyncRead + Unpin) {
+    let mut buffer = [0; 1024];
+    while read.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
 }
 
 impl AsyncRead for Transport {

@@ -23,11 +23,11 @@ use http_body_util::BodyExt;
 use llmproxy_core::{BoxError, Endpoint, Tunnel, Upgrade};
 use pin_project_lite::pin_project;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     time::timeout,
 };
 
-use crate::metrics::TUNNELS;
+use crate::{metrics::TUNNELS, transport::drain};
 
 /// What is read of a client at a time, in bytes.
 const PIECE: usize = 8 * 1024;
@@ -134,11 +134,6 @@ async fn up<R: AsyncRead + Unpin>(
             return to_backend.shutdown().await.map_err(|_| Left::Backend);
         }
     }
-}
-
-async fn drain<T: AsyncRead>(mut read: ReadHalf<T>) {
-    let mut buffer = [0; 1024];
-    while read.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
 }
 
 // === impl Handed ===
