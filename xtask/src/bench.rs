@@ -18,7 +18,10 @@ pub(crate) mod wire;
 
 use std::{fs, path::PathBuf, process::Command, rc::Rc, time::Duration};
 
-pub(crate) use self::{budget::step as budget_step, options::Options};
+pub(crate) use self::{
+    budget::step as budget_step,
+    options::{Options, number},
+};
 use self::{
     cases::{CASES, Case, Load},
     figures::{Figures, Quantity, percentile},

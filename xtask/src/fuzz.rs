@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    bench::number,
     cargo::{command, root, run as run_command},
     step::{Step, run_all},
 };
@@ -108,9 +109,7 @@ impl Options {
         while let Some(arg) = args.next() {
             let value = args.next().ok_or_else(|| format!("`{arg}` wants a value"))?;
             match arg.as_str() {
-                "--seconds" => {
-                    options.seconds = value.parse().map_err(|_| format!("`{arg}` wants a number, not `{value}`"))?;
-                }
+                "--seconds" => options.seconds = number(arg, value)?,
                 "--target" => options.targets.push(value.clone()),
                 _ => return Err(format!("`fuzz` has no option `{arg}`")),
             }

@@ -15,6 +15,7 @@ use crate::{
         self,
         load::{self, Aim},
         mock::{self, Seen},
+        number,
         process::{Cores, Process, Sizes},
         script::{Ask, Clock},
         wire::{Conn, text},
@@ -409,10 +410,9 @@ impl Options {
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let value = args.next().ok_or_else(|| format!("`{arg}` wants a value"))?;
-            let wrong = |_| format!("`{arg}` wants a number, not `{value}`");
             match arg.as_str() {
-                "--minutes" => options.minutes = value.parse().map_err(wrong)?,
-                "--port" => options.port = value.parse().map_err(wrong)?,
+                "--minutes" => options.minutes = number(arg, value)?,
+                "--port" => options.port = number(arg, value)?,
                 "--profile" => options.profile.clone_from(value),
                 _ => return Err(format!("`soak` has no option `{arg}`")),
             }

@@ -49,7 +49,8 @@ impl Options {
     }
 }
 
-fn number<T: std::str::FromStr>(arg: &str, value: &str) -> Result<T, String> {
+/// The number that an option was given.
+pub(crate) fn number<T: std::str::FromStr>(arg: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("`{arg}` wants a number, not `{value}`"))
 }
 
