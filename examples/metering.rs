@@ -42,7 +42,7 @@ async fn main() -> Result<(), BoxError> {
     let sink: Arc<dyn UsageSink> = Arc::new(Ledger(sender));
     tokio::spawn(async move {
         while let Some(record) = records.recv().await {
-            let (usage, source) = (record.usage.unwrap_or_default(), record.usage_source.map(|source| source.as_str()));
+            let (usage, source) = (record.usage.unwrap_or_default(), record.source().map(|source| source.as_str()));
             println!(
                 "record end={} status={} stream={} completion={} source={}",
                 record.end.as_str(),

@@ -105,7 +105,7 @@ fn line(record: &UsageRecord) -> String {
         || "no tokens".to_owned(),
         |TokenUsage { prompt, completion, .. }| format!("{prompt} + {completion} tokens"),
     );
-    let source = record.usage_source.map_or("", |source| source.as_str());
+    let source = record.source().map_or("", |source| source.as_str());
     let first = record
         .time_to_first_token
         .map_or_else(String::new, |time| format!(", first token after {} ms", time.as_millis()));

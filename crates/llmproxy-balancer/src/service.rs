@@ -16,7 +16,7 @@ use llmproxy_core::{
     body::{Ending, Observed, Observer},
 };
 use metrics::counter;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tower::{Service, ServiceExt};
 
 use crate::{
@@ -120,10 +120,14 @@ where
         }
         let mut tried = Tried::default();
         let mut kept = None;
-        let mut pick = match self.pool.pick_now(model.as_ref(), &*self.policy) {
-            Some(pick) => pick?,
-            None => Box::pin(self.pool.pick_first(model.as_ref(), &*self.policy)).await?,
+        let (mut pick, waited) = match self.pool.pick_now(model.as_ref(), &*self.policy) {
+            Some(pick) => (pick?, Duration::ZERO),
+            None => {
+                let began = Instant::now();
+                (Box::pin(self.pool.pick_first(model.as_ref(), &*self.policy)).await?, began.elapsed())
+            }
         };
+        exchange.set_queue_time(waited);
         let last = loop {
             let (index, name) = (pick.index, pick.backend.name.clone());
             let ready = self.inner.ready().await.map(|_| ());

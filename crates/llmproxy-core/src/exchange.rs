@@ -54,6 +54,7 @@ pub struct Exchange {
     /// Present from the moment that a balancer took the request: then a backend was asked only if there is an attempt.
     attempts: OnceLock<Mutex<Vec<Attempt>>>,
     asked: Arc<AtomicBool>,
+    queued: OnceLock<Duration>,
     served: OnceLock<Arc<Target>>,
     first_byte: OnceLock<Instant>,
     first_token: OnceLock<Instant>,
@@ -106,6 +107,7 @@ impl Exchange {
             call: OnceLock::new(),
             attempts: OnceLock::new(),
             asked: Arc::default(),
+            queued: OnceLock::new(),
             served: OnceLock::new(),
             first_byte: OnceLock::new(),
             first_token: OnceLock::new(),
@@ -228,7 +230,8 @@ impl Exchange {
     pub fn begin_attempt(&self, target: &Target) -> usize {
         self.asked.store(true, Ordering::Release);
         let mut attempts = lock(self.attempts.get_or_init(Mutex::default));
-        attempts.push(Attempt { backend: target.backend.clone(), status: None, error: None });
+        let backend = target.backend.clone();
+        attempts.push(Attempt { backend, began: Instant::now(), status: None, error: None });
         attempts.len() - 1
     }
 
@@ -257,6 +260,25 @@ impl Exchange {
     /// kept it would keep itself alive).
     pub fn asked(&self) -> Arc<AtomicBool> {
         self.asked.clone()
+    }
+
+    /// Written by the balancer when the first attempt's backend is found: how long that took.
+    pub fn set_queue_time(&self, waited: Duration) {
+        set(&self.queued, waited);
+    }
+
+    /// How long the request waited for a backend to be found; `None` where none was, or no balancer has seen the request.
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.queued.get().copied()
+    }
+
+    /// How long the proxy itself took until a backend was asked: from the request's arrival to the first attempt, without
+    /// the waits for the request's body and for a backend. `None` where none was asked.
+    pub fn proxy_time(&self) -> Option<Duration> {
+        let began = self.attempts.get().and_then(|attempts| lock(attempts).first().map(|attempt| attempt.began))?;
+        let read = self.call().map_or(Duration::ZERO, |call| call.read_time);
+        let waited = read.saturating_add(self.queue_time().unwrap_or_default());
+        Some(began.duration_since(self.started).saturating_sub(waited))
     }
 
     /// Written by the balancer when an attempt's answer becomes the client's.
@@ -397,6 +419,22 @@ mod tests {
         exchange.finish_attempt(attempt, Ok(http::StatusCode::OK));
         assert_eq!(exchange.attempts()[0].status, Some(http::StatusCode::OK));
         assert_eq!(exchange.backend().map(|backend| backend.name.to_string()), Some("http://a".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_proxy_answers_for_no_wait_of_others() {
+        let pass = |millis| tokio::time::advance(Duration::from_millis(millis));
+        let exchange = Exchange::new();
+        exchange.expect_attempts();
+        assert_eq!(exchange.proxy_time(), None, "no backend was asked");
+        pass(100).await;
+        exchange.set_call(Call { read_time: Duration::from_millis(80), ..Call::new(crate::Endpoint::of("")) });
+        pass(50).await;
+        exchange.set_queue_time(Duration::from_millis(45));
+        let backend = Arc::new(Backend::new("http://a").expect("a good URL"));
+        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        pass(500).await;
+        assert_eq!(exchange.proxy_time(), Some(Duration::from_millis(25)));
     }
 
     #[test]

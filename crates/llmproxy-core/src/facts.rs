@@ -60,6 +60,8 @@ pub struct Call {
     pub asked_usage: bool,
     /// Bytes of the request's body, where it was read.
     pub body_bytes: u64,
+    /// How long its body took to come, where it was read.
+    pub read_time: Duration,
     /// Tokens of the prompt, estimated from its size; nothing here has read a token.
     pub prompt_estimate: u64,
     /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
@@ -126,6 +128,8 @@ pub struct Target {
 pub struct Attempt {
     /// The server that was asked.
     pub backend: Arc<Backend>,
+    /// When it was, on tokio's clock.
+    pub began: tokio::time::Instant,
     /// The status of its answer, once it answered.
     pub status: Option<StatusCode>,
     /// What went wrong instead, in words.
@@ -217,6 +221,7 @@ impl Call {
             stream: false,
             asked_usage: false,
             body_bytes: 0,
+            read_time: Duration::ZERO,
             prompt_estimate: 0,
             max_output: None,
         }

@@ -105,7 +105,7 @@ pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
 pub use facts::{Attempt, Backend, Call, Caller, Hop, Target};
-pub use record::{End, TokenUsage, UsageRecord, UsageSource};
+pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};
 pub use upgrade::{ToBackend, Tunnel, Upgrade};

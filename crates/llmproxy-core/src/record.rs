@@ -26,14 +26,32 @@ pub enum End {
     ProxyFailed,
 }
 
-/// Who counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Who counted. The more exact is the smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageSource {
     /// The backend said so.
     Backend,
-    /// Estimated from the request's size and the pieces of the answer.
+    /// The text was counted with the model's own tokenizer.
+    Counted,
+    /// Estimated from the size of the text.
     Estimated,
+}
+
+/// Who counted each part of a [`TokenUsage`].
+///
+/// ```
+/// use llmproxy_core::{UsageSource, UsageSources};
+///
+/// let sources = UsageSources { prompt: UsageSource::Backend, completion: UsageSource::Estimated };
+/// assert_eq!(sources.less_exact(), UsageSource::Estimated);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct UsageSources {
+    /// Who counted the prompt.
+    pub prompt: UsageSource,
+    /// Who counted the completion.
+    pub completion: UsageSource,
 }
 
 /// Tokens of one exchange.
@@ -54,6 +72,23 @@ pub struct TokenUsage {
     pub cached: Option<u64>,
     /// Of the completion's tokens, those spent on reasoning.
     pub reasoning: Option<u64>,
+}
+
+/// What the tokens of an exchange cost. Exact: a price is so much for a million tokens, of which a millionth is a whole number
+/// of trillionths.
+///
+/// ```
+/// use llmproxy_core::Cost;
+///
+/// let cost = Cost { trillionths: 12 * 150_000, currency: "EUR".into() };
+/// assert_eq!(cost.amount(), 0.0000018);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// In trillionths of the currency's unit.
+    pub trillionths: u64,
+    /// Whatever the operator calls it, `EUR`.
+    pub currency: Arc<str>,
 }
 
 /// What one exchange came to: the unit of accounting. Made once by the meter, given to every sink.
@@ -114,13 +149,22 @@ pub struct UsageRecord {
     /// The tokens; `None` where the operation has none or the backend did not do it.
     pub usage: Option<TokenUsage>,
     /// Who counted them.
-    pub usage_source: Option<UsageSource>,
+    pub usage_source: Option<UsageSources>,
+    /// What they cost, where there is a price for the model.
+    pub cost: Option<Cost>,
     /// From the request's arrival to its end.
     pub latency: Duration,
     /// From the request's arrival to the first byte of the answer's body.
     pub time_to_first_byte: Option<Duration>,
     /// From the request's arrival to the first token of a stream.
     pub time_to_first_token: Option<Duration>,
+    /// The longest wait between two pieces of a stream that carried something.
+    pub longest_gap: Option<Duration>,
+    /// How long the request waited for a backend to be found.
+    pub queue_time: Option<Duration>,
+    /// How long the proxy itself took until a backend was asked: the time from the request's arrival on, without the waits
+    /// for its body and for a backend.
+    pub proxy_time: Option<Duration>,
 }
 
 // === impl TokenUsage ===
@@ -155,14 +199,97 @@ impl UsageSource {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Backend => "backend",
+            Self::Counted => "counted",
             Self::Estimated => "estimated",
         }
+    }
+}
+
+// === impl UsageSources ===
+
+impl UsageSources {
+    /// One who counted both.
+    pub fn both(source: UsageSource) -> Self {
+        Self { prompt: source, completion: source }
+    }
+
+    /// The less exact of the two: how far the sum is to be trusted.
+    pub fn less_exact(self) -> UsageSource {
+        self.prompt.max(self.completion)
+    }
+}
+
+// === impl Cost ===
+
+impl Cost {
+    /// Trillionths in one unit of the currency.
+    pub const UNIT: u64 = 1_000_000_000_000;
+
+    /// The amount in the currency's unit, for people and JSON.
+    pub fn amount(&self) -> f64 {
+        self.trillionths as f64 / Self::UNIT as f64
     }
 }
 
 // === impl UsageRecord ===
 
 impl UsageRecord {
+    /// A record of an exchange that was complete a moment ago, at `endpoint`, and of which nothing else is known: for tests of
+    /// sinks and reporters, and for whoever fills in the rest.
+    ///
+    /// ```
+    /// use llmproxy_core::{Endpoint, TokenUsage, UsageRecord};
+    ///
+    /// let usage = Some(TokenUsage { prompt: 12, completion: 30, ..TokenUsage::default() });
+    /// let record = UsageRecord { usage, ..UsageRecord::new(Endpoint::of("/v1/chat/completions")) };
+    /// assert_eq!(record.status, 200);
+    /// ```
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            request_id: Uuid::nil(),
+            client_request_id: None,
+            upstream_id: None,
+            timestamp: Timestamp::now(),
+            key_name: None,
+            key_fingerprint: None,
+            user_id: None,
+            client_ip: None,
+            method: "POST".into(),
+            path: endpoint.template().into(),
+            endpoint,
+            model: None,
+            served_model: None,
+            stream: false,
+            backend: None,
+            backend_url: None,
+            attempts: 1,
+            status: 200,
+            end: End::Complete,
+            error: None,
+            usage: None,
+            usage_source: None,
+            cost: None,
+            latency: Duration::ZERO,
+            time_to_first_byte: None,
+            time_to_first_token: None,
+            longest_gap: None,
+            queue_time: None,
+            proxy_time: None,
+        }
+    }
+
+    /// The less exact of those who counted: how far the sum of the tokens is to be trusted.
+    pub fn source(&self) -> Option<UsageSource> {
+        self.usage_source.map(UsageSources::less_exact)
+    }
+
+    /// The mean time from one token of a stream to the next. `None` where fewer than two came or it was no stream.
+    pub fn time_per_output_token(&self) -> Option<Duration> {
+        let gaps = self.usage?.completion.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        let time = self.latency.checked_sub(self.time_to_first_token?)?;
+        Some(time.div_f64(gaps as f64))
+    }
+
     /// Tokens of the answer per second, from the first token of a stream to its end; for a plain answer over the
     /// whole time. `None` where there is nothing to divide.
     pub fn tokens_per_second(&self) -> Option<f64> {

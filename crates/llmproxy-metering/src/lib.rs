@@ -42,7 +42,7 @@
 //! let record = record.lock().unwrap().take().expect("one record for each exchange");
 //! assert_eq!(record.model.as_deref(), Some("qwen2.5"));
 //! assert_eq!(record.usage.map(|usage| usage.total()), Some(42));
-//! assert_eq!(record.usage_source, Some(UsageSource::Backend));
+//! assert_eq!(record.source(), Some(UsageSource::Backend));
 //! # Ok(())
 //! # }
 //! ```

@@ -19,7 +19,7 @@ const JSON: &str = r#"{"id":"c-1","model":"served","choices":[],"usage":{"prompt
 const DELTA: &str = "data: {\"id\":\"c-1\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
 
 fn estimated(record: &UsageRecord) -> (u64, u64) {
-    assert_eq!(record.usage_source, Some(UsageSource::Estimated));
+    assert_eq!(record.source(), Some(UsageSource::Estimated));
     record.usage.map(|usage| (usage.prompt, usage.completion)).unwrap()
 }
 
@@ -56,7 +56,7 @@ async fn an_answer_of_known_length_ends_with_its_last_byte() {
     drop(body);
     assert_eq!(records.one().end, End::Complete);
     assert_eq!(record.usage, Some(TokenUsage { prompt: 5, completion: 7, ..TokenUsage::default() }));
-    assert_eq!(record.usage_source, Some(UsageSource::Backend));
+    assert_eq!(record.source(), Some(UsageSource::Backend));
     assert_eq!(record.served_model.as_deref(), Some("served"));
     assert_eq!(record.model.as_deref(), Some("asked"));
     assert_eq!(record.upstream_id.as_deref(), Some("c-1"));
@@ -138,7 +138,7 @@ async fn running_totals_count_when_the_client_leaves() {
     drop(body);
     let record = records.one();
     assert_eq!(record.usage.map(|usage| (usage.prompt, usage.completion)), Some((4, 6)));
-    assert_eq!(record.usage_source, Some(UsageSource::Backend));
+    assert_eq!(record.source(), Some(UsageSource::Backend));
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,7 +263,7 @@ async fn embeddings_have_no_completion() {
     let usage = r#"{"data":[],"usage":{"prompt_tokens":3}}"#;
     let record = record_of("/v1/embeddings", json(Script::chunks([usage]))).await;
     assert_eq!(record.usage.map(|usage| (usage.prompt, usage.completion)), Some((3, 0)));
-    assert_eq!(record.usage_source, Some(UsageSource::Backend));
+    assert_eq!(record.source(), Some(UsageSource::Backend));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body::Body;
@@ -78,7 +78,7 @@ async fn check(path: &str, inject_usage: bool, stream: &str, expected: &str, tok
         let (out, record) = pass(path, inject_usage, chunks).await;
         assert_eq!(String::from_utf8_lossy(&out), expected);
         let usage = record.usage.unwrap();
-        assert_eq!((usage.prompt, usage.completion, record.usage_source.unwrap()), tokens);
+        assert_eq!((usage.prompt, usage.completion, record.source().unwrap()), tokens);
         assert_eq!(record.end, End::Complete);
         assert_eq!(
             (record.upstream_id.as_deref().map(|id| &id[..1]), record.served_model.as_deref()),
@@ -289,4 +289,24 @@ proptest! {
         let (out, _) = runtime.block_on(pass(CHAT, inject, chunks.iter().map(|chunk| &**chunk).collect()));
         prop_assert_eq!(out, stream);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_wait_is_between_two_pieces_that_carry_something() {
+    let exchange = exchange(CHAT, false);
+    let records = Records::of(&exchange);
+    let piece = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let pieces = [": alive\n\n", piece, piece, ": alive\n\n", piece, DONE];
+    let mut body = metered(&exchange, CHAT, events(Script::chunks(pieces))).await.into_body();
+    for wait in [900, 100, 5, 20, 40, 800] {
+        tokio::time::advance(Duration::from_millis(wait)).await;
+        next(&mut body).await.unwrap().unwrap();
+    }
+    assert!(next(&mut body).await.is_none());
+    let record = records.one();
+    assert_eq!(record.time_to_first_token, Some(Duration::from_millis(1000)));
+    assert_eq!(record.longest_gap, Some(Duration::from_millis(60)));
+    // Three tokens have two waits between them.
+    assert_eq!(record.time_per_output_token(), Some(Duration::from_micros(432_500)));
+    assert_eq!(record.queue_time, None, "no balancer said so");
 }

@@ -13,7 +13,7 @@ use futures_util::stream;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, channel::Channel};
-use llmproxy_core::{Backend, BoxError, Call, Caller, End, Endpoint, Exchange, Target, TokenUsage, UsageRecord};
+use llmproxy_core::{Backend, BoxError, Call, Caller, Endpoint, Exchange, Target, TokenUsage, UsageRecord};
 use llmproxy_ratelimit::{
     LimitedError, LimitsConfig, RateLimit, RateLimitConfig, RateLimitError, RateLimitLayer, RateLimiter,
 };
@@ -54,30 +54,10 @@ async fn tokens_used(limiter: &Arc<RateLimiter>) -> u64 {
 fn record(exchange: &Exchange, usage: TokenUsage) -> Arc<UsageRecord> {
     Arc::new(UsageRecord {
         request_id: exchange.id(),
-        client_request_id: None,
-        upstream_id: None,
         timestamp: exchange.timestamp(),
-        key_name: None,
-        key_fingerprint: None,
-        user_id: None,
-        client_ip: None,
-        method: "POST".into(),
-        path: "/v1/chat/completions".into(),
-        endpoint: Endpoint::of("/v1/chat/completions"),
         model: Some("m".into()),
-        served_model: None,
-        stream: false,
-        backend: None,
-        backend_url: None,
-        attempts: 1,
-        status: 200,
-        end: End::Complete,
-        error: None,
         usage: Some(usage),
-        usage_source: None,
-        latency: Duration::ZERO,
-        time_to_first_byte: None,
-        time_to_first_token: None,
+        ..UsageRecord::new(Endpoint::of("/v1/chat/completions"))
     })
 }
 

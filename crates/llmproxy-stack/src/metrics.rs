@@ -100,7 +100,7 @@ impl<K: Eq + Hash, S: Clone> Known<K, S> {
 
 impl UsageSink for MetricsSink {
     fn record(&self, record: &Arc<UsageRecord>) {
-        let exchanges = self.exchanges.get((record.end, record.usage_source), |(end, source)| {
+        let exchanges = self.exchanges.get((record.end, record.source()), |(end, source)| {
             let source = source.map_or("none", UsageSource::as_str);
             metrics::counter!(EXCHANGES, "end" => end.as_str(), "usage_source" => source)
         });

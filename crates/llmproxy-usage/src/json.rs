@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use llmproxy_core::{TokenUsage, UsageRecord};
+use llmproxy_core::{Cost, TokenUsage, UsageRecord, UsageSource};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
@@ -82,6 +82,7 @@ impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let record = self.record;
         let usage = record.usage.unwrap_or_default();
+        let sources = record.usage_source;
         // Two decimals: more would be noise.
         let rate = record.tokens_per_second().map(|rate| (rate * 100.0).round() / 100.0);
         // In the order of the alphabet, as a tree would be written.
@@ -92,6 +93,9 @@ impl Serialize for Json<'_> {
         set_known(&mut map, "client_ip", record.client_ip.map(Text))?;
         set_known(&mut map, "client_request_id", record.client_request_id.as_deref())?;
         set(&mut map, "completion_tokens", usage.completion)?;
+        set_known(&mut map, "completion_usage_source", sources.map(|sources| sources.completion.as_str()))?;
+        set_known(&mut map, "cost", record.cost.as_ref().map(Cost::amount))?;
+        set_known(&mut map, "currency", record.cost.as_ref().map(|cost| &*cost.currency))?;
         set(&mut map, "end", record.end.as_str())?;
         set(&mut map, "endpoint", record.endpoint.template())?;
         set_known(&mut map, "error", record.error.as_deref())?;
@@ -99,15 +103,20 @@ impl Serialize for Json<'_> {
         set_known(&mut map, "key_fingerprint", record.key_fingerprint.as_deref())?;
         set_known(&mut map, "key_name", record.key_name.as_deref())?;
         set(&mut map, "latency_ms", millis(record.latency))?;
+        set_known(&mut map, "longest_gap_ms", record.longest_gap.map(fine_millis))?;
         set(&mut map, "method", &*record.method)?;
         set(&mut map, "model", record.model.as_deref().unwrap_or_default())?;
         set(&mut map, "path", &*record.path)?;
         set(&mut map, "prompt_tokens", usage.prompt)?;
+        set_known(&mut map, "prompt_usage_source", sources.map(|sources| sources.prompt.as_str()))?;
+        set_known(&mut map, "proxy_time_ms", record.proxy_time.map(fine_millis))?;
+        set_known(&mut map, "queue_time_ms", record.queue_time.map(fine_millis))?;
         set_known(&mut map, "reasoning_tokens", usage.reasoning)?;
         set_known(&mut map, "request_body", self.request_body.as_ref())?;
         set(&mut map, "request_id", Text(record.request_id))?;
         set_known(&mut map, "served_model", record.served_model.as_deref())?;
         set(&mut map, "status_code", record.status)?;
+        set_known(&mut map, "time_per_output_token_ms", record.time_per_output_token().map(fine_millis))?;
         set_known(&mut map, "time_to_first_byte_ms", record.time_to_first_byte.map(millis))?;
         set_known(&mut map, "time_to_first_token_ms", record.time_to_first_token.map(millis))?;
         set(&mut map, "timestamp", Text(format_args!("{:.9}", record.timestamp)))?;
@@ -115,7 +124,7 @@ impl Serialize for Json<'_> {
         set(&mut map, "total_tokens", usage.total())?;
         set_known(&mut map, "upstream_id", record.upstream_id.as_deref())?;
         set_known(&mut map, "usage", record.usage.map(Tokens))?;
-        set_known(&mut map, "usage_source", record.usage_source.map(|source| source.as_str()))?;
+        set_known(&mut map, "usage_source", record.source().map(UsageSource::as_str))?;
         set_known(&mut map, "user_id", record.user_id.as_deref())?;
         map.end()
     }
@@ -131,6 +140,11 @@ fn set_known<M: SerializeMap>(map: &mut M, name: &str, value: Option<impl Serial
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is short, to the microsecond.
+fn fine_millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }
 
 // === impl Text ===

@@ -36,16 +36,17 @@ impl Packed {
         Self(MultiGzDecoder::new(Reader { plain, tally, large: None, bytes: 0 }))
     }
 
-    /// Takes the next piece. Says whether text has come so far.
+    /// Takes the next piece. Says whether text has come in it.
     ///
     /// # Errors
     ///
     /// If it is no gzip: nothing more can be read.
     pub(crate) fn feed(&mut self, data: &[u8]) -> io::Result<bool> {
+        let before = self.0.get_ref().tally.deltas;
         self.0.write_all(data)?;
         // What can be unpacked already must not wait for the next piece.
         self.0.flush()?;
-        Ok(self.0.get_ref().tally.deltas > 0)
+        Ok(self.0.get_ref().tally.deltas > before)
     }
 
     /// What was found, and how many bytes it was found in.

@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Request, header::CONTENT_ENCODING};
 use http_body::Body;
 use http_body_util::BodyExt;
 use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody};
+use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
@@ -145,6 +146,7 @@ impl Inspector {
             };
         }
         let mut reader = Reader::new(body, self.limits, self.budget.reservation())?;
+        let began = Instant::now();
         let is_json = kind == Kind::Json
             || match reader.peek().await? {
                 Some(b'{' | b'[') => true,
@@ -167,7 +169,9 @@ impl Inspector {
             _ => {}
         }
         let bytes = reader.whole().await?;
-        let (call, edits) = facts::find(endpoint, &bytes)?;
+        let read_time = began.elapsed();
+        let (mut call, edits) = facts::find(endpoint, &bytes)?;
+        call.read_time = read_time;
         Ok((call, RequestBody::Replay(bytes, edits)))
     }
 
@@ -177,7 +181,9 @@ impl Inspector {
         mut reader: Reader,
         mut form: Scanner,
     ) -> Result<(Call, RequestBody), InspectError> {
+        let began = Instant::now();
         reader.form(&mut form).await?;
+        let read_time = began.elapsed();
         let found = form.found();
         if found.is_duplicate {
             return Err(InspectError::Duplicate { param: "model" });
@@ -186,6 +192,7 @@ impl Inspector {
             return Err(InspectError::BadForm);
         }
         let mut call = Self::unread(endpoint);
+        call.read_time = read_time;
         let Some(model) = found.model.as_deref() else { return Ok((call, reader.pass())) };
         call.model = Some(model.into());
         call.stream = found.stream.unwrap_or(call.stream);

@@ -1,9 +1,13 @@
 //! The record of one exchange, built of its facts and of what the answer said.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
-use llmproxy_core::{Call, End, Endpoint, Exchange, TokenUsage, UsageRecord, UsageSource, Work};
+use llmproxy_core::{
+    Call, End, Endpoint, Exchange, TokenUsage, UsageRecord,
+    UsageSource::{Backend, Estimated},
+    UsageSources, Work,
+};
 
 use super::shape::Head;
 use crate::{answer::Tally, estimate::BYTES_PER_TOKEN};
@@ -17,6 +21,7 @@ pub(super) struct Outcome<'a> {
     pub(super) tally: &'a Tally,
     pub(super) endpoint: Endpoint,
     pub(super) bytes: u64,
+    pub(super) longest_gap: Option<Duration>,
     pub(super) end: End,
     pub(super) error: Option<Arc<str>>,
     /// The status of a request whose body was refused while it passed.
@@ -57,9 +62,13 @@ impl Outcome<'_> {
             end: self.end,
             usage,
             usage_source,
+            cost: None,
             latency: exchange.elapsed(),
             time_to_first_byte: exchange.time_to_first_byte(),
             time_to_first_token: exchange.time_to_first_token(),
+            longest_gap: self.longest_gap,
+            queue_time: exchange.queue_time(),
+            proxy_time: exchange.proxy_time(),
             error: self.error,
         }
     }
@@ -77,7 +86,7 @@ impl Outcome<'_> {
     }
 
     /// The tokens, and who counted them.
-    fn usage(&self) -> Option<(TokenUsage, UsageSource)> {
+    fn usage(&self) -> Option<(TokenUsage, UsageSources)> {
         // What is only looked up again, an answer or a batch of before, has its usage in it once more.
         if *self.method != Method::POST || !self.endpoint.is_known() {
             return None;
@@ -85,14 +94,17 @@ impl Outcome<'_> {
         let prompt = self.exchange.call().map_or(0, |call: &Call| call.prompt_estimate);
         if let Some((counts, deltas_since)) = self.tally.counts() {
             let mut usage = counts.or(prompt, self.estimated_completion());
+            let says = |is_said| if is_said { Backend } else { Estimated };
+            let mut sources = UsageSources {
+                prompt: says(counts.prompt.is_some()),
+                completion: says(counts.completion.is_some() || !self.generates()),
+            };
             // Totals that more of the answer followed are no longer true.
-            if deltas_since == 0 {
-                let is_whole = counts.prompt.is_some() && (counts.completion.is_some() || !self.generates());
-                let source = if is_whole { UsageSource::Backend } else { UsageSource::Estimated };
-                return Some((usage, source));
+            if deltas_since > 0 {
+                usage.completion = counts.completion.unwrap_or(0).saturating_add(deltas_since);
+                sources.completion = Estimated;
             }
-            usage.completion = counts.completion.unwrap_or(0).saturating_add(deltas_since);
-            return Some((usage, UsageSource::Estimated));
+            return Some((usage, sources));
         }
         let worked = match self.head {
             // An error in the place of an answer is one, whatever the status.
@@ -105,7 +117,7 @@ impl Outcome<'_> {
             return None;
         }
         let usage = TokenUsage { prompt, completion: self.estimated_completion(), ..TokenUsage::default() };
-        Some((usage, UsageSource::Estimated))
+        Some((usage, UsageSources::both(Estimated)))
     }
 
     /// Whether tokens come out of what was asked for.

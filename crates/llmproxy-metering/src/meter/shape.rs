@@ -3,6 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use llmproxy_core::{
     cause_ref,
 };
 use llmproxy_sse::{Event, Scanner};
+use tokio::time::Instant;
 
 use super::record::Outcome;
 use crate::{
@@ -38,7 +40,9 @@ pub struct Metering {
     tally: Tally,
     bytes: u64,
     first_byte: bool,
-    first_token: bool,
+    // When the last piece passed that carried something, and the longest wait for one after another.
+    last_token: Option<Instant>,
+    longest_gap: Option<Duration>,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
@@ -95,7 +99,8 @@ impl Metering {
             tally: Tally::default(),
             bytes: 0,
             first_byte: false,
-            first_token: false,
+            last_token: None,
+            longest_gap: None,
         }
     }
 
@@ -151,11 +156,11 @@ impl Metering {
     }
 
     fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
-        let (mut begun, mut first_byte, mut first_token) = (0, false, false);
+        let (mut begun, mut first_byte, mut token) = (0, false, false);
         let mut judge = |event: &Event<'_>| {
             let seen = self.tally.split_event(event, &data[begun..event.end], &mut events.large);
             first_byte |= seen.data;
-            first_token |= seen.delta;
+            token |= seen.delta;
             begun = event.end;
             events.begins_with = None;
             seen.usage_event
@@ -182,17 +187,26 @@ impl Metering {
         if first_byte || events.begins_with.is_some_and(|byte| byte != b':') {
             self.see_first_byte();
         }
-        if first_token && !std::mem::replace(&mut self.first_token, true) {
-            self.exchange.set_first_token();
+        if token {
+            self.see_token();
+        }
+    }
+
+    /// A piece passes that carries something of the answer.
+    fn see_token(&mut self) {
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            Some(last) => self.longest_gap = self.longest_gap.max(Some(now.duration_since(last))),
+            None => self.exchange.set_first_token(),
         }
     }
 
     fn packed(&mut self, mut packed: Box<Packed>, data: &[u8]) {
         match packed.feed(data) {
-            Ok(first_token) => {
+            Ok(token) => {
                 self.watch = Watch::Packed(packed);
-                if first_token && !std::mem::replace(&mut self.first_token, true) {
-                    self.exchange.set_first_token();
+                if token {
+                    self.see_token();
                 }
             }
             // What has been found until now stands; beyond it there is only the size to go by.
@@ -321,6 +335,7 @@ impl Shape for Metering {
             tally: &self.tally,
             endpoint: self.endpoint(),
             bytes: self.bytes,
+            longest_gap: self.longest_gap,
             end,
             error,
             refused,

@@ -33,7 +33,7 @@ async fn pass(path: &str, kind: &str, chunks: Vec<&[u8]>) -> (Vec<u8>, Arc<Usage
 }
 
 fn tokens(record: &UsageRecord) -> Option<Tokens> {
-    Some((record.usage?.prompt, record.usage?.completion, record.usage_source?))
+    Some((record.usage?.prompt, record.usage?.completion, record.source()?))
 }
 
 /// Two records that say the same of the answer.

@@ -33,30 +33,10 @@ fn record(usage: Option<(u64, u64)>) -> Arc<UsageRecord> {
     let exchange = Exchange::new();
     Arc::new(UsageRecord {
         request_id: exchange.id(),
-        client_request_id: None,
-        upstream_id: None,
         timestamp: exchange.timestamp(),
-        key_name: None,
-        key_fingerprint: None,
-        user_id: None,
-        client_ip: None,
-        method: "POST".into(),
-        path: "/v1/chat/completions".into(),
-        endpoint: Endpoint::of("/v1/chat/completions"),
         model: Some("m".into()),
-        served_model: None,
-        stream: false,
-        backend: None,
-        backend_url: None,
-        attempts: 1,
-        status: 200,
-        end: llmproxy_core::End::Complete,
-        error: None,
         usage: usage.map(|(prompt, completion)| TokenUsage { prompt, completion, ..TokenUsage::default() }),
-        usage_source: None,
-        latency: Duration::ZERO,
-        time_to_first_byte: None,
-        time_to_first_token: None,
+        ..UsageRecord::new(Endpoint::of("/v1/chat/completions"))
     })
 }
 
