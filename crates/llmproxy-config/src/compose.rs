@@ -50,6 +50,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         routing_paths: parts.block("routing"),
         health_check: parts.block::<HealthCheckConfig>("health_check"),
         usage: parts.block("usage"),
+        pricing: parts.block("pricing"),
         inspect: InspectConfig::default(),
         sse: SseConfig::default(),
     };
@@ -84,6 +85,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("routing", config.routing_paths.validate());
     parts.found("health_check", validate_health_check(&config.health_check));
     parts.found("usage", config.usage.validate());
+    parts.found("pricing", config.pricing.validate());
     if config.sse.gap_timeout.is_zero() {
         parts.found("routing", vec![("gap_timeout".into(), "must be longer than 0".into())]);
     }

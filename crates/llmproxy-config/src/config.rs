@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llmproxy_auth::AuthConfig;
 use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
-use llmproxy_metering::InspectConfig;
+use llmproxy_metering::{InspectConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
 use llmproxy_usage::UsageConfig;
@@ -49,6 +49,8 @@ pub struct Config {
     pub health_check: HealthCheckConfig,
     /// `usage:`
     pub usage: UsageConfig,
+    /// `pricing:`
+    pub pricing: PricingConfig,
     /// What `server:` says about the reading of requests.
     pub inspect: InspectConfig,
     /// What `server.heartbeat` and `routing.gap_timeout` say about streams.
@@ -63,6 +65,18 @@ pub struct MetricsConfig {
     pub enabled: bool,
     /// Where.
     pub path: String,
+    /// What the tokens of a model are told apart by besides; each multiplies the number of series.
+    pub custom_labels: Vec<CustomLabel>,
+}
+
+/// A label that series of tokens and of cost may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CustomLabel {
+    /// The key's name.
+    KeyName,
+    /// The user that the key belongs to.
+    UserId,
 }
 
 /// The `admin:` block.
@@ -136,7 +150,7 @@ impl MetricsConfig {
 
 impl Default for MetricsConfig {
     fn default() -> Self {
-        Self { enabled: true, path: Self::DEFAULT_PATH.into() }
+        Self { enabled: true, path: Self::DEFAULT_PATH.into(), custom_labels: Vec::new() }
     }
 }
 

@@ -60,7 +60,7 @@ mod table;
 mod tree;
 mod walk;
 
-pub use config::{AdminConfig, Config, MetricsConfig, PathsConfig};
+pub use config::{AdminConfig, Config, CustomLabel, MetricsConfig, PathsConfig};
 pub use cors::{AllowedOrigin, CorsConfig};
 pub use error::{LoadError, Mistake, Warning};
 pub use listener::{ClientAuth, ListenAddress, ListenerConfig, TlsConfig};

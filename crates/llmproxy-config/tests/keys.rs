@@ -18,6 +18,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("auth.pipeline[].static.keys[]", "key: sk-a"),
     ("usage.reporters[]", "name: a"),
     ("usage.reporters[]", "webhook: {url: 'http://a'}"),
+    ("pricing.models[]", "models: [m]"),
     ("usage.reporters[].webhook", "url: 'http://a'"),
 ];
 
@@ -30,6 +31,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("server.listeners[].tls.client_auth", "require"),
     ("server.cors.allowed_origins", "['https://b.example']"),
     ("metrics.path", "/other"),
+    ("metrics.custom_labels", "[user_id]"),
     ("auth.skip_paths", "[/other]"),
     ("auth.status_codes.active.http_code", "418"),
     ("auth.status_codes.disabled.http_code", "418"),

@@ -88,6 +88,8 @@ mod form;
 mod inspect;
 mod media;
 mod meter;
+mod pattern;
+mod pricing;
 mod query;
 mod read;
 
@@ -96,3 +98,5 @@ pub use config::InspectConfig;
 pub use error::InspectError;
 pub use inspect::{Inspect, InspectLayer};
 pub use meter::{Meter, MeterFuture, MeterLayer, Metering};
+pub use pattern::Pattern;
+pub use pricing::{PriceConfig, Pricing, PricingConfig};

@@ -43,7 +43,12 @@ pub(super) const KEYS: &[Key] = &[
     block("metrics", "Prometheus metrics"),
     key("metrics.enabled", Switch, "true", "whether they are served"),
     key("metrics.path", Text, "/metrics", "where; a change of it takes effect with a reload"),
-    key("metrics.custom_labels", Any, "", "labels of one's own").no_effect(),
+    key(
+        "metrics.custom_labels",
+        Texts,
+        "[]",
+        "labels that llmproxy_tokens_total and llmproxy_cost_millionths_total have besides: key_name, user_id; up to 1000 of each",
+    ),
     key(
         "metrics.latency_buckets",
         Numbers,

@@ -1,4 +1,4 @@
-//! What is told to others: `usage:`, and `usage_hook:` as it was once.
+//! What is told to others, and what it costs: `usage:`, `pricing:`, and `usage_hook:` as it was once.
 
 use super::{Key, Kind::*, Words, block, key};
 
@@ -58,6 +58,23 @@ pub(super) const KEYS: &[Key] = &[
     key("usage.reporters[].database", Any, "", "storage, table").no_effect(),
     key("usage.reporters[].builtin", Any, "", "retention_days").no_effect(),
     key("usage.reporters[].script", Script, "", "decides what is sent").refused(SCRIPTS),
+    block("pricing", "what tokens cost: in each record, and in the metrics"),
+    key("pricing.currency", Text, "USD", "what the prices are in; any text"),
+    key(
+        "pricing.models",
+        Blocks,
+        "",
+        "the prices; the first entry for a model counts, and a model without one has no cost",
+    ),
+    key("pricing.models[].models", Texts, "", "the models, as clients or backends name them; `*` stands for any text"),
+    key("pricing.models[].input", Number, "0", "price of a million tokens of prompts"),
+    key(
+        "pricing.models[].cached_input",
+        Number,
+        "",
+        "of those among them that the backend had cached; as the others where it is left out",
+    ),
+    key("pricing.models[].output", Number, "0", "price of a million tokens of answers"),
     key("usage_hook", Any, "", "enabled, url, timeout, retry of one webhook, or its own list of reporters")
         .renamed("usage.reporters"),
 ];

@@ -1,8 +1,11 @@
 //! The layer.
 
+use std::sync::Arc;
+
 use tower::Layer;
 
 use super::Meter;
+use crate::Pricing;
 
 /// Makes [`Meter`]; the [crate] has an example of an answer that came. This one did not:
 ///
@@ -27,8 +30,10 @@ use super::Meter;
 /// assert_eq!(exchange.end(), Some(End::BackendFailed));
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MeterLayer(());
+#[derive(Clone, Debug, Default)]
+pub struct MeterLayer {
+    pricing: Option<Arc<Pricing>>,
+}
 
 // === impl MeterLayer ===
 
@@ -37,12 +42,24 @@ impl MeterLayer {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Says in each record what the exchange cost. Without it nobody says so.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use llmproxy_metering::{MeterLayer, Pricing, PricingConfig};
+    ///
+    /// let layer = MeterLayer::new().with_pricing(Arc::new(Pricing::new(&PricingConfig::default())));
+    /// ```
+    pub fn with_pricing(self, pricing: Arc<Pricing>) -> Self {
+        Self { pricing: Some(pricing) }
+    }
 }
 
 impl<S> Layer<S> for MeterLayer {
     type Service = Meter<S>;
 
     fn layer(&self, inner: S) -> Meter<S> {
-        Meter::new(inner)
+        Meter::new(inner, self.pricing.clone())
     }
 }

@@ -4,19 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use llmproxy_core::{
-    Call, End, Endpoint, Exchange, TokenUsage, UsageRecord,
+    Call, Cost, End, Endpoint, Exchange, TokenUsage, UsageRecord,
     UsageSource::{Backend, Estimated},
     UsageSources, Work,
 };
 
 use super::shape::Head;
-use crate::{answer::Tally, estimate::BYTES_PER_TOKEN};
+use crate::{Pricing, answer::Tally, estimate::BYTES_PER_TOKEN};
 
 /// Everything that a record is made of.
 pub(super) struct Outcome<'a> {
     pub(super) exchange: &'a Exchange,
     pub(super) method: &'a Method,
     pub(super) path: &'a Arc<str>,
+    pub(super) pricing: Option<&'a Pricing>,
     pub(super) head: Option<&'a Head>,
     pub(super) tally: &'a Tally,
     pub(super) endpoint: Endpoint,
@@ -62,7 +63,7 @@ impl Outcome<'_> {
             end: self.end,
             usage,
             usage_source,
-            cost: None,
+            cost: usage.and_then(|usage| self.cost(&usage)),
             latency: exchange.elapsed(),
             time_to_first_byte: exchange.time_to_first_byte(),
             time_to_first_token: exchange.time_to_first_token(),
@@ -83,6 +84,17 @@ impl Outcome<'_> {
             (None, End::ProxyFailed) => 500,
             (None, _) => 502,
         }
+    }
+
+    /// By the name that the client used, or else by those that the backend knows it by.
+    fn cost(&self, usage: &TokenUsage) -> Option<Cost> {
+        let served = self.exchange.served();
+        let names = [
+            self.exchange.call().and_then(|call| call.model.as_deref()),
+            served.and_then(|target| target.model.as_deref()),
+            self.tally.model.as_deref(),
+        ];
+        self.pricing?.cost(names.into_iter().flatten(), usage)
     }
 
     /// The tokens, and who counted them.

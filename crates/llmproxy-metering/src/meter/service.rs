@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -17,6 +18,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::Metering;
+use crate::Pricing;
 
 /// Watches answers and gives each sink of an exchange one [`UsageRecord`](llmproxy_core::UsageRecord) at its end.
 ///
@@ -35,6 +37,7 @@ use super::Metering;
 #[derive(Clone, Debug)]
 pub struct Meter<S> {
     inner: S,
+    pricing: Option<Arc<Pricing>>,
 }
 
 pin_project! {
@@ -55,8 +58,8 @@ pin_project! {
 // === impl Meter ===
 
 impl<S> Meter<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Self { inner }
+    pub(super) fn new(inner: S, pricing: Option<Arc<Pricing>>) -> Self {
+        Self { inner, pricing }
     }
 }
 
@@ -75,7 +78,8 @@ where
 
     fn call(&mut self, mut request: Request<R>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
-        let shaper = Shaper::new(Box::new(Metering::new(exchange, request.method(), request.uri().path())));
+        let metering = Metering::new(exchange, request.method(), request.uri().path(), self.pricing.clone());
+        let shaper = Shaper::new(Box::new(metering));
         MeterFuture { inner: self.inner.call(request), shaper: Some(shaper) }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::record::Outcome;
 use crate::{
-    InspectError,
+    InspectError, Pricing,
     answer::{Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
@@ -35,6 +35,7 @@ pub struct Metering {
     exchange: Arc<Exchange>,
     method: Method,
     path: Arc<str>,
+    pricing: Option<Arc<Pricing>>,
     head: Option<Head>,
     watch: Watch,
     tally: Tally,
@@ -89,11 +90,12 @@ const MAX_REQUEST_ID: usize = 256;
 // === impl Metering ===
 
 impl Metering {
-    pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str) -> Self {
+    pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str, pricing: Option<Arc<Pricing>>) -> Self {
         Self {
             exchange,
             method: method.clone(),
             path: path.into(),
+            pricing,
             head: None,
             watch: Watch::Opaque,
             tally: Tally::default(),
@@ -331,6 +333,7 @@ impl Shape for Metering {
             exchange: &self.exchange,
             method: &self.method,
             path: &self.path,
+            pricing: self.pricing.as_deref(),
             head: self.head.as_ref(),
             tally: &self.tally,
             endpoint: self.endpoint(),
