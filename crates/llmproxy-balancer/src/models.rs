@@ -111,6 +111,15 @@ impl Models {
         }
     }
 
+    /// Whether `model` is one of its own, as far as it can be told: it lists it, or there is no list to look at.
+    pub(crate) fn may_own(&self, model: &str) -> bool {
+        match self {
+            Self::Unknown => true,
+            Self::Any(entries) if entries.is_empty() => true,
+            Self::Listed(entries) | Self::Any(entries) => lists(entries, model),
+        }
+    }
+
     /// What to show.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&String, &Entry)> {
         match self {

@@ -165,6 +165,13 @@ impl Pool {
         all.into_values().collect()
     }
 
+    /// Whether `model` is an alias or a backend lists it, or there is one that has no list. Not what a backend with a list
+    /// takes besides, which may be any name.
+    pub fn knows(&self, model: &str) -> bool {
+        let may_own = |member: &Member| member.with_models(|models| models.may_own(model));
+        self.mapping.contains_key(model) || self.members.iter().any(may_own)
+    }
+
     /// The model that backends know under the name `model`, where that is another.
     pub(crate) fn alias(&self, model: Option<&Arc<str>>) -> Option<Arc<str>> {
         self.mapping.get(&**model?).cloned()

@@ -53,6 +53,8 @@ mod error;
 mod forwarded;
 mod http2;
 mod io;
+mod labels;
+mod measures;
 mod message;
 mod models;
 mod pace;

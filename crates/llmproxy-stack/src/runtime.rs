@@ -16,7 +16,7 @@ use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
 use llmproxy_core::{BoxError, StopFlag, UsageSink};
-use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer};
+use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer, Pricing};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
@@ -30,7 +30,8 @@ use crate::{
     around::AroundLayer,
     cors::CorsLayer,
     error::StartError,
-    metrics::{MetricsSink, RELOADS},
+    measures::MetricsSink,
+    metrics::RELOADS,
     models::Models,
     paths::{Paths, PathsLayer},
     refusals::Refusals,
@@ -95,6 +96,7 @@ pub struct Runtime {
     reporters: Arc<Reporters>,
     stop: StopFlag,
     access: AccessLayer,
+    measures: Arc<MetricsSink>,
     live: Live<Routes>,
     handle: LiveHandle<Routes>,
     /// What belongs to the configuration in force; held by whoever reloads.
@@ -152,7 +154,8 @@ impl Runtime {
         });
         let stop = StopFlag::default();
         let mut sinks = options.sinks;
-        sinks.push(Arc::new(MetricsSink::default()));
+        let measures = Arc::new(MetricsSink::new());
+        sinks.push(measures.clone());
         let (live, handle) = Live::new(Routes::none());
         let runtime = Self {
             shared,
@@ -168,6 +171,7 @@ impl Runtime {
                 sinks: sinks.into(),
                 series: Arc::default(),
             },
+            measures,
             stop,
             live,
             handle,
@@ -285,6 +289,7 @@ impl Runtime {
         self.budget.resize(config.inspect.max_buffered_bytes);
         let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check);
         self.clients.retain(&pool.backends());
+        self.measures.apply(pool.clone(), &config.metrics.custom_labels);
         self.shared.pool.store(Arc::new(Some(pool.clone())));
         self.access.settings.store(Arc::new(AccessSettings {
             trusted: config.server.trusted_proxies.clone(),
@@ -327,7 +332,7 @@ impl Runtime {
             // Who and how big are known now. Settles by the record.
             .layer(RateLimitLayer::new(self.limiter.clone()))
             // One record for each request, whatever the retries further in.
-            .layer(MeterLayer::new())
+            .layer(MeterLayer::new().with_pricing(Arc::new(Pricing::new(&config.pricing))))
             // Picks a backend for each attempt; in flight until the last byte.
             .layer(balance)
             // Time limits of one attempt, and a visible end when its backend dies.

@@ -17,6 +17,7 @@ mod http2_backend;
 mod http2_client;
 mod limits;
 mod malicious;
+mod measures;
 mod nonsense;
 mod operator;
 mod passing;
