@@ -17,7 +17,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use llmproxy_core::{
     BoxBody, BoxError,
-    body::{Ending, Hold, Observe, Observed, Out, Shape, Shaped, Shaper, observe},
+    body::{Drain, DrainLimit, Drained, Ending, Hold, Observe, Observed, Out, Shape, Shaped, Shaper, observe},
 };
 use llmproxy_testkit::ScriptedBody;
 
@@ -43,7 +43,12 @@ enum Wrapper {
     Hold,
     Shaped,
     ShapedAnyLength,
+    /// Around an observer, by a policy that has no rest read.
+    Drained,
 }
+
+/// Drops the rest.
+struct Never;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Case {
@@ -70,8 +75,14 @@ enum Reader {
     UntilNone,
 }
 
-const WRAPPERS: [Wrapper; 5] =
-    [Wrapper::Observed, Wrapper::ObserveFuture, Wrapper::Hold, Wrapper::Shaped, Wrapper::ShapedAnyLength];
+const WRAPPERS: [Wrapper; 6] = [
+    Wrapper::Observed,
+    Wrapper::ObserveFuture,
+    Wrapper::Hold,
+    Wrapper::Shaped,
+    Wrapper::ShapedAnyLength,
+    Wrapper::Drained,
+];
 
 const CASES: [(Case, &str); 11] = [
     (Case::Empty, "complete"),
@@ -176,7 +187,7 @@ fn answer(case: Case) -> Answer<ScriptedBody> {
 
 fn wrap<B>(wrapper: Wrapper, inner: Answer<B>, log: &Log) -> Answer<BoxBody>
 where
-    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
+    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
 {
     let tell = Tell::new(log, "outer");
     match wrapper {
@@ -185,6 +196,9 @@ where
         Wrapper::Hold => {
             let held = Hold(Released(log.clone(), "outer"));
             Box::pin(async { Ok(observe(inner, held).await?.map(BodyExt::boxed_unsync)) })
+        }
+        Wrapper::Drained => {
+            Box::pin(async { Ok(observe(inner, tell).await?.map(|body| Drained::new(body, Never).boxed_unsync())) })
         }
         Wrapper::Shaped | Wrapper::ShapedAnyLength => {
             let tell = Tell { changes_length: wrapper == Wrapper::ShapedAnyLength, ..tell };
@@ -270,6 +284,24 @@ impl Shape for Tell {
     fn changes_length(&self) -> bool {
         self.changes_length
     }
+}
+
+// === impl Never ===
+
+impl<B> Drain<B> for Never {
+    type Limit = Self;
+
+    fn reader_left(self, _: &mut B) -> Option<Self> {
+        None
+    }
+}
+
+impl<B> DrainLimit<B> for Never {
+    fn poll_reached(&mut self, _: &mut B, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn ended(&mut self) {}
 }
 
 // === impl Released ===

@@ -2,20 +2,25 @@
 //!
 //! An exchange ends by the first of: the body's `None`, an error, a trailers frame, `is_end_stream()` after a data
 //! frame (hyper stops there without ever polling for `None`), or a drop of the body or of the future before the head.
-//! Both wrappers here tell their observer about exactly one end, whichever it is:
+//! Two wrappers here tell their observer about exactly one end, whichever it is:
 //!
 //! - [`Observed`] watches. It sees the head, each chunk by reference, and the end. [`Hold`] only keeps something alive
 //!   until then.
 //! - [`Shaped`] may withhold, replace or insert whole chunks, and may fail a body that is silent for too long.
 //!
+//! A third is for the drop alone: around these two, [`Drained`] may have a task read the rest of a body whose reader left, so
+//! that they see its true end.
+//!
 //! Inner wrappers end before outer ones, on completion and on abandonment alike. An end may run inside a drop: it must
 //! not await, block or panic.
 //!
-//! Neither copies a chunk, keeps more of a body than a [`Shape`] withholds, or spawns a task.
+//! None copies a chunk or keeps more of a body than a [`Shape`] withholds, and none has a task while there is a reader.
 
+mod drained;
 mod observed;
 mod shaped;
 
+pub use drained::{Drain, DrainLimit, Drained};
 pub use observed::{Hold, Observe, ObserveFuture, Observed, Observer, observe};
 pub use shaped::{Out, Shape, Shaped, Shaper};
 

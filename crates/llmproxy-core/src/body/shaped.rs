@@ -252,6 +252,11 @@ impl<B: Body, S: Shape> Shaped<B, S> {
         }
         Self { inner: body, shaper, out, last, unflushed: true }
     }
+
+    /// The shape.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.shaper.get_mut()
+    }
 }
 
 impl<B, S> Body for Shaped<B, S>
