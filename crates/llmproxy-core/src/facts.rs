@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
 
 use crate::{BoxError, Endpoint};
 
@@ -19,6 +20,25 @@ pub struct Caller {
     fingerprint: Option<Arc<str>>,
     masked_key: Option<Arc<str>>,
     allowed_models: Option<Arc<BTreeSet<String>>>,
+    on_abort: Option<OnAbort>,
+}
+
+/// What a client is billed that leaves before the end of its answer, and what becomes of the rest.
+///
+/// ```
+/// use llmproxy_core::OnAbort;
+///
+/// assert_eq!(OnAbort::from_name("drain"), Some(OnAbort::Drain));
+/// assert_eq!(OnAbort::default().as_str(), "delivered");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnAbort {
+    /// What was handed to its connection; the backend is told to stop.
+    #[default]
+    Delivered,
+    /// All that the backend made: it may finish, within bounds, and is asked what it came to.
+    Drain,
 }
 
 /// The connection that a request came by. Written by the server.
@@ -179,6 +199,12 @@ impl Caller {
         self
     }
 
+    /// Sets what is billed when this caller leaves an answer; `None` is for the configuration to say.
+    pub fn with_on_abort(mut self, on_abort: Option<OnAbort>) -> Self {
+        self.on_abort = on_abort;
+        self
+    }
+
     /// The key's name.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -204,9 +230,31 @@ impl Caller {
         self.allowed_models.as_deref()
     }
 
+    /// What is billed when this caller leaves an answer, where its key says so itself.
+    pub fn on_abort(&self) -> Option<OnAbort> {
+        self.on_abort
+    }
+
     /// Whether this caller may use `model`.
     pub fn may_use(&self, model: &str) -> bool {
         self.allowed_models().is_none_or(|allowed| allowed.contains(model))
+    }
+}
+
+// === impl OnAbort ===
+
+impl OnAbort {
+    /// The name that files use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Drain => "drain",
+        }
+    }
+
+    /// Reads that name; `None` where it is none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Delivered, Self::Drain].into_iter().find(|known| known.as_str() == name)
     }
 }
 

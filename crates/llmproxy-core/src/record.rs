@@ -148,6 +148,9 @@ pub struct UsageRecord {
     pub error: Option<Arc<str>>,
     /// The tokens; `None` where the operation has none or the backend did not do it.
     pub usage: Option<TokenUsage>,
+    /// Of a client that left before the end: the completion's tokens that had been handed to its connection by then. They
+    /// are those that `usage` has, unless the rest was read for the count.
+    pub delivered_tokens: Option<u64>,
     /// Who counted them.
     pub usage_source: Option<UsageSources>,
     /// What they cost, where there is a price for the model.
@@ -267,6 +270,7 @@ impl UsageRecord {
             end: End::Complete,
             error: None,
             usage: None,
+            delivered_tokens: None,
             usage_source: None,
             cost: None,
             latency: Duration::ZERO,

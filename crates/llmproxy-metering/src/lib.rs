@@ -77,10 +77,12 @@
 
 pub mod metrics;
 
+mod abort;
 mod answer;
 mod budget;
 mod config;
 mod counts;
+mod drains;
 mod error;
 mod estimate;
 mod facts;
@@ -93,10 +95,12 @@ mod pricing;
 mod query;
 mod read;
 
+pub use abort::AbortConfig;
 pub use budget::BodyBudget;
 pub use config::InspectConfig;
+pub use drains::Drains;
 pub use error::InspectError;
 pub use inspect::{Inspect, InspectLayer};
-pub use meter::{Meter, MeterFuture, MeterLayer, Metering};
+pub use meter::{Abandon, AbandonLimit, Meter, MeterFuture, MeterLayer, MeteredBody, Metering};
 pub use pattern::Pattern;
 pub use pricing::{PriceConfig, Pricing, PricingConfig};

@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use http_body::Body;
-use llmproxy_core::{
-    Backend, BoxError, End, Ended, Exchange, StopFlag, Target, TokenUsage, UsageRecord, UsageSource, body::Shaped,
-};
-use llmproxy_metering::{InspectError, Meter, MeterLayer, Metering};
+use llmproxy_core::{Backend, BoxError, End, Ended, Exchange, StopFlag, Target, TokenUsage, UsageRecord, UsageSource};
+use llmproxy_metering::{InspectError, Meter, MeterLayer, MeteredBody};
 use support::{Records, Script, Step, call, data, events, exchange, json, metered, next, read, request};
 use tower::{Layer, Service, service_fn};
 
@@ -334,7 +332,7 @@ fn everything_can_be_shared() {
     fn check_body<T: Send>() {}
     check::<MeterLayer>();
     check::<Meter<()>>();
-    check_body::<Shaped<Script, Box<Metering>>>();
+    check_body::<MeteredBody<Script>>();
 }
 
 #[tokio::test(start_paused = true)]

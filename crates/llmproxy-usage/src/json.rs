@@ -96,6 +96,7 @@ impl Serialize for Json<'_> {
         set_known(&mut map, "completion_usage_source", sources.map(|sources| sources.completion.as_str()))?;
         set_known(&mut map, "cost", record.cost.as_ref().map(Cost::amount))?;
         set_known(&mut map, "currency", record.cost.as_ref().map(|cost| &*cost.currency))?;
+        set_known(&mut map, "delivered_tokens", record.delivered_tokens)?;
         set(&mut map, "end", record.end.as_str())?;
         set(&mut map, "endpoint", record.endpoint.template())?;
         set_known(&mut map, "error", record.error.as_deref())?;

@@ -252,7 +252,9 @@ impl<B: Body, S: Shape> Shaped<B, S> {
         }
         Self { inner: body, shaper, out, last, unflushed: true }
     }
+}
 
+impl<B, S: Shape> Shaped<B, S> {
     /// The shape.
     pub fn get_mut(&mut self) -> &mut S {
         self.shaper.get_mut()

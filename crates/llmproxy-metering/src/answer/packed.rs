@@ -49,6 +49,12 @@ impl Packed {
         Ok(self.0.get_ref().tally.deltas > before)
     }
 
+    /// What was found so far, and in how many bytes.
+    pub(crate) fn so_far(&self) -> (&Tally, u64) {
+        let reader = self.0.get_ref();
+        (&reader.tally, reader.bytes)
+    }
+
     /// What was found, and how many bytes it was found in.
     pub(crate) fn finish(&mut self, is_complete: bool) -> (Tally, u64) {
         let reader = self.0.get_mut();

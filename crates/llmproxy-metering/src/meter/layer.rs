@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tower::Layer;
 
-use super::Meter;
-use crate::Pricing;
+use super::{Meter, abandon::Bounds, rules::Rules};
+use crate::{AbortConfig, Drains, Pricing};
 
 /// Makes [`Meter`]; the [crate] has an example of an answer that came. This one did not:
 ///
@@ -31,14 +31,12 @@ use crate::Pricing;
 /// # }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct MeterLayer {
-    pricing: Option<Arc<Pricing>>,
-}
+pub struct MeterLayer(Arc<Rules>);
 
 // === impl MeterLayer ===
 
 impl MeterLayer {
-    /// A layer that watches answers.
+    /// A layer that watches answers. Whoever leaves one is billed what it was given.
     pub fn new() -> Self {
         Self::default()
     }
@@ -51,8 +49,30 @@ impl MeterLayer {
     ///
     /// let layer = MeterLayer::new().with_pricing(Arc::new(Pricing::new(&PricingConfig::default())));
     /// ```
+    #[must_use]
     pub fn with_pricing(self, pricing: Arc<Pricing>) -> Self {
-        Self { pricing: Some(pricing) }
+        self.with(|rules| rules.pricing = Some(pricing))
+    }
+
+    /// Has the rest of an answer read where its client leaves and `config`, or the caller's key, says so.
+    ///
+    /// ```
+    /// use llmproxy_core::OnAbort;
+    /// use llmproxy_metering::{AbortConfig, Drains, MeterLayer};
+    ///
+    /// let drains = Drains::default();
+    /// let config = AbortConfig { on_abort: OnAbort::Drain, ..AbortConfig::default() };
+    /// let layer = MeterLayer::new().with_abort(&config, drains.clone());
+    /// ```
+    #[must_use]
+    pub fn with_abort(self, config: &AbortConfig, drains: Drains) -> Self {
+        let bounds = Bounds { config: config.clone(), drains };
+        self.with(|rules| rules.bounds = Some(Arc::new(bounds)))
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Rules)) -> Self {
+        set(Arc::make_mut(&mut self.0));
+        self
     }
 }
 
@@ -60,6 +80,6 @@ impl<S> Layer<S> for MeterLayer {
     type Service = Meter<S>;
 
     fn layer(&self, inner: S) -> Meter<S> {
-        Meter::new(inner, self.pricing.clone())
+        Meter::new(inner, self.0.clone())
     }
 }

@@ -1,10 +1,13 @@
 //! Watches the answer and tells, once, what the exchange came to.
 
+mod abandon;
 mod layer;
 mod record;
+mod rules;
 mod service;
 mod shape;
 
+pub use abandon::{Abandon, AbandonLimit};
 pub use layer::MeterLayer;
-pub use service::{Meter, MeterFuture};
+pub use service::{Meter, MeterFuture, MeteredBody};
 pub use shape::Metering;

@@ -24,6 +24,8 @@ pub(super) struct Outcome<'a> {
     pub(super) bytes: u64,
     pub(super) longest_gap: Option<Duration>,
     pub(super) end: End,
+    /// Of a client that left while its answer was read on: the completion's tokens until then.
+    pub(super) delivered: Option<u64>,
     pub(super) error: Option<Arc<str>>,
     /// The status of a request whose body was refused while it passed.
     pub(super) refused: Option<StatusCode>,
@@ -41,6 +43,8 @@ impl Outcome<'_> {
         let caller = exchange.caller();
         let backend = exchange.backend();
         let (usage, usage_source) = self.usage().unzip();
+        let given = || usage.filter(|_| self.end == End::ClientGone).map(|usage: TokenUsage| usage.completion);
+        let delivered_tokens = self.delivered.or_else(given);
         UsageRecord {
             request_id: exchange.id(),
             client_request_id: exchange.client_request_id().cloned(),
@@ -62,6 +66,7 @@ impl Outcome<'_> {
             status: self.status(),
             end: self.end,
             usage,
+            delivered_tokens,
             usage_source,
             cost: usage.and_then(|usage| self.cost(&usage)),
             latency: exchange.elapsed(),
@@ -72,6 +77,11 @@ impl Outcome<'_> {
             proxy_time: exchange.proxy_time(),
             error: self.error,
         }
+    }
+
+    /// The completion's tokens; `None` where none are counted.
+    pub(super) fn completion(&self) -> Option<u64> {
+        self.usage().map(|(usage, _)| usage.completion)
     }
 
     /// The status that the client was given, or would have been.
@@ -137,11 +147,13 @@ impl Outcome<'_> {
         matches!(self.endpoint.work(), Work::Chat | Work::Completion)
     }
 
+    /// By the pieces, or where they are not read by the size. Of an answer that was read on, no less than was delivered.
     fn estimated_completion(&self) -> u64 {
-        match self.head {
+        let counted = match self.head {
             _ if !self.generates() => 0,
             Some(head) if head.counted => self.tally.deltas,
             _ => self.bytes / BYTES_PER_TOKEN,
-        }
+        };
+        counted.max(self.delivered.unwrap_or(0))
     }
 }

@@ -12,13 +12,12 @@ use http::{Request, Response};
 use http_body::Body;
 use llmproxy_core::{
     BoxError, Exchange,
-    body::{Ending, Out, Shaped, Shaper},
+    body::{Drained, Ending, Out, Shaped, Shaper},
 };
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::Metering;
-use crate::Pricing;
+use super::{Abandon, Metering, rules::Rules};
 
 /// Watches answers and gives each sink of an exchange one [`UsageRecord`](llmproxy_core::UsageRecord) at its end.
 ///
@@ -33,11 +32,12 @@ use crate::Pricing;
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, or the body of the answer, is an end of the exchange, and recorded as one.
+/// Dropping the future, or the body of the answer, is an end of the exchange, and recorded as one; where the rest of the
+/// body is read ([`MeterLayer::with_abort`](crate::MeterLayer::with_abort)), when that is over.
 #[derive(Clone, Debug)]
 pub struct Meter<S> {
     inner: S,
-    pricing: Option<Arc<Pricing>>,
+    rules: Arc<Rules>,
 }
 
 pin_project! {
@@ -52,23 +52,27 @@ pin_project! {
         inner: F,
         // After the future: what is further in ends before.
         shaper: Option<Shaper<Box<Metering>>>,
+        abandon: Abandon,
     }
 }
+
+/// The body of an answer that is watched.
+pub type MeteredBody<B> = Drained<Shaped<B, Box<Metering>>, Abandon>;
 
 // === impl Meter ===
 
 impl<S> Meter<S> {
-    pub(super) fn new(inner: S, pricing: Option<Arc<Pricing>>) -> Self {
-        Self { inner, pricing }
+    pub(super) fn new(inner: S, rules: Arc<Rules>) -> Self {
+        Self { inner, rules }
     }
 }
 
 impl<S, R, B> Service<Request<R>> for Meter<S>
 where
     S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
-    type Response = Response<Shaped<B, Box<Metering>>>;
+    type Response = Response<MeteredBody<B>>;
     type Error = BoxError;
     type Future = MeterFuture<S::Future>;
 
@@ -78,9 +82,10 @@ where
 
     fn call(&mut self, mut request: Request<R>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
-        let metering = Metering::new(exchange, request.method(), request.uri().path(), self.pricing.clone());
+        let abandon = Abandon::new(self.rules.bounds.clone());
+        let metering = Metering::new(exchange, request.method(), request.uri().path(), self.rules.clone());
         let shaper = Shaper::new(Box::new(metering));
-        MeterFuture { inner: self.inner.call(request), shaper: Some(shaper) }
+        MeterFuture { inner: self.inner.call(request), shaper: Some(shaper), abandon }
     }
 }
 
@@ -90,9 +95,9 @@ impl<F, B, E> Future for MeterFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
-    type Output = Result<Response<Shaped<B, Box<Metering>>>, BoxError>;
+    type Output = Result<Response<MeteredBody<B>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -102,7 +107,8 @@ where
             Ok(response) => {
                 let (mut head, body) = response.into_parts();
                 shaper.get_mut().head(&mut head);
-                Ok(Response::from_parts(head, Shaped::with_shaper(body, shaper)))
+                let body = Drained::new(Shaped::with_shaper(body, shaper), this.abandon.clone());
+                Ok(Response::from_parts(head, body))
             }
             Err(error) => {
                 let error = error.into();

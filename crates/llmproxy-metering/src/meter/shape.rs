@@ -20,9 +20,9 @@ use llmproxy_core::{
 use llmproxy_sse::{Event, Scanner};
 use tokio::time::Instant;
 
-use super::record::Outcome;
+use super::{record::Outcome, rules::Rules};
 use crate::{
-    InspectError, Pricing,
+    InspectError,
     answer::{Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
@@ -35,7 +35,7 @@ pub struct Metering {
     exchange: Arc<Exchange>,
     method: Method,
     path: Arc<str>,
-    pricing: Option<Arc<Pricing>>,
+    rules: Arc<Rules>,
     head: Option<Head>,
     watch: Watch,
     tally: Tally,
@@ -44,6 +44,17 @@ pub struct Metering {
     // When the last piece passed that carried something, and the longest wait for one after another.
     last_token: Option<Instant>,
     longest_gap: Option<Duration>,
+    /// Of a client that left while its answer is read on.
+    left: Option<Left>,
+}
+
+/// Where a client left.
+#[derive(Clone, Copy)]
+struct Left {
+    /// The completion's tokens until then.
+    delivered: u64,
+    /// The pieces until then.
+    deltas: u64,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
@@ -90,12 +101,12 @@ const MAX_REQUEST_ID: usize = 256;
 // === impl Metering ===
 
 impl Metering {
-    pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str, pricing: Option<Arc<Pricing>>) -> Self {
+    pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str, rules: Arc<Rules>) -> Self {
         Self {
             exchange,
             method: method.clone(),
             path: path.into(),
-            pricing,
+            rules,
             head: None,
             watch: Watch::Opaque,
             tally: Tally::default(),
@@ -103,6 +114,7 @@ impl Metering {
             first_byte: false,
             last_token: None,
             longest_gap: None,
+            left: None,
         }
     }
 
@@ -149,6 +161,32 @@ impl Metering {
             counted: (is_events || is_lines) && (plain || packed),
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
         });
+    }
+
+    pub(super) fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Asked when the client leaves: whether the rest of the answer would say more of what it came to.
+    pub(super) fn is_worth_reading(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.status.is_success())
+            // Of what is not read there would only be more of it.
+            && !matches!(self.watch, Watch::Opaque)
+            && !self.exchange.is_unasked()
+            && self.outcome(Ending::Dropped) == Some(End::ClientGone)
+            && self.summary(End::ClientGone).completion().is_some()
+    }
+
+    /// The client has left, and the rest is read: what follows is not delivered to anybody.
+    pub(super) fn leave(&mut self) {
+        self.exchange.set_end(End::ClientGone);
+        let delivered = self.summary(End::ClientGone).completion().unwrap_or(0);
+        self.left = Some(Left { delivered, deltas: self.so_far().0.deltas });
+    }
+
+    /// The pieces of a stream that have passed since. An answer in one piece has none: it is whole when it comes.
+    pub(super) fn deltas_since_left(&self) -> u64 {
+        self.left.map_or(0, |left| self.so_far().0.deltas.saturating_sub(left.deltas))
     }
 
     fn see_first_byte(&mut self) {
@@ -228,6 +266,7 @@ impl Metering {
             Watch::Events(events) => events,
             Watch::Packed(packed) => {
                 (self.tally, self.bytes) = packed.finish(is_complete);
+                self.watch = Watch::Opaque;
                 return;
             }
             Watch::Json(_) | Watch::Opaque => return,
@@ -250,6 +289,34 @@ impl Metering {
         }
     }
 
+    /// What is known of the answer, and in how many bytes.
+    fn so_far(&self) -> (&Tally, u64) {
+        match &self.watch {
+            Watch::Packed(packed) => packed.so_far(),
+            _ => (&self.tally, self.bytes),
+        }
+    }
+
+    /// What the exchange would come to if this were all.
+    fn summary(&self, end: End) -> Outcome<'_> {
+        let (tally, bytes) = self.so_far();
+        Outcome {
+            exchange: &self.exchange,
+            method: &self.method,
+            path: &self.path,
+            pricing: self.rules.pricing.as_deref(),
+            head: self.head.as_ref(),
+            tally,
+            endpoint: self.endpoint(),
+            bytes,
+            longest_gap: self.longest_gap,
+            end,
+            delivered: self.left.map(|left| left.delivered),
+            error: None,
+            refused: None,
+        }
+    }
+
     fn endpoint(&self) -> Endpoint {
         self.exchange.call().map_or_else(|| Endpoint::of(&self.path), |call| call.endpoint)
     }
@@ -259,7 +326,7 @@ impl Metering {
         let head = self.head.as_ref()?;
         // Elsewhere a member of that name may mean anything.
         let is_told = head.counted || self.endpoint().work() != Work::Other;
-        self.tally.error.as_ref().filter(|_| is_told && head.status.is_success())
+        self.so_far().0.error.as_ref().filter(|_| is_told && head.status.is_success())
     }
 
     /// How the exchange ended; `None` where nothing says so and no backend was asked.
@@ -271,7 +338,7 @@ impl Metering {
             Ending::Failed(error) => Some(Ended::of(&**error)),
             Ending::Complete if failed || refused => Some(End::BackendFailed),
             Ending::Complete => Some(End::Complete),
-            Ending::Dropped if self.tally.terminal && !failed => Some(End::Complete),
+            Ending::Dropped if self.so_far().0.terminal && !failed => Some(End::Complete),
             Ending::Dropped if self.exchange.is_panicked() => Some(End::ProxyFailed),
             Ending::Dropped if self.exchange.is_stopped() => Some(End::Shutdown),
             Ending::Dropped if failed => Some(End::BackendFailed),
@@ -312,10 +379,12 @@ impl Shape for Metering {
 
     fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
         self.finish(ending, out);
-        let end = self.outcome(ending);
-        if let Some(end) = end {
+        // The end of whoever left was told when it did.
+        let end = self.exchange.end().filter(|_| self.left.is_some()).or_else(|| {
+            let end = self.outcome(ending)?;
             self.exchange.set_end(end);
-        }
+            Some(end)
+        });
         let sinks = self.exchange.take_sinks();
         let Some(end) = end.filter(|_| !self.exchange.is_unasked() && !sinks.is_empty()) else { return };
         let error = match ending {
@@ -329,21 +398,7 @@ impl Shape for Metering {
             Ending::Failed(error) => cause_ref::<InspectError>(&**error).map(InspectError::status),
             _ => None,
         };
-        let outcome = Outcome {
-            exchange: &self.exchange,
-            method: &self.method,
-            path: &self.path,
-            pricing: self.pricing.as_deref(),
-            head: self.head.as_ref(),
-            tally: &self.tally,
-            endpoint: self.endpoint(),
-            bytes: self.bytes,
-            longest_gap: self.longest_gap,
-            end,
-            error,
-            refused,
-        };
-        let record = Arc::new(outcome.record());
+        let record = Arc::new(Outcome { error, refused, ..self.summary(end) }.record());
         for sink in sinks {
             // Each is another's code. What one of them does wrong must not cost the others their record.
             if catch_unwind(AssertUnwindSafe(|| sink.record(&record))).is_err() {

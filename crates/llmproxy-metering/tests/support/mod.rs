@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use llmproxy_core::{Backend, BoxError, Call, Endpoint, Exchange, Target, UsageRecord, body::Shaped, sink_fn};
-use llmproxy_metering::{Meter, MeterLayer, Metering};
+use llmproxy_core::{Backend, BoxError, Call, Endpoint, Exchange, Target, UsageRecord, sink_fn};
+use llmproxy_metering::{Meter, MeterLayer, MeteredBody};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// What a body does next.
@@ -131,7 +131,7 @@ pub(crate) async fn metered(
     exchange: &Arc<Exchange>,
     path: &str,
     answer: Response<Script>,
-) -> Response<Shaped<Script, Box<Metering>>> {
+) -> Response<MeteredBody<Script>> {
     let mut answer = Some(answer);
     let inner = service_fn(move |_: Request<()>| std::future::ready(Ok::<_, Infallible>(answer.take().unwrap())));
     let service: Meter<_> = MeterLayer::new().layer(inner);
