@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use llmproxy_core::OnAbort;
 use serde::{Deserialize, Deserializer, de};
 
 /// Where a key is looked for unless `header_names` says otherwise.
@@ -120,6 +121,8 @@ pub struct StaticKeyConfig {
     pub denied_ips: Vec<String>,
     /// The models that it may use. Default: all.
     pub allowed_models: Vec<String>,
+    /// What is billed when its holder leaves an answer. Default: what the meter's own configuration says.
+    pub on_abort: Option<OnAbort>,
     /// When it ends to be valid, as RFC 3339. Default: never.
     pub expires_at: Option<String>,
     /// When it begins to be valid, as RFC 3339. Default: at once.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use jiff::Timestamp;
-use llmproxy_core::Caller;
+use llmproxy_core::{Caller, OnAbort};
 use sha2::{Digest, Sha256};
 
 use crate::AddressRules;
@@ -65,6 +65,8 @@ pub struct KeyEntry {
     pub addresses: AddressRules,
     /// The models that it may use; `None` means all.
     pub allowed_models: Option<Arc<BTreeSet<String>>>,
+    /// What is billed when its holder leaves an answer, where the key says so itself.
+    pub on_abort: Option<OnAbort>,
     /// When it begins to be valid.
     pub starts_at: Option<Timestamp>,
     /// When it ends to be valid.
@@ -190,6 +192,7 @@ impl KeyEntry {
             status: KeyStatus::Active,
             addresses: AddressRules::default(),
             allowed_models: None,
+            on_abort: None,
             starts_at: None,
             expires_at: None,
             created_at: None,
@@ -218,6 +221,7 @@ impl KeyEntry {
             .with_fingerprint(self.fingerprint.clone())
             .with_masked_key(masked)
             .with_shared_models(self.allowed_models.clone())
+            .with_on_abort(self.on_abort)
     }
 }
 

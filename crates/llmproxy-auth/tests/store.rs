@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use llmproxy_auth::{
     AuthConfig, Authenticator, KeyHash, KeySource, KeyStatus, KeyStore, KeyStoreError, NewKey, parse_net,
 };
+use llmproxy_core::OnAbort;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use support::Folder;
 
@@ -40,6 +41,42 @@ async fn a_created_key_opens_the_door_at_once_and_a_revoked_one_shuts_it_at_once
 }
 
 #[tokio::test]
+async fn a_store_of_version_1_is_taken_over_where_it_is() {
+    let folder = Folder::new();
+    let path = folder.join("keys.db");
+    let store = KeyStore::open(&path).await.unwrap();
+    let old = store.create(NewKey::named("alice")).await.unwrap();
+    store.close().await;
+    let mut version_1 = raw(&path).await;
+    sqlx::raw_sql("ALTER TABLE llmproxy_keys DROP COLUMN on_abort; PRAGMA user_version = 1")
+        .execute(&mut version_1)
+        .await
+        .unwrap();
+    version_1.close().await.unwrap();
+
+    for round in 0..2 {
+        let store = KeyStore::open(&path).await.unwrap();
+        let entry = store.lookup(KeyHash::of(old.key.as_bytes())).await.unwrap().unwrap();
+        assert_eq!((entry.name.as_deref(), entry.on_abort), (Some("alice"), None), "round {round}");
+        let new = NewKey { on_abort: Some(OnAbort::Delivered), ..NewKey::named(format!("key {round}")) };
+        let new = store.create(new).await.unwrap().key;
+        let entry = store.lookup(KeyHash::of(new.as_bytes())).await.unwrap().unwrap();
+        assert_eq!(entry.caller(new.as_bytes()).on_abort(), Some(OnAbort::Delivered));
+        store.close().await;
+    }
+    // A word that nobody knows makes the key one that can't be read.
+    let mut meddled = raw(&path).await;
+    sqlx::query("UPDATE llmproxy_keys SET on_abort = 'sometimes' WHERE name = 'alice'")
+        .execute(&mut meddled)
+        .await
+        .unwrap();
+    meddled.close().await.unwrap();
+    let store = KeyStore::open(&path).await.unwrap();
+    assert_eq!(ask(&store, &old.key).await, Err("NOT_FOUND"));
+    assert_eq!(store.len(), 2);
+}
+
+#[tokio::test]
 async fn everything_about_a_key_is_there_after_a_restart() {
     let folder = Folder::new();
     let path = folder.join("deep/down/keys.db");
@@ -50,6 +87,7 @@ async fn everything_about_a_key_is_there_after_a_restart() {
         allowed_models: vec!["qwen".into(), "llama".into()],
         allowed_ips: vec![parse_net("10.0.0.0/8").unwrap()],
         denied_ips: vec![parse_net("fd00::1").unwrap()],
+        on_abort: Some(OnAbort::Drain),
         starts_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
         expires_at: Some("2999-01-01T00:00:00.5Z".parse().unwrap()),
     };
@@ -61,6 +99,7 @@ async fn everything_about_a_key_is_there_after_a_restart() {
     assert_eq!(format!("{entry:?}"), format!("{:?}", created.entry));
     assert_eq!(entry.name.as_deref(), Some("alice"));
     assert_eq!(entry.allowed_models.as_ref().unwrap().len(), 2);
+    assert_eq!(entry.on_abort, Some(OnAbort::Drain));
     assert_eq!(store.list().len(), 1);
 }
 

@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::{self, BoxFuture, FutureExt};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use llmproxy_core::BoxError;
+use llmproxy_core::{BoxError, OnAbort};
 use metrics::{counter, gauge};
 use sqlx::{Connection, SqliteConnection};
 use tokio::{sync::Mutex, task::JoinHandle, time::MissedTickBehavior};
@@ -82,6 +82,8 @@ pub struct NewKey {
     pub user_id: Option<String>,
     /// The models that it may use; empty means all.
     pub allowed_models: Vec<String>,
+    /// What is billed when its holder leaves an answer; `None` is for the meter's configuration to say.
+    pub on_abort: Option<OnAbort>,
     /// Where it may be used from; empty means everywhere.
     pub allowed_ips: Vec<IpNet>,
     /// Where it may not be used from.
@@ -314,6 +316,7 @@ impl NewKey {
         if !self.allowed_models.is_empty() {
             entry.allowed_models = Some(Arc::new(BTreeSet::from_iter(self.allowed_models)));
         }
+        entry.on_abort = self.on_abort;
         entry.starts_at = self.starts_at;
         entry.expires_at = self.expires_at;
         entry.created_at = Some(Timestamp::now());

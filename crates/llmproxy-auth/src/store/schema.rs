@@ -4,14 +4,15 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use llmproxy_core::OnAbort;
 use sqlx::{Connection, Row, SqliteConnection, sqlite::SqliteRow};
 
 use crate::{AddressRules, KeyEntry, KeyHash, KeyStatus, KeyStoreError};
 
 /// The version that is written into the file; a file with a higher one is not touched.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
-/// Makes the table where it is missing.
+/// Makes the table where it is missing, and adds what a version of before did not have.
 pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), KeyStoreError> {
     // A file that is as it should be is not written, so that opening it (to list the keys) disturbs nobody.
     if is_prepared(connection).await? {
@@ -38,11 +39,16 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), Key
             expires_at TEXT,
             created_at TEXT NOT NULL,
             updated_at TEXT NOT NULL
-        ) WITHOUT ROWID;
-        PRAGMA user_version = 1",
+        ) WITHOUT ROWID",
     )
     .execute(&mut *transaction)
     .await?;
+    // Version 1 had no such column, and the table above, which is version 1's, has none either.
+    let has = sqlx::query("SELECT 1 FROM pragma_table_info('llmproxy_keys') WHERE name = 'on_abort'");
+    if has.fetch_optional(&mut *transaction).await?.is_none() {
+        sqlx::raw_sql("ALTER TABLE llmproxy_keys ADD COLUMN on_abort TEXT").execute(&mut *transaction).await?;
+    }
+    sqlx::raw_sql("PRAGMA user_version = 2").execute(&mut *transaction).await?;
     Ok(transaction.commit().await?)
 }
 
@@ -80,8 +86,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, entry: &KeyEntry) 
     let nets = |nets: &[IpNet]| json(nets.iter().map(IpNet::to_string));
     let done = sqlx::query(
         "INSERT OR IGNORE INTO llmproxy_keys (key_hash, fingerprint, masked, name, user_id, status, allowed_models,
-            allowed_ips, denied_ips, starts_at, expires_at, created_at, updated_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            allowed_ips, denied_ips, starts_at, expires_at, created_at, updated_at, on_abort)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(entry.hash().as_bytes().to_vec())
     .bind(entry.fingerprint().to_string())
@@ -96,6 +102,7 @@ pub(super) async fn insert(connection: &mut SqliteConnection, entry: &KeyEntry) 
     .bind(entry.expires_at.map(text))
     .bind(text(entry.created_at.unwrap_or(now)))
     .bind(text(now))
+    .bind(entry.on_abort.map(OnAbort::as_str))
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
@@ -142,6 +149,10 @@ fn entry(row: &SqliteRow) -> Result<KeyEntry, String> {
     entry.status = KeyStatus::from_name(&required("status")?).ok_or("status is not one that is known")?;
     entry.addresses = AddressRules { allowed: nets("allowed_ips")?, denied: nets("denied_ips")? };
     entry.allowed_models = list("allowed_models")?.map(BTreeSet::from_iter).map(Arc::new);
+    entry.on_abort = match optional("on_abort")?.filter(|name| !name.is_empty()) {
+        Some(name) => Some(OnAbort::from_name(&name).ok_or("on_abort is not one that is known")?),
+        None => None,
+    };
     entry.starts_at = time("starts_at")?;
     entry.expires_at = time("expires_at")?;
     entry.created_at = time("created_at")?;
