@@ -158,6 +158,9 @@ pub(crate) enum KeysCommand {
         /// A model it may use; may be given several times; all models without it
         #[arg(long = "model", value_name = "MODEL")]
         models: Vec<String>,
+        /// What is billed when its holder leaves an answer; what metering.on_abort says without it
+        #[arg(long, value_name = "WHAT", value_parser = ["delivered", "drain"])]
+        on_abort: Option<String>,
         /// When it stops being valid, such as 2027-01-01T00:00:00Z
         #[arg(long, value_name = "TIME")]
         expires_at: Option<String>,

@@ -9,6 +9,7 @@ use std::{
 use jiff::Timestamp;
 use llmproxy_auth::{KeyEntry, KeyStatus, KeyStore, KeyStoreError, NewKey};
 use llmproxy_config::{Config, LoadOptions, load};
+use llmproxy_core::OnAbort;
 use serde_json::{Value, json};
 
 use crate::{
@@ -37,7 +38,7 @@ pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
 
 async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<ExitCode, String> {
     match command {
-        KeysCommand::Create { name, user_id, models, expires_at } => {
+        KeysCommand::Create { name, user_id, models, on_abort, expires_at } => {
             let expires_at = expires_at
                 .map(|text| {
                     text.parse::<Timestamp>()
@@ -47,7 +48,9 @@ async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<
             if name.trim().is_empty() {
                 return Err("--name is empty; a key is found and revoked by its name, so give it one".into());
             }
-            let key = NewKey { name: Some(name), user_id, allowed_models: models, expires_at, ..NewKey::default() };
+            let on_abort = on_abort.as_deref().and_then(OnAbort::from_name);
+            let key =
+                NewKey { name: Some(name), user_id, allowed_models: models, on_abort, expires_at, ..NewKey::default() };
             let created = store.create(key).await.map_err(|error| error.to_string())?;
             // The key alone on standard output, so that a script can take it.
             writeln!(std::io::stdout(), "{}", created.key).map_err(|error| {
@@ -109,6 +112,7 @@ fn describe(key: &KeyEntry) -> Value {
         "status": status(key),
         "user_id": key.user_id.as_deref(),
         "allowed_models": key.allowed_models.as_deref(),
+        "on_abort": key.on_abort.map(OnAbort::as_str),
         "starts_at": key.starts_at.map(|time| time.to_string()),
         "expires_at": key.expires_at.map(|time| time.to_string()),
         "created_at": key.created_at.map(|time| time.to_string()),

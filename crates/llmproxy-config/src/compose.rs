@@ -51,6 +51,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         health_check: parts.block::<HealthCheckConfig>("health_check"),
         usage: parts.block("usage"),
         pricing: parts.block("pricing"),
+        abort: parts.block("metering"),
         inspect: InspectConfig::default(),
         sse: SseConfig::default(),
     };
@@ -86,6 +87,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("health_check", validate_health_check(&config.health_check));
     parts.found("usage", config.usage.validate());
     parts.found("pricing", config.pricing.validate());
+    parts.found("metering", config.abort.validate());
     if config.sse.gap_timeout.is_zero() {
         parts.found("routing", vec![("gap_timeout".into(), "must be longer than 0".into())]);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llmproxy_auth::AuthConfig;
 use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
-use llmproxy_metering::{InspectConfig, PricingConfig};
+use llmproxy_metering::{AbortConfig, InspectConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
 use llmproxy_usage::UsageConfig;
@@ -51,6 +51,8 @@ pub struct Config {
     pub usage: UsageConfig,
     /// `pricing:`
     pub pricing: PricingConfig,
+    /// What `metering:` says about clients that leave before the end.
+    pub abort: AbortConfig,
     /// What `server:` says about the reading of requests.
     pub inspect: InspectConfig,
     /// What `server.heartbeat` and `routing.gap_timeout` say about streams.

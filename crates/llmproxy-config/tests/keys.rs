@@ -72,11 +72,8 @@ fn shown(config: &Config) -> String {
         .map(|key| {
             let status =
                 key.status.as_ref().map_or_else(|| "Name(\"active\")".to_owned(), |status| format!("{status:?}"));
-            let times = (&key.starts_at, &key.expires_at);
-            format!(
-                "{} {status} {:?} {:?} {:?} {times:?}",
-                key.key, key.allowed_ips, key.denied_ips, key.allowed_models
-            )
+            let more = (&key.starts_at, &key.expires_at, key.on_abort);
+            format!("{} {status} {:?} {:?} {:?} {more:?}", key.key, key.allowed_ips, key.denied_ips, key.allowed_models)
         })
         .collect();
     let headers: Vec<_> = config.backends.iter().map(|backend| &backend.headers).collect();

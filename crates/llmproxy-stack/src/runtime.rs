@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,12 +16,12 @@ use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
 use llmproxy_core::{BoxError, StopFlag, UsageSink};
-use llmproxy_metering::{BodyBudget, InspectLayer, MeterLayer, Pricing};
+use llmproxy_metering::{BodyBudget, Drains, InspectLayer, MeterLayer, Pricing};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
 use llmproxy_usage::{Report, Reporters, UsageLayer};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 use tower::{Service, ServiceBuilder};
 
 use crate::{
@@ -93,6 +93,10 @@ pub struct Runtime {
     policy: Option<Arc<dyn Policy>>,
     limiter: Arc<RateLimiter>,
     budget: BodyBudget,
+    drains: Drains,
+    /// How long what is under way at a stop may take, and when that began.
+    grace: Duration,
+    stopping_since: OnceLock<Instant>,
     reporters: Arc<Reporters>,
     stop: StopFlag,
     access: AccessLayer,
@@ -164,6 +168,9 @@ impl Runtime {
             policy: options.policy,
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
+            drains: Drains::default(),
+            grace: config.server.shutdown_timeout,
+            stopping_since: OnceLock::new(),
             reporters: Reporters::with_own(client, options.reporters),
             access: AccessLayer {
                 settings: Arc::default(),
@@ -245,9 +252,11 @@ impl Runtime {
     /// From now on `/ready` says no, so that whoever balances over us sends nothing new.
     pub fn begin_shutdown(&self) {
         self.shared.stopping.store(true, Ordering::Release);
+        self.stopping_since.get_or_init(Instant::now);
     }
 
-    /// Writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
+    /// Lets answers whose clients left be read on until the server's grace period is over (`server.shutdown_timeout`, from
+    /// [`Runtime::begin_shutdown`] on), then writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
     /// records were still waiting when the time was over. Those that were given up before, after their last try, were
     /// logged and counted then.
     ///
@@ -256,6 +265,8 @@ impl Runtime {
     /// Dropping the future loses what was not delivered yet.
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         self.sweeper.abort();
+        // Before the reporters: each of them ends with a record.
+        self.drains.finish(*self.stopping_since.get_or_init(Instant::now) + self.grace).await;
         let left = self.reporters.flush(deadline).await;
         let mut current = self.current.lock().await;
         self.access.settings.store(Arc::default());
@@ -332,7 +343,7 @@ impl Runtime {
             // Who and how big are known now. Settles by the record.
             .layer(RateLimitLayer::new(self.limiter.clone()))
             // One record for each request, whatever the retries further in.
-            .layer(MeterLayer::new().with_pricing(Arc::new(Pricing::new(&config.pricing))))
+            .layer(self.meter(config))
             // Picks a backend for each attempt; in flight until the last byte.
             .layer(balance)
             // Time limits of one attempt, and a visible end when its backend dies.
@@ -341,6 +352,12 @@ impl Runtime {
             .service(Upstream::new(self.clients.clone()));
         // Errors become answers here, and only here.
         ServiceBuilder::new().layer(RespondLayer::new()).service(with_small_bodies(inner))
+    }
+
+    fn meter(&self, config: &Config) -> MeterLayer {
+        MeterLayer::new()
+            .with_pricing(Arc::new(Pricing::new(&config.pricing)))
+            .with_abort(&config.abort, self.drains.clone())
     }
 
     async fn key_store(&self, config: &Config, current: &Current) -> Result<Option<(PathBuf, KeyStore)>, StartError> {

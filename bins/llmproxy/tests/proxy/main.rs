@@ -7,6 +7,7 @@ mod cli;
 mod connections;
 mod cors;
 mod dialects;
+mod drain;
 mod endings;
 mod exchanges;
 mod forms;

@@ -1,6 +1,6 @@
 //! Who may call and how much: `auth:`, `api_keys:`, `rate_limit:`.
 
-use super::{Key, Kind::*, Words, block, key};
+use super::{Key, Kind::*, Words, block, key, metering::ON_ABORT};
 
 const MODES: Words = Words::of(&["first_match", "all"]);
 const PROVIDERS: Words = Words {
@@ -58,6 +58,7 @@ pub(super) const KEYS: &[Key] = &[
     key("auth.pipeline[].static.keys[].user_id", Text, "", "the user that it belongs to"),
     key("auth.pipeline[].static.keys[].status", Scalar, "active", "active, disabled, expired or quota_exceeded; or 0, 1, 3, 2 for these"),
     key("auth.pipeline[].static.keys[].allowed_models", Texts, "", "the models that it may use; all when left out"),
+    key("auth.pipeline[].static.keys[].on_abort", Word(&ON_ABORT), "", "what is billed when its holder leaves an answer; what metering.on_abort says when left out"),
     key("auth.pipeline[].static.keys[].allowed_ips", Texts, "[]", "addresses or networks that it may be used from; all when left out"),
     key("auth.pipeline[].static.keys[].denied_ips", Texts, "[]", "addresses or networks that it may not be used from"),
     key("auth.pipeline[].static.keys[].starts_at", Text, "", "from when it counts (RFC 3339)"),

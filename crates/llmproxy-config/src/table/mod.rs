@@ -3,6 +3,7 @@
 //! A path names a key with `[]` for each entry of a list and `*` for any name in a map.
 
 mod access;
+mod metering;
 mod operation;
 mod routing;
 mod server;
@@ -96,7 +97,7 @@ pub(crate) enum State {
 
 /// The table, in the order of the reference.
 pub(crate) fn keys() -> impl Iterator<Item = &'static Key> {
-    [server::KEYS, routing::KEYS, access::KEYS, usage::KEYS, operation::KEYS].into_iter().flatten()
+    [server::KEYS, routing::KEYS, access::KEYS, metering::KEYS, usage::KEYS, operation::KEYS].into_iter().flatten()
 }
 
 /// The key at `path`.
