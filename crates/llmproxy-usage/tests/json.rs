@@ -58,8 +58,10 @@ fn what_is_not_known_is_left_out_or_zero() {
     record.usage = None;
     record.model = None;
     record.error = Some("reset".into());
+    assert_eq!(to_json(&record).get("delivered_tokens"), None);
+    record.delivered_tokens = Some(0);
     let json = to_json(&record);
     assert_eq!((&json["usage"], &json["prompt_tokens"], &json["model"]), (&Value::Null, &json!(0), &json!("")));
-    assert_eq!(json["error"], "reset");
+    assert_eq!((&json["error"], &json["delivered_tokens"]), (&json!("reset"), &json!(0)));
     assert!(!json.as_object().unwrap().values().any(Value::is_null));
 }

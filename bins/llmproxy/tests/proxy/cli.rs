@@ -3,7 +3,7 @@
 use std::process::{Output, Stdio};
 
 use llmproxy_testkit::{Backend, Client, script};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Folder, Proxy, command, within};
 
@@ -91,4 +91,20 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     proxy.logged("read again").await;
     assert_ne!(ask(key).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_key_may_say_what_is_billed_when_its_holder_leaves() {
+    let folder = Folder::new();
+    assert!(run(&folder, &["keys", "create", "--name", "alice"]).await.status.success());
+    let output = run(&folder, &["keys", "create", "--name", "bob", "--on-abort", "drain"]).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = run(&folder, &["keys", "create", "--name", "carol", "--on-abort", "never"]).await;
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("delivered"), "{}", text(&output.stderr));
+    let listed = text(&run(&folder, &["keys", "list", "--json"]).await.stdout);
+    let mut listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    listed.sort_by_key(|key| key["name"].to_string());
+    let told: Vec<_> = listed.iter().map(|key| (&key["name"], &key["on_abort"])).collect();
+    assert_eq!(told, [(&json!("alice"), &Value::Null), (&json!("bob"), &json!("drain"))]);
 }

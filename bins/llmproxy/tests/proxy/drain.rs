@@ -4,7 +4,10 @@ use llmproxy_testkit::{Backend, Client, DONE, Receiver, Requests, Wire};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Proxy, within};
+use crate::{
+    harness::{Proxy, within},
+    http2_client::Http2,
+};
 
 const EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
 const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":70}}\n\n";
@@ -261,6 +264,50 @@ async fn drains_survive_a_reload_and_count_after_it() {
     let mut third = setting.left(&[]).await;
     within("the backend to see it", third.client_gone()).await;
     check(&setting.record(3).await, 2, "estimated", 2);
+}
+
+#[tokio::test]
+async fn over_http2_a_reset_and_a_lost_connection_are_drained_alike() {
+    let mut setting = Setting::of(json!({"on_abort": "drain"})).await;
+    for (count, cut) in [false, true].into_iter().enumerate() {
+        let mut client = Http2::connect(setting.proxy.address()).await;
+        let ask = json!({"model": "m", "stream": true, "messages": []});
+        let mut stream = client.post("/v1/chat/completions", &[], &ask).await;
+        let (_, mut wire) = setting.requests.next().await;
+        wire.head(200, EVENTS).await.expect("the proxy reads");
+        wire.chunk(EVENT).await.expect("the proxy reads");
+        stream.expect_piece(EVENT).await;
+        if cut {
+            client.cut();
+        } else {
+            stream.leave();
+        }
+        assert_eq!(setting.proxy.ended().await["end"], "client_gone");
+        finish(wire).await;
+        check(&setting.record(count + 1).await, 70, "backend", 1);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_drained_when_it_is_given_up() {
+    let mut setting =
+        Setting::with(json!({"metering": {"on_abort": "drain"}, "server": {"write_timeout": "300ms"}})).await;
+    let (client, mut wire) = setting.stream(&[]).await;
+    // More than the sockets and the proxy hold together; then the backend waits, as the client lets it.
+    let event = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(64 * 1024));
+    let written = async {
+        for _ in 0..400 {
+            wire.chunk(&event).await?;
+        }
+        wire.chunk(USAGE).await?;
+        wire.finish().await
+    };
+    within("all to be read, by whom ever", written).await.expect("the proxy reads");
+    let record = setting.record(1).await;
+    let delivered = record["delivered_tokens"].as_u64().expect("a number");
+    check(&record, 70, "backend", delivered);
+    assert!((2..402).contains(&delivered), "{delivered}");
+    drop(client);
 }
 
 #[tokio::test]
