@@ -76,6 +76,7 @@
 //! - Without meter, no sink is ever called.
 
 pub mod metrics;
+pub mod tokens;
 
 mod abort;
 mod answer;
@@ -97,7 +98,7 @@ mod read;
 
 pub use abort::AbortConfig;
 pub use budget::BodyBudget;
-pub use config::InspectConfig;
+pub use config::{InspectConfig, MeteringConfig, TokenizerConfig};
 pub use drains::Drains;
 pub use error::InspectError;
 pub use inspect::{Inspect, InspectLayer};

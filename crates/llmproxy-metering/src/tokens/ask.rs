@@ -1,0 +1,1 @@
+//! Asking a backend how many tokens something is.

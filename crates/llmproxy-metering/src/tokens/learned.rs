@@ -1,0 +1,173 @@
+//! What a token of a model is in bytes, learned from answers whose usage is known.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::metrics;
+
+/// So many models are told apart; those beyond are learned of together.
+const MAX_MODELS: usize = 256;
+/// Bytes that make a token where nothing is known: English, by most vocabularies.
+const DEFAULT: f64 = 4.0;
+/// What can be true: one byte is up to two tokens, and whole lines of spaces are one.
+const RANGE: (f64, f64) = (0.5, 16.0);
+/// How much of what is known the next answer replaces.
+const WEIGHT: f64 = 0.05;
+/// Below so many tokens an answer says more about its template than about the text.
+const MIN_TOKENS: u64 = 8;
+
+/// Bytes for each token, by model, and apart for prompts and for completions. Clones are the same; it outlives reloads.
+///
+/// Each observation first shows how far the estimate would have been off, in the histogram
+/// `llmproxy_usage_estimate_error_ratio`, and is learned from then.
+///
+/// ```
+/// use llmproxy_metering::tokens::Learned;
+///
+/// let learned = Learned::default();
+/// assert_eq!(learned.completion_tokens("qwen3", 400), 100);
+/// for _ in 0..200 {
+///     learned.observe_completion("qwen3", 400, 200);
+/// }
+/// assert_eq!(learned.completion_tokens("qwen3", 400), 200);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Learned(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    models: RwLock<HashMap<Box<str>, Arc<Model>>>,
+    others: Arc<Model>,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    prompt: Ratio,
+    completion: Ratio,
+}
+
+/// Bytes for each token, as the bits of a float; 0 where nothing is known yet.
+#[derive(Debug, Default)]
+struct Ratio(AtomicU64);
+
+// === impl Learned ===
+
+impl Learned {
+    /// The tokens that `bytes` of a prompt's text will be for `model`, about.
+    pub fn prompt_tokens(&self, model: &str, bytes: u64) -> u64 {
+        self.of(model).prompt.tokens(bytes)
+    }
+
+    /// The tokens that `bytes` of an answer's text will be for `model`, about.
+    pub fn completion_tokens(&self, model: &str, bytes: u64) -> u64 {
+        self.of(model).completion.tokens(bytes)
+    }
+
+    /// A prompt of `bytes` of text was `tokens`.
+    pub fn observe_prompt(&self, model: &str, bytes: u64, tokens: u64) {
+        self.of_new(model).prompt.observe("prompt", bytes, tokens);
+    }
+
+    /// An answer of `bytes` of text was `tokens`.
+    pub fn observe_completion(&self, model: &str, bytes: u64, tokens: u64) {
+        self.of_new(model).completion.observe("completion", bytes, tokens);
+    }
+
+    fn of(&self, model: &str) -> Arc<Model> {
+        let models = self.0.models.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        models.get(model).unwrap_or(&self.0.others).clone()
+    }
+
+    /// As `of`, with a place of its own from now on as long as there are any.
+    fn of_new(&self, model: &str) -> Arc<Model> {
+        let known = self.of(model);
+        if !Arc::ptr_eq(&known, &self.0.others) {
+            return known;
+        }
+        let mut models = self.0.models.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if models.len() >= MAX_MODELS && !models.contains_key(model) {
+            return known;
+        }
+        models.entry(model.into()).or_default().clone()
+    }
+}
+
+// === impl Ratio ===
+
+impl Ratio {
+    fn bytes_per_token(&self) -> f64 {
+        match self.0.load(Ordering::Relaxed) {
+            0 => DEFAULT,
+            bits => f64::from_bits(bits),
+        }
+    }
+
+    fn tokens(&self, bytes: u64) -> u64 {
+        (bytes as f64 / self.bytes_per_token()).ceil() as u64
+    }
+
+    fn observe(&self, kind: &'static str, bytes: u64, tokens: u64) {
+        if tokens == 0 || bytes == 0 {
+            return;
+        }
+        metrics::estimate_error(kind, self.tokens(bytes) as f64 / tokens as f64);
+        if tokens < MIN_TOKENS {
+            return;
+        }
+        let seen = (bytes as f64 / tokens as f64).clamp(RANGE.0, RANGE.1);
+        // Two at once may both have been known to neither; each has its weight all the same.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
+            let known = if bits == 0 { seen } else { f64::from_bits(bits) };
+            Some((known + (seen - known) * WEIGHT).to_bits())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_and_kinds_are_learned_of_apart() {
+        let learned = Learned::default();
+        learned.observe_prompt("a", 200, 100);
+        assert_eq!(learned.prompt_tokens("a", 200), 100);
+        assert_eq!(learned.completion_tokens("a", 200), 50);
+        assert_eq!(learned.prompt_tokens("b", 200), 50);
+    }
+
+    #[test]
+    fn one_answer_does_not_turn_what_hundreds_have_said() {
+        let learned = Learned::default();
+        (0..200).for_each(|_| learned.observe_completion("a", 300, 100));
+        learned.observe_completion("a", 1600, 100);
+        let tokens = learned.completion_tokens("a", 3000);
+        assert!((800..1000).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn nonsense_does_no_harm() {
+        let learned = Learned::default();
+        for (bytes, tokens) in [(0, 0), (0, 100), (100, 0), (7, 7), (u64::MAX, 8), (8, u64::MAX)] {
+            learned.observe_completion("a", bytes, tokens);
+        }
+        let tokens = learned.completion_tokens("a", 1600);
+        assert!((100..=3200).contains(&tokens), "{tokens}");
+        assert_eq!(learned.completion_tokens("a", 0), 0);
+    }
+
+    #[test]
+    fn names_of_models_are_bounded_and_those_beyond_learn_together() {
+        let learned = Learned::default();
+        for index in 0..MAX_MODELS * 2 {
+            learned.observe_prompt(&format!("model-{index}"), 200, 100);
+        }
+        assert_eq!(learned.0.models.read().unwrap().len(), MAX_MODELS);
+        assert_eq!(learned.prompt_tokens("never-seen", 200), 100);
+    }
+}
