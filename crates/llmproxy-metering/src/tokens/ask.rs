@@ -1,1 +1,259 @@
 //! Asking a backend how many tokens something is.
+//!
+//! vLLM, SGLang, llama.cpp and TGI each have a `/tokenize`, and each its own way to be asked. Which a backend is, is learned
+//! with one short text that is put in all their ways at once, from the shape of the answer; it is remembered for a while,
+//! and so is that a backend has none. What is asked then is in `ask/question.rs`.
+
+mod question;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header::CONTENT_TYPE};
+use llmproxy_core::{Backend, HttpClient};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{Counted, Uncounted, done::Done};
+use crate::metrics;
+
+pub use question::Question;
+
+/// The longest wait for one answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that a question takes, waiting for its turn included.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Questions that are put at once, to all backends together.
+const AT_ONCE: usize = 4;
+/// Questions that may be open, those that wait included.
+const PLACES: u32 = 256;
+/// How long it is remembered what a backend is.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long one that offers nothing is left alone.
+const LEFT_ALONE: Duration = Duration::from_secs(300);
+/// How long one that could not answer is left alone.
+const BREATHER: Duration = Duration::from_secs(10);
+/// So many backends are remembered.
+const MAX_BACKENDS: usize = 1024;
+
+/// Asks backends for numbers of tokens. Clones are the same; it outlives reloads.
+///
+/// It never keeps a request waiting: what is [submitted](Self::submit) is asked in a task of its own, a few at once over all
+/// backends, each within two seconds. What finds no place is [`Uncounted::Full`].
+#[derive(Clone)]
+pub struct Asker(Arc<Shared>);
+
+struct Shared {
+    client: HttpClient,
+    /// What each backend is, by its URL.
+    known: Mutex<HashMap<String, Known>>,
+    at_once: Semaphore,
+    places: Arc<Semaphore>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// `None` where it offers nothing, or not now.
+    kind: Option<Kind>,
+    until: Instant,
+}
+
+/// Whose `/tokenize` it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// vLLM's, and SGLang's.
+    Vllm,
+    LlamaCpp,
+    Tgi,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Problem {
+    /// It offers no such thing.
+    Unknown,
+    /// It could not be asked, or its answer makes no sense.
+    Failed,
+    /// It can't be asked for this.
+    Unfit,
+}
+
+// === impl Asker ===
+
+impl Asker {
+    /// The largest answer that comes, in bytes, which `client` should read: vLLM lists each token.
+    pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+    /// One that asks through `client`.
+    pub fn new(client: HttpClient) -> Self {
+        Self(Arc::new(Shared {
+            client,
+            known: Mutex::default(),
+            at_once: Semaphore::new(AT_ONCE),
+            places: Arc::new(Semaphore::new(PLACES as usize)),
+        }))
+    }
+
+    /// Asks `backend`, where the model is called `model`.
+    ///
+    /// # Errors
+    ///
+    /// [`Uncounted::Failed`] if it offers no such thing or did not answer in time, or the question is none for a backend.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost but the answer.
+    pub async fn ask(
+        &self,
+        backend: &Arc<Backend>,
+        model: Option<&str>,
+        question: &Question,
+    ) -> Result<Counted, Uncounted> {
+        let counted = timeout(PATIENCE, self.counted(backend, model, question)).await.unwrap_or(Err(Problem::Failed));
+        metrics::asked(match counted {
+            Ok(_) => "counted",
+            Err(Problem::Unknown) => "unknown",
+            Err(Problem::Failed) => "failed",
+            Err(Problem::Unfit) => "unfit",
+        });
+        counted.map_err(|_| Uncounted::Failed)
+    }
+
+    /// [`ask`](Self::ask) in a task of its own, after which `done` is called once; at once where there is no place. Outside of a
+    /// runtime it can't be asked.
+    pub fn submit(
+        &self,
+        backend: Arc<Backend>,
+        model: Option<Arc<str>>,
+        question: Question,
+        done: impl FnOnce(Result<Counted, Uncounted>) + Send + 'static,
+    ) {
+        let done = Done::new(done);
+        let Ok(runtime) = Handle::try_current() else { return done.call(Err(Uncounted::Failed)) };
+        let Ok(place) = self.0.places.clone().try_acquire_owned() else {
+            metrics::asked("busy");
+            return done.call(Err(if self.0.places.is_closed() { Uncounted::Stopped } else { Uncounted::Full }));
+        };
+        let asker = self.clone();
+        runtime.spawn(async move {
+            done.call(asker.ask(&backend, model.as_deref(), &question).await);
+            drop(place);
+        });
+    }
+
+    /// Waits until nothing is open, but no longer than until `deadline`; for the end of the proxy. Nothing more is asked
+    /// then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is through it goes on as before.
+    pub async fn drain(&self, deadline: Instant) {
+        // All places together are there only when nobody has one; what is left open ends with the runtime.
+        let _ = timeout_at(deadline, self.0.places.acquire_many(PLACES)).await;
+        self.0.places.close();
+    }
+
+    async fn counted(
+        &self,
+        backend: &Arc<Backend>,
+        model: Option<&str>,
+        question: &Question,
+    ) -> Result<Counted, Problem> {
+        if let Some(counted) = question.answered_here() {
+            return Ok(counted);
+        }
+        let Ok(_turn) = self.0.at_once.acquire().await else { return Err(Problem::Failed) };
+        let url = backend.url_text();
+        let kind = match self.known(&url) {
+            Some(Known { kind, .. }) => kind.ok_or(Problem::Unknown)?,
+            None => {
+                let kind = self.learn(backend, model).await;
+                let (kind, lasts) = match kind {
+                    Ok(kind) => (Ok(kind), REMEMBERED),
+                    Err(Problem::Unknown) => (Err(Problem::Unknown), LEFT_ALONE),
+                    Err(problem) => (Err(problem), BREATHER),
+                };
+                self.remember(url.clone(), kind.ok(), lasts);
+                kind?
+            }
+        };
+        let counted = question.put(self, kind, backend, model).await;
+        match counted {
+            // Something else is there now.
+            Err(Problem::Unknown) => self.remember(url, None, BREATHER),
+            Err(Problem::Failed) => self.remember(url, None, BREATHER),
+            Err(Problem::Unfit) | Ok(_) => {}
+        }
+        counted
+    }
+
+    async fn learn(&self, backend: &Arc<Backend>, model: Option<&str>) -> Result<Kind, Problem> {
+        let answer = self.post(backend, "/tokenize", question::for_anybody(model)).await?;
+        question::kind(&answer).ok_or(Problem::Unknown)
+    }
+
+    fn known(&self, url: &str) -> Option<Known> {
+        let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(url).copied().filter(|known| known.until > Instant::now())
+    }
+
+    fn remember(&self, url: String, kind: Option<Kind>, lasts: Duration) {
+        let now = Instant::now();
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_BACKENDS && !known.contains_key(&url) {
+            known.retain(|_, known| known.until > now);
+            if known.len() >= MAX_BACKENDS {
+                return;
+            }
+        }
+        known.insert(url, Known { kind, until: now + lasts });
+    }
+
+    async fn post(&self, backend: &Arc<Backend>, path: &str, body: Vec<u8>) -> Result<Bytes, Problem> {
+        let send = async {
+            let mut request = Request::builder().method(Method::POST).uri(backend.join(path)?);
+            if let Some(headers) = request.headers_mut() {
+                headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+                headers.extend(backend.headers.clone());
+            }
+            // Its connections may need settings that only it has: whoever asks must know which backend this is.
+            let request = request.extension(backend.clone()).body(Bytes::from(body))?;
+            self.0.client.send(request).await
+        };
+        let answer = match timeout(TIMEOUT, send).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                tracing::debug!(backend = %backend.name, %error, path, "the backend could not be asked to count");
+                return Err(Problem::Failed);
+            }
+            Err(_) => {
+                tracing::debug!(backend = %backend.name, path, "the backend did not count in time");
+                return Err(Problem::Failed);
+            }
+        };
+        match answer.status() {
+            status if status.is_success() => Ok(answer.into_body()),
+            // What it was asked for is wrong, not who was asked.
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
+                Err(Problem::Unfit)
+            }
+            StatusCode::NOT_IMPLEMENTED => Err(Problem::Unknown),
+            status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Err(Problem::Unknown),
+            _ => Err(Problem::Failed),
+        }
+    }
+}
+
+impl fmt::Debug for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asker").field("free_places", &self.0.places.available_permits()).finish()
+    }
+}

@@ -32,8 +32,9 @@
 //! # }
 //! ```
 
-//mod ask;
+mod ask;
 mod counting;
+mod done;
 mod error;
 mod learned;
 mod pattern;
@@ -56,8 +57,10 @@ mod python;
 mod template;
 #[cfg(feature = "tokenizers")]
 mod text;
+#[cfg(all(test, feature = "tokenizers"))]
+mod trained;
 
-//pub use ask::{Asker, Question};
+pub use ask::{Asker, Question};
 pub use counting::{CountPool, Counting, Limits, Totals};
 pub use error::{TokenizerError, Uncounted};
 pub use learned::Learned;

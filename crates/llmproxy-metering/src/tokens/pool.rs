@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::Uncounted;
+use super::{Uncounted, done::Done};
 use crate::metrics;
 
 /// How much may be at work and waiting.
@@ -81,9 +81,6 @@ enum Work<S> {
     Go(Box<dyn FnOnce(&mut S) + Send>),
     End(Done<S>),
 }
-
-/// The closure that hears of the end, called exactly once, at the latest when it is dropped.
-struct Done<S>(Option<Box<dyn FnOnce(Result<S, Uncounted>) + Send>>);
 
 // === impl Pool ===
 
@@ -232,7 +229,7 @@ impl<S: Send + 'static> Lane<S> {
     /// Has `done` called with the state when all steps are through, or with the reason why not: then perhaps at once and
     /// on this thread.
     pub(super) fn finish(self, done: impl FnOnce(Result<S, Uncounted>) + Send + 'static) {
-        let done = Done(Some(Box::new(done)));
+        let done = Done::new(done);
         if let Some(why) = self.refused {
             return done.call(Err(why));
         }
@@ -376,24 +373,5 @@ impl<S> State<S> {
     }
 }
 
-// === impl Done ===
-
-impl<S> Done<S> {
-    fn call(mut self, result: Result<S, Uncounted>) {
-        if let Some(done) = self.0.take() {
-            if let Err(why) = &result {
-                metrics::count_refused(why.reason());
-            }
-            done(result);
-        }
-    }
-}
-
-impl<S> Drop for Done<S> {
-    fn drop(&mut self) {
-        if let Some(done) = self.0.take() {
-            metrics::count_refused(Uncounted::Stopped.reason());
-            done(Err(Uncounted::Stopped));
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,6 @@
 //! Which tokenizer counts for which model.
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
 use super::{Tokenizer, TokenizerError, pattern};
 use crate::TokenizerConfig;

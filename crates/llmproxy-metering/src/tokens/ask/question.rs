@@ -1,0 +1,199 @@
+//! What backends are asked, each in its way, and what they answer.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use llmproxy_core::{Api, Backend, Endpoint, Work};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{json, value::RawValue};
+
+use super::{Asker, Kind, Problem};
+use crate::tokens::Counted;
+
+/// The largest question, in bytes: what is longer takes a server longer than it may take.
+const MAX_QUESTION: usize = 1024 * 1024;
+/// So many texts of one request are asked for, one after the other.
+const MAX_TEXTS: usize = 16;
+/// What a template makes a prompt of.
+const OF_TEMPLATE: [&str; 6] = [
+    "messages",
+    "tools",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+];
+/// Where one of these stands in messages there may be more than text, of which no template makes tokens.
+const NO_TEXT: [&str; 5] = ["\"image", "audio\"", "audio_url\"", "\"video", "\"file\""];
+
+/// What a backend is asked to count.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// The prompt in the JSON of a request.
+    Prompt {
+        /// What the request is for.
+        endpoint: Endpoint,
+        /// The JSON.
+        body: Bytes,
+    },
+    /// A text and nothing around it: what came of a request.
+    Text(String),
+}
+
+/// The members of an answer that count.
+#[derive(Deserialize)]
+struct Answer {
+    /// vLLM's; the tokens are there as well.
+    count: Option<u64>,
+    /// llama.cpp's.
+    tokens: Option<Vec<IgnoredAny>>,
+    /// TGI's for a chat.
+    tokenize_response: Option<Vec<IgnoredAny>>,
+    /// llama.cpp's of a template.
+    prompt: Option<String>,
+}
+
+type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
+/// `prompt`, `input` or `inputs`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+    Tokens(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
+}
+
+/// A short text, put in the way of each of them.
+pub(super) fn for_anybody(model: Option<&str>) -> Vec<u8> {
+    text(None, model, "a", true)
+}
+
+/// Whose answer it is.
+pub(super) fn kind(answer: &Bytes) -> Option<Kind> {
+    if serde_json::from_slice::<Vec<IgnoredAny>>(answer).is_ok() {
+        return Some(Kind::Tgi);
+    }
+    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    if answer.count.is_some() { Some(Kind::Vllm) } else { answer.tokens.map(|_| Kind::LlamaCpp) }
+}
+
+/// The question for a text's tokens; for anybody where it is not known who is asked.
+fn text(kind: Option<Kind>, model: Option<&str>, text: &str, special: bool) -> Vec<u8> {
+    let vllm = json!({"model": model, "prompt": text, "add_special_tokens": special});
+    let llama = json!({"content": text, "add_special": special});
+    let tgi = json!({"inputs": text, "add_special_tokens": special});
+    let mut question = serde_json::Map::new();
+    for (of, json) in [(Kind::Vllm, vllm), (Kind::LlamaCpp, llama), (Kind::Tgi, tgi)] {
+        if kind.is_none_or(|kind| kind == of) {
+            question.extend(json.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        }
+    }
+    if model.is_none() {
+        question.remove("model");
+    }
+    serde_json::Value::Object(question).to_string().into_bytes()
+}
+
+// === impl Question ===
+
+impl Question {
+    /// What needs nobody to answer: a prompt that is tokens already.
+    pub(super) fn answered_here(&self) -> Option<Counted> {
+        let Self::Prompt { endpoint, body } = self else { return None };
+        if !matches!(endpoint.work(), Work::Completion | Work::Embedding) {
+            return None;
+        }
+        let tokens = match texts(body)? {
+            Texts::Tokens(tokens) => tokens.len(),
+            Texts::Lists(lists) => lists.iter().map(Vec::len).sum(),
+            Texts::One(_) | Texts::Many(_) => return None,
+        };
+        Some(Counted { tokens: tokens as u64, exact: true })
+    }
+
+    /// Asks, in the way of `kind`.
+    pub(super) async fn put(
+        &self,
+        asker: &Asker,
+        kind: Kind,
+        backend: &Arc<Backend>,
+        model: Option<&str>,
+    ) -> Result<Counted, Problem> {
+        let one = async |said: &str, special| {
+            if said.len() > MAX_QUESTION {
+                return Err(Problem::Unfit);
+            }
+            let answer = asker.post(backend, "/tokenize", text(Some(kind), model, said, special)).await?;
+            count(&answer).ok_or(Problem::Failed)
+        };
+        match self {
+            Self::Text(text) => Ok(Counted { tokens: one(text, false).await?, exact: true }),
+            Self::Prompt { body, .. } if body.len() > MAX_QUESTION => Err(Problem::Unfit),
+            // Their conversations would have to be turned into another API's, and Ollama's templates can't be asked for.
+            Self::Prompt { endpoint, .. } if matches!(endpoint.api(), Api::Anthropic | Api::Ollama) => {
+                Err(Problem::Unfit)
+            }
+            Self::Prompt { endpoint, body } if endpoint.work() == Work::Chat => {
+                let members: Members<'_> = serde_json::from_slice(body).map_err(|_| Problem::Unfit)?;
+                let messages = members.get("messages").ok_or(Problem::Unfit)?.get();
+                let exact = !NO_TEXT.iter().any(|sign| messages.contains(sign));
+                let tokens = match kind {
+                    Kind::Vllm => {
+                        let answer = asker.post(backend, "/tokenize", of_template(&members, model)?).await?;
+                        count(&answer).ok_or(Problem::Failed)?
+                    }
+                    Kind::Tgi => {
+                        let answer = asker.post(backend, "/chat_tokenize", of_template(&members, model)?).await?;
+                        count(&answer).ok_or(Problem::Failed)?
+                    }
+                    Kind::LlamaCpp => {
+                        let answer = asker.post(backend, "/apply-template", of_template(&members, model)?).await?;
+                        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| Problem::Failed)?;
+                        one(&answer.prompt.ok_or(Problem::Failed)?, true).await?
+                    }
+                };
+                Ok(Counted { tokens, exact })
+            }
+            Self::Prompt { body, .. } => match texts(body).ok_or(Problem::Unfit)? {
+                Texts::One(text) => Ok(Counted { tokens: one(&text, true).await?, exact: true }),
+                Texts::Many(texts) if texts.len() <= MAX_TEXTS => {
+                    let mut tokens = 0;
+                    for text in texts {
+                        tokens += one(&text, true).await?;
+                    }
+                    Ok(Counted { tokens, exact: true })
+                }
+                _ => Err(Problem::Unfit),
+            },
+        }
+    }
+}
+
+fn count(answer: &Bytes) -> Option<u64> {
+    if let Ok(list) = serde_json::from_slice::<Vec<IgnoredAny>>(answer) {
+        return Some(list.len() as u64);
+    }
+    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    answer.count.or_else(|| Some(answer.tokens.or(answer.tokenize_response)?.len() as u64))
+}
+
+/// What a template is told, and the model's name there.
+fn of_template(members: &Members<'_>, model: Option<&str>) -> Result<Vec<u8>, Problem> {
+    let model = serde_json::value::to_raw_value(&model).map_err(|_| Problem::Failed)?;
+    let mut question: BTreeMap<&str, &RawValue> =
+        OF_TEMPLATE.iter().filter_map(|name| Some((*name, *members.get(*name)?))).collect();
+    let own = members.get("model").copied();
+    if let Some(model) = if model.get() == "null" { own } else { Some(&*model) } {
+        question.insert("model", model);
+    }
+    serde_json::to_vec(&question).map_err(|_| Problem::Failed)
+}
+
+/// The texts of a completion's prompt.
+fn texts(body: &Bytes) -> Option<Texts> {
+    let members: Members<'_> = serde_json::from_slice(body).ok()?;
+    let texts = ["prompt", "input", "inputs"].into_iter().find_map(|name| members.get(name))?;
+    serde_json::from_str(texts.get()).ok()
+}
