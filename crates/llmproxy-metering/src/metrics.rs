@@ -18,7 +18,8 @@ pub const COUNT_REFUSED: &str = "llmproxy_usage_count_refused_total";
 pub const COUNT_SECONDS: &str = "llmproxy_usage_count_seconds";
 /// How far an estimate would have been off, by `kind`: `prompt` or `completion`; estimated by true number, so that 1 is right.
 pub const ESTIMATE_ERROR: &str = "llmproxy_usage_estimate_error_ratio";
-/// Questions to backends for a number of tokens, by `result`: `counted`, `unknown` (it offers no such thing), `failed`, `busy`.
+/// Questions to backends for a number of tokens, by `result`: `counted`, `unknown` (it offers no such thing), `unfit`
+/// (there is no way to ask it for this), `failed`, `busy`.
 pub const ASKED: &str = "llmproxy_usage_count_asked_total";
 
 /// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.

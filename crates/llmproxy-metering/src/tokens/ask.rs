@@ -186,11 +186,9 @@ impl Asker {
             }
         };
         let counted = question.put(self, kind, backend, model).await;
-        match counted {
-            // Something else is there now.
-            Err(Problem::Unknown) => self.remember(url, None, BREATHER),
-            Err(Problem::Failed) => self.remember(url, None, BREATHER),
-            Err(Problem::Unfit) | Ok(_) => {}
+        if matches!(counted, Err(Problem::Unknown | Problem::Failed)) {
+            // Perhaps something else is there now.
+            self.remember(url, None, BREATHER);
         }
         counted
     }
@@ -257,3 +255,6 @@ impl fmt::Debug for Asker {
         f.debug_struct("Asker").field("free_places", &self.0.places.available_permits()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

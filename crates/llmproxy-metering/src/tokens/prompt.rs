@@ -101,7 +101,7 @@ impl Tokenizer {
 
     /// Ollama's completion: a text that goes through a template unless it is said to be raw.
     fn ollama_generate(&self, body: &Value, takes: Takes) -> Option<Counted> {
-        let prompt = member(body, "prompt")?;
+        let prompt = member(body, "prompt").filter(|prompt| prompt.kind() == ValueKind::String)?;
         let has_more =
             ["suffix", "images", "context"].iter().any(|name| member(body, name).is_some_and(|more| more.is_true()));
         if member(body, "raw").is_some_and(|raw| raw.is_true()) {
@@ -128,3 +128,6 @@ fn end_of_last(prompt: &str, text: &str) -> Option<usize> {
     let len = if prompt[at..].starts_with(whole) { whole.len() } else { text.trim().len() };
     Some(at + len)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,9 @@ use minijinja_contrib::pycompat;
 
 use super::python;
 
-/// Steps that a template may take; a conversation of a hundred thousand words takes a few thousand.
-const FUEL: u64 = 10_000_000;
+/// Steps that a template may take, a second or so of them: some hundred for each message, and one for each 64 bytes that it
+/// copies.
+const FUEL: u64 = 4_000_000;
 /// The longest prompt that is made, in bytes: more than any context holds.
 const MAX_PROMPT: usize = 64 * 1024 * 1024;
 /// The most that a template may nest.

@@ -1,0 +1,233 @@
+//! Backends of each kind, as far as they count.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::Response;
+use llmproxy_core::{BoxError, Endpoint};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::*;
+
+type Answer = Option<(u16, Value)>;
+
+/// Asks a backend that answers by `answer`, and keeps what it was asked: the path and the JSON.
+fn asker(answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static) -> (Asker, Arc<Mutex<Vec<(String, Value)>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (seen, answer) = (asked.clone(), Arc::new(answer));
+    let client = HttpClient::new(tower::service_fn(move |request: Request<Bytes>| {
+        let (seen, answer) = (seen.clone(), answer.clone());
+        async move {
+            let path = request.uri().path().to_owned();
+            let json: Value = serde_json::from_slice(request.body())?;
+            seen.lock().unwrap().push((path.clone(), json.clone()));
+            let Some((status, body)) = answer(&path, &json) else { std::future::pending().await };
+            Ok::<_, BoxError>(Response::builder().status(status).body(Bytes::from(body.to_string()))?)
+        }
+    }));
+    (Asker::new(client), asked)
+}
+
+fn backend() -> Arc<Backend> {
+    Arc::new(Backend::new("http://127.0.0.1:9").unwrap())
+}
+
+fn prompt(path: &str, body: Value) -> Question {
+    Question::Prompt { endpoint: Endpoint::of(path), body: Bytes::from(body.to_string()) }
+}
+
+fn vllm(path: &str, json: &Value) -> Answer {
+    match (path, json.get("messages"), json.get("prompt")) {
+        ("/tokenize", Some(_), None) => Some((200, json!({"count": 20, "max_model_len": 2048, "tokens": [1, 2]}))),
+        ("/tokenize", None, Some(prompt)) => {
+            let around = usize::from(json["add_special_tokens"] == true);
+            Some((200, json!({"count": prompt.as_str().unwrap().len() + around, "tokens": []})))
+        }
+        _ => Some((404, json!({"detail": "Not Found"}))),
+    }
+}
+
+fn llama_cpp(path: &str, json: &Value) -> Answer {
+    match path {
+        "/apply-template" => Some((200, json!({"prompt": "<user>Hi"}))),
+        "/tokenize" => {
+            let around = usize::from(json["add_special"] == true);
+            Some((200, json!({"tokens": vec![7; json["content"].as_str().unwrap().len() + around]})))
+        }
+        _ => Some((404, json!({}))),
+    }
+}
+
+fn tgi(path: &str, json: &Value) -> Answer {
+    let token = json!({"id": 1, "text": "x", "start": 0, "stop": 1});
+    match path {
+        "/chat_tokenize" => Some((200, json!({"tokenize_response": vec![token; 9], "templated_text": "x"}))),
+        "/tokenize" => Some((200, json!(vec![token; json["inputs"].as_str().unwrap().len()]))),
+        _ => Some((404, json!({}))),
+    }
+}
+
+fn exactly(tokens: u64) -> Result<Counted, Uncounted> {
+    Ok(Counted { tokens, exact: true })
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_kind_is_known_by_its_first_answer_and_asked_in_its_way() {
+    let chat = prompt(
+        "/v1/chat/completions",
+        json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": true}),
+    );
+    let text = prompt("/v1/completions", json!({"prompt": "four"}));
+    let answer = Question::Text("six...".into());
+    let check = async |server: fn(&str, &Value) -> Answer, of_chat, of_text, paths: &[&str]| {
+        let (asker, asked) = asker(server);
+        assert_eq!(asker.ask(&backend(), Some("served"), &chat).await, exactly(of_chat));
+        assert_eq!(asker.ask(&backend(), Some("served"), &text).await, exactly(of_text));
+        assert_eq!(asker.ask(&backend(), None, &answer).await, exactly(6));
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.iter().map(|(path, _)| &**path).collect::<Vec<_>>(), paths);
+        assert!(asked.iter().all(|(_, json)| json.get("stream").is_none()));
+    };
+    check(vllm, 20, 5, &["/tokenize"; 4]).await;
+    check(llama_cpp, 9, 5, &["/tokenize", "/apply-template", "/tokenize", "/tokenize", "/tokenize"]).await;
+    check(tgi, 9, 4, &["/tokenize", "/chat_tokenize", "/tokenize", "/tokenize"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chat_is_asked_for_with_all_that_its_template_is_told() {
+    let (asker, asked) = asker(vllm);
+    let body = json!({
+        "model": "alias", "messages": [{"role": "user", "content": "Hi"}], "tools": [{"type": "function"}], "temperature": 1,
+        "add_generation_prompt": false, "chat_template_kwargs": {"enable_thinking": false},
+    });
+    let chat = prompt("/v1/chat/completions", body.clone());
+    assert_eq!(asker.ask(&backend(), Some("served"), &chat).await, exactly(20));
+    assert_eq!(asker.ask(&backend(), None, &chat).await, exactly(20));
+    let mut expected = body;
+    expected.as_object_mut().unwrap().remove("temperature");
+    assert_eq!(asked.lock().unwrap()[2].1, expected);
+    expected["model"] = "served".into();
+    assert_eq!(asked.lock().unwrap()[1].1, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_picture_is_not_counted_exactly() {
+    let (asker, _) = asker(vllm);
+    let parts = json!([{"type": "image_url", "image_url": {"url": "data:x"}}]);
+    let chat = prompt("/v1/chat/completions", json!({"messages": [{"role": "user", "content": parts}]}));
+    assert_eq!(asker.ask(&backend(), None, &chat).await, Ok(Counted { tokens: 20, exact: false }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_offers_nothing_is_left_alone_for_a_while() {
+    let (asker, asked) = asker(|_, _| Some((404, json!({"error": "no"}))));
+    let question = Question::Text("a".into());
+    for _ in 0..3 {
+        assert_eq!(asker.ask(&backend(), None, &question).await, Err(Uncounted::Failed));
+    }
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    tokio::time::advance(LEFT_ALONE + Duration::from_secs(1)).await;
+    assert_eq!(asker.ask(&backend(), None, &question).await, Err(Uncounted::Failed));
+    assert_eq!(asked.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_answer_is_not_waited_for_and_asked_again_soon() {
+    let down = Arc::new(AtomicUsize::new(1));
+    let is_down = down.clone();
+    let (asker, _) =
+        asker(move |path, json| (is_down.load(Ordering::Relaxed) == 0).then(|| vllm(path, json)).flatten());
+    let question = Question::Text("a".into());
+    let began = Instant::now();
+    assert_eq!(asker.ask(&backend(), None, &question).await, Err(Uncounted::Failed));
+    assert_eq!(began.elapsed(), TIMEOUT);
+    down.store(0, Ordering::Relaxed);
+    assert_eq!(asker.ask(&backend(), None, &question).await, Err(Uncounted::Failed));
+    tokio::time::advance(BREATHER + Duration::from_secs(1)).await;
+    assert_eq!(asker.ask(&backend(), None, &question).await, exactly(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_is_no_answer() {
+    for nonsense in
+        [json!(7), json!({}), json!({"count": -1}), json!({"tokens": "x"}), json!({"count": "3"}), json!(null)]
+    {
+        let (asker, _) = asker(move |_, _| Some((200, nonsense.clone())));
+        assert_eq!(asker.ask(&backend(), None, &Question::Text("a".into())).await, Err(Uncounted::Failed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_as_wrong_does_not_speak_against_the_backend() {
+    let (asker, _) = asker(|path, json| match json.get("messages") {
+        Some(_) => Some((400, json!({"error": {"message": "too long"}}))),
+        None => vllm(path, json),
+    });
+    let chat = prompt("/v1/chat/completions", json!({"messages": []}));
+    assert_eq!(asker.ask(&backend(), None, &chat).await, Err(Uncounted::Failed));
+    assert_eq!(asker.ask(&backend(), None, &Question::Text("a".into())).await, exactly(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_counted_without_asking_and_what_can_not_be_asked_is_not() {
+    let (asker, asked) = asker(vllm);
+    let ask = async |path, body| asker.ask(&backend(), None, &prompt(path, body)).await;
+    assert_eq!(ask("/v1/completions", json!({"prompt": [1, 2, 3]})).await, exactly(3));
+    assert_eq!(ask("/v1/embeddings", json!({"input": [[1], [2, 3]]})).await, exactly(3));
+    assert!(asked.lock().unwrap().is_empty());
+    assert_eq!(ask("/v1/completions", json!({"prompt": ["a", "bc"]})).await, exactly(5));
+    let before = asked.lock().unwrap().len();
+    for (path, body) in [
+        ("/v1/messages", json!({"messages": []})),
+        ("/api/chat", json!({"messages": []})),
+        ("/v1/responses", json!({"input": "Hi"})),
+        ("/v1/completions", json!({"prompt": vec!["a"; 100]})),
+        ("/v1/completions", json!({"prompt": "a".repeat(2 * 1024 * 1024)})),
+    ] {
+        assert_eq!(ask(path, body).await, Err(Uncounted::Failed), "{path}");
+    }
+    assert_eq!(asked.lock().unwrap().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_submitted_ends_once_and_past_the_places_at_once() {
+    let (asker, asked) = asker(|_, _| None);
+    let (ended, mut ends) = mpsc::channel(1000);
+    let submit = |asker: &Asker| {
+        let ended = ended.clone();
+        asker.submit(backend(), None, Question::Text("a".into()), move |result| ended.try_send(result).unwrap());
+    };
+    (0..PLACES + 1).for_each(|_| submit(&asker));
+    assert_eq!(ends.try_recv(), Ok(Err(Uncounted::Full)));
+    assert!(ends.try_recv().is_err());
+    tokio::task::yield_now().await;
+    assert!(asked.lock().unwrap().len() <= AT_ONCE);
+    asker.drain(Instant::now() + Duration::from_secs(60)).await;
+    for _ in 0..PLACES {
+        assert_eq!(ends.recv().await, Some(Err(Uncounted::Failed)));
+    }
+    submit(&asker);
+    assert_eq!(ends.try_recv(), Ok(Err(Uncounted::Stopped)));
+}
+
+#[test]
+fn what_the_runtime_takes_along_is_told() {
+    let (asker, _) = asker(|_, _| None);
+    let (ended, mut ends) = mpsc::channel(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        asker.submit(backend(), None, Question::Text("a".into()), move |result| ended.try_send(result).unwrap());
+        tokio::task::yield_now().await;
+    });
+    drop(runtime);
+    assert_eq!(ends.try_recv(), Ok(Err(Uncounted::Stopped)));
+}
+
+#[test]
+fn no_more_backends_are_remembered_than_there_may_be() {
+    let (asker, _) = asker(vllm);
+    for index in 0..MAX_BACKENDS + 10 {
+        asker.remember(format!("http://b{index}"), Some(Kind::Tgi), REMEMBERED);
+    }
+    assert_eq!(asker.0.known.lock().unwrap().len(), MAX_BACKENDS);
+}
