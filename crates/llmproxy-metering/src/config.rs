@@ -164,3 +164,19 @@ impl Default for MeteringConfig {
         }
     }
 }
+
+#[cfg(all(test, not(feature = "tokenizers")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_tokenizers_refuses_a_configuration_with_one() {
+        let tokenizers = vec![TokenizerConfig { models: vec!["*".into()], ..TokenizerConfig::default() }];
+        let found = MeteringConfig { tokenizers: tokenizers.clone(), ..MeteringConfig::default() }.validate();
+        assert!(
+            matches!(&found[..], [(key, message)] if key == "tokenizers" && message.contains("--features tokenizers"))
+        );
+        let errors = crate::tokens::Tokenizers::load_blocking(&tokenizers, &Default::default()).unwrap_err();
+        assert!(errors[0].to_string().contains("--features tokenizers"), "{errors:?}");
+    }
+}

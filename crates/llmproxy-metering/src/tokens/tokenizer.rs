@@ -97,12 +97,12 @@ impl Tokenizer {
 
     /// The files that `load` reads or would read if they were there.
     pub(super) fn files(file: &Path, config: Option<&Path>) -> Vec<PathBuf> {
-        let mut files = vec![file.to_owned()];
+        let beside = |name: &str| file.with_file_name(name);
         match config {
-            Some(config) => files.push(config.to_owned()),
-            None => files.extend([CONFIG, TEMPLATE].map(|name| file.with_file_name(name))),
+            Some(config) if is_template(config) => vec![file.into(), config.into(), beside(CONFIG)],
+            Some(config) => vec![file.into(), config.into()],
+            None => vec![file.into(), beside(CONFIG), beside(TEMPLATE)],
         }
-        files
     }
 
     /// The tokens of `text` and of nothing around it.
@@ -167,12 +167,14 @@ fn beside(file: &Path, config: Option<&Path>) -> [Option<PathBuf>; 2] {
     let there = |name: &str| Some(file.with_file_name(name)).filter(|path| path.exists());
     match config {
         // Then the special tokens are those of the model all the same.
-        Some(template) if template.extension().is_some_and(|extension| extension == "jinja") => {
-            [there(CONFIG), Some(template.to_owned())]
-        }
+        Some(template) if is_template(template) => [there(CONFIG), Some(template.to_owned())],
         Some(config) => [Some(config.to_owned()), None],
         None => [there(CONFIG), there(TEMPLATE)],
     }
+}
+
+fn is_template(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "jinja")
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, TokenizerError> {
