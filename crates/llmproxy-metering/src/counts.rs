@@ -1,5 +1,7 @@
 //! Token counts as backends report them.
 
+use std::num::NonZeroU64;
+
 use llmproxy_core::TokenUsage;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -9,12 +11,16 @@ use serde_json::Value;
 pub(crate) struct Counts {
     pub(crate) prompt: Option<u64>,
     pub(crate) completion: Option<u64>,
-    cached: Option<u64>,
-    reasoning: Option<u64>,
+    cached: Part,
+    reasoning: Part,
     // What was read from a cache or written to one, where it is not among the prompt's.
-    read_apart: Option<u64>,
-    written_apart: Option<u64>,
+    read_apart: Part,
+    written_apart: Part,
 }
+
+/// A count that may be missing, in half the memory: there are some of these for each open stream. One more than the count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Part(Option<NonZeroU64>);
 
 /// OpenAI's object: chat and completions name the one pair, all that came later the other.
 #[derive(Deserialize)]
@@ -31,6 +37,9 @@ struct Usage {
     output_tokens: Option<u64>,
     #[serde(deserialize_with = "count")]
     total_tokens: Option<u64>,
+    /// SGLang's, beside the others.
+    #[serde(deserialize_with = "count")]
+    cached_tokens: Option<u64>,
     prompt_tokens_details: Option<Details>,
     input_tokens_details: Option<Details>,
     completion_tokens_details: Option<Details>,
@@ -87,8 +96,8 @@ impl Counts {
         let counts = Self {
             prompt: prompt.or_else(|| total_less(completion)),
             completion: completion.or_else(|| total_less(prompt)),
-            cached: prompt_details.and_then(|details| details.cached_tokens),
-            reasoning: completion_details.and_then(|details| details.reasoning_tokens),
+            cached: Part::of(prompt_details.and_then(|details| details.cached_tokens).or(usage.cached_tokens)),
+            reasoning: Part::of(completion_details.and_then(|details| details.reasoning_tokens)),
             ..Self::default()
         };
         (counts.prompt.is_some() || counts.completion.is_some()).then_some(counts)
@@ -106,7 +115,7 @@ impl Counts {
         Some(Self {
             prompt: Some(timings.prompt_n?.saturating_add(timings.cache_n.unwrap_or(0))),
             completion: Some(timings.predicted_n?),
-            cached: timings.cache_n,
+            cached: Part::of(timings.cache_n),
             ..Self::default()
         })
     }
@@ -118,19 +127,54 @@ impl Counts {
         written: Option<u64>,
         completion: Option<u64>,
     ) -> Option<Self> {
-        let counts = Self { prompt, completion, read_apart: read, written_apart: written, ..Self::default() };
+        let (read_apart, written_apart) = (Part::of(read), Part::of(written));
+        let counts = Self { prompt, completion, read_apart, written_apart, ..Self::default() };
         (counts != Self::default()).then_some(counts)
     }
 
     /// These, and of what they leave out the other's.
     pub(crate) fn or_else(self, other: Self) -> Self {
+        self.with(other, |count, _| count)
+    }
+
+    /// Both together; what only one of them counts is that one's.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// Of each count the larger.
+    pub(crate) fn max(self, other: Self) -> Self {
+        self.with(other, u64::max)
+    }
+
+    /// So many times as much.
+    pub(crate) fn times(self, times: u64) -> Self {
+        self.with(self, |count, _| count.saturating_mul(times))
+    }
+
+    /// What is said of the prompt.
+    pub(crate) fn prompt_alone(self) -> Self {
+        Self { completion: None, reasoning: Part::default(), ..self }
+    }
+
+    /// The same, but for the prompt, of which the `other` knows.
+    pub(crate) fn with_prompt_of(self, other: Self) -> Self {
+        Self { completion: self.completion, reasoning: self.reasoning, ..other }
+    }
+
+    fn with(self, other: Self, both: impl Fn(u64, u64) -> u64) -> Self {
+        let field = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(both(one, other)),
+            _ => one.or(other),
+        };
+        let part = |one: Part, other: Part| Part::of(field(one.get(), other.get()));
         Self {
-            prompt: self.prompt.or(other.prompt),
-            completion: self.completion.or(other.completion),
-            cached: self.cached.or(other.cached),
-            reasoning: self.reasoning.or(other.reasoning),
-            read_apart: self.read_apart.or(other.read_apart),
-            written_apart: self.written_apart.or(other.written_apart),
+            prompt: field(self.prompt, other.prompt),
+            completion: field(self.completion, other.completion),
+            cached: part(self.cached, other.cached),
+            reasoning: part(self.reasoning, other.reasoning),
+            read_apart: part(self.read_apart, other.read_apart),
+            written_apart: part(self.written_apart, other.written_apart),
         }
     }
 
@@ -143,13 +187,25 @@ impl Counts {
     pub(crate) fn or(&self, prompt: u64, completion: u64) -> TokenUsage {
         TokenUsage {
             prompt: self.prompt.map_or(prompt, |prompt| {
-                let apart = [self.read_apart, self.written_apart].into_iter().flatten();
+                let apart = [self.read_apart, self.written_apart].into_iter().filter_map(Part::get);
                 apart.fold(prompt, u64::saturating_add)
             }),
             completion: self.completion.unwrap_or(completion),
-            cached: self.cached.or(self.read_apart),
-            reasoning: self.reasoning,
+            cached: self.cached.get().or(self.read_apart.get()),
+            reasoning: self.reasoning.get(),
         }
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    fn of(count: Option<u64>) -> Self {
+        Self(count.and_then(|count| NonZeroU64::new(count.saturating_add(1))))
+    }
+
+    fn get(self) -> Option<u64> {
+        self.0.map(|count| count.get() - 1)
     }
 }
 

@@ -138,6 +138,17 @@ async fn llama_servers_timings_count_where_there_is_no_usage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn llama_servers_event_of_usage_for_each_choice_is_taken_out() {
+    let usage = |predicted: u64| {
+        format!(
+            "data: {{\"choices\":[],\"id\":\"c\",\"model\":\"m\",\"usage\":{{\"completion_tokens\":{predicted},\"prompt_tokens\":5}},\"timings\":{{\"cache_n\":3,\"prompt_n\":2,\"predicted_n\":{predicted}}}}}\n\n"
+        )
+    };
+    let (sent, expected) = ([VLLM, &usage(4), VLLM, &usage(3), DONE].concat(), [VLLM, VLLM, DONE].concat());
+    check(CHAT, true, &sent, &expected, (10, 7, UsageSource::Backend)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn llama_cpp_python_says_nothing_and_is_counted() {
     check_plain(CHAT, LLAMA_CPP_PYTHON, (11, 2, UsageSource::Estimated)).await;
     check(CHAT, true, LLAMA_CPP_PYTHON, LLAMA_CPP_PYTHON, (11, 2, UsageSource::Estimated)).await;

@@ -228,6 +228,36 @@ async fn llama_cpp_s_own_completion() {
     rig.counts("/completion", &plain, Answer::new(JSON, &[&last["data: ".len()..]]), [5, 7]).await;
 }
 
+#[tokio::test]
+async fn several_prompts_in_one_request_are_all_counted() {
+    let mut rig = Rig::start().await;
+    let event = |index: u64, prompt: u64, predicted: u64| {
+        format!(
+            "data: {{\"index\":{index},\"content\":\"\",\"stop\":true,\"tokens_predicted\":{predicted},\"tokens_evaluated\":{prompt}}}\n\n"
+        )
+    };
+    let events = [event(1, 5, 7), event(0, 6, 8)];
+    let streams = json!({"prompt": ["Say two words.", "Say three."], "n_predict": 9, "stream": true});
+    let pieces = events.each_ref().map(|event| &**event);
+    rig.counts("/completion", &streams, Answer::new(EVENTS, &pieces), [11, 15]).await;
+    let list = format!("[{},{}]", events[0]["data: ".len()..].trim(), events[1]["data: ".len()..].trim());
+    let plain = json!({"prompt": ["Say two words.", "Say three."], "n_predict": 9});
+    rig.counts("/completion", &plain, Answer::new(JSON, &[&list]), [11, 15]).await;
+
+    let ask = json!({"text": ["Say two words.", "Say three."], "stream": true});
+    let event = |index: u64, completion: u64| {
+        format!(
+            "data: {{\"text\":\"a\",\"meta_info\":{{\"prompt_tokens\":5,\"completion_tokens\":{completion}}},\"index\":{index}}}\n\n"
+        )
+    };
+    let events = [event(0, 1), event(1, 4), event(0, 3)];
+    let mut pieces: Vec<&str> = events.iter().map(|event| &**event).collect();
+    let record = rig.exchange("/generate", &ask, Answer::new(EVENTS, &pieces), true).await;
+    assert_eq!((tokens(&record), &record["end"]), (said([10, 7]), &json!("client_gone")), "{record}");
+    pieces.push("data: [DONE]\n\n");
+    rig.counts("/generate", &ask, Answer::new(EVENTS, &pieces), [10, 7]).await;
+}
+
 /// `{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}`
 const PACKED: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4c\x51\xb2\x52\x4a\x56\xd2\x51\x4a\xce\xc8\xcf\x4c\x4e\x2d\x56\xb2\x8a\x8e\xd5\x51\x2a\x2d\x4e\x4c\x4f\x55\xb2\xaa\x56\x2a\x28\xca\xcf\x2d\x28\x89\x2f\xc9\xcf\x4e\xcd\x03\xca\x99\x02\xd5\x01\x05\x72\x52\x4b\x32\xf3\xf3\xe0\xa2\xe6\xb5\xb5\x00\x20\x20\x55\x13\x49\x00\x00\x00";
 

@@ -67,6 +67,16 @@ impl Dialect {
         TopLevel::new(self.names())
     }
 
+    /// The same of an answer that is one object, or a list with one for each of several prompts.
+    pub(crate) fn members_of_any(self) -> TopLevel {
+        TopLevel::of_any(self.names())
+    }
+
+    /// Whether several prompts may be answered by one stream, in which each event has the index of one.
+    pub(super) fn has_parts(self) -> bool {
+        matches!(self, Self::Tgi | Self::Llama)
+    }
+
     /// Whether an event is of a kind that nothing follows.
     pub(super) fn is_terminal(self, kind: &[u8]) -> bool {
         match self {
@@ -116,6 +126,7 @@ impl Dialect {
             return openai::read(tally, data);
         }
         self.members().feed(data, |member, value| tally.member(member, value));
+        tally.end_object();
         false
     }
 
@@ -129,6 +140,7 @@ impl Dialect {
         match (self, member) {
             (_, Member::Timings) => Counts::of_timings(value),
             (Self::Anthropic, Member::Usage | Member::PromptUsage) => anthropic::counts(member, value),
+            (Self::Tgi, Member::PartUsage) => Counts::of_usage(value),
             (Self::Reading, Member::Usage) => Counts::of_usage(value).or_else(|| Counts::of_total(value)),
             (_, Member::Usage) => Counts::of_usage(value),
             (_, Member::Prompt) => counts::number(value).map(Counts::of_prompt),

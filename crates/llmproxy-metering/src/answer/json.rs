@@ -12,6 +12,12 @@ pub(crate) enum Member {
     Usage,
     /// The same, of which only what it says of the prompt is true.
     PromptUsage,
+    /// An object of counts, of the part of the answer that the object around it is about.
+    PartUsage,
+    /// Which part of the answer an object is about.
+    Index,
+    /// An element of a list has ended.
+    Item,
     /// A number of tokens.
     Prompt,
     /// A number of tokens.
@@ -56,6 +62,7 @@ pub(crate) struct TopLevel {
     inside: Inside,
     capture: Option<Member>,
     value: Vec<u8>,
+    list: List,
     done: bool,
 }
 
@@ -83,6 +90,15 @@ enum Inside {
     No,
     /// Its key has been read.
     Next,
+    Yes,
+}
+
+/// Whether a list of objects is read as one object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    Never,
+    /// If it is one.
+    Perhaps,
     Yes,
 }
 
@@ -155,7 +171,7 @@ impl Member {
     /// A value that is larger is given up: no honest one is.
     fn max_len(self) -> usize {
         match self {
-            Self::Usage | Self::PromptUsage | Self::Prefill | Self::Timings => 16 * 1024,
+            Self::Usage | Self::PromptUsage | Self::PartUsage | Self::Prefill | Self::Timings => 16 * 1024,
             Self::Error | Self::Detail => 16 * 1024,
             _ => 1024,
         }
@@ -177,8 +193,14 @@ impl TopLevel {
             inside: Inside::default(),
             capture: None,
             value: Vec::new(),
+            list: List::Never,
             done: false,
         }
+    }
+
+    /// At the beginning of an object or of a list of objects: after each of these [`Member::Item`] is found.
+    pub(crate) fn of_any(names: &'static Names) -> Self {
+        Self { list: List::Perhaps, ..Self::new(names) }
     }
 
     /// Takes the next piece; `found` is called with each member whose value it completes.
@@ -200,6 +222,10 @@ impl TopLevel {
     fn top(&mut self, data: &[u8], found: &mut impl FnMut(Member, &[u8])) -> usize {
         let matters = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b':' | b',' | b'}' | b']');
         match data[0] {
+            // The end of the list, or a list of something else.
+            byte if self.is_between() && !matches!(byte, b'{' | b',' | b' ' | b'\t' | b'\r' | b'\n') => {
+                self.done = true
+            }
             b'"' => {
                 self.string = Quote::Inside;
                 if self.place == Place::Key {
@@ -212,6 +238,7 @@ impl TopLevel {
                 self.place = Place::Key;
                 self.capture = None;
             }
+            b'[' if self.depth == 0 && self.list == List::Perhaps => self.list = List::Yes,
             b'{' if self.inside == Inside::Next => {
                 self.inside = Inside::Yes;
                 self.place = Place::Key;
@@ -238,12 +265,22 @@ impl TopLevel {
                     (b'}', Inside::Yes) => self.inside = Inside::No,
                     (b',', Inside::Next) => self.inside = Inside::No,
                     (b',', _) => {}
+                    (b'}', _) if self.depth == 1 && self.list == List::Yes => {
+                        self.depth = 0;
+                        self.inside = Inside::No;
+                        found(Member::Item, b"");
+                    }
                     _ => self.done = true,
                 }
             }
             _ => return data.iter().position(matters).unwrap_or(data.len()),
         }
         1
+    }
+
+    /// Whether it is in a list and in none of its objects.
+    fn is_between(&self) -> bool {
+        self.depth == 0 && self.list == List::Yes
     }
 
     /// Up to the end of the string.
@@ -307,88 +344,4 @@ impl TopLevel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::openai::NAMES, *};
-
-    fn members(pieces: &[&[u8]]) -> Vec<(Member, String)> {
-        let mut scanner = TopLevel::new(&NAMES);
-        let mut members = Vec::new();
-        for piece in pieces {
-            scanner.feed(piece, |member, value| members.push((member, String::from_utf8_lossy(value).into_owned())));
-        }
-        members
-    }
-
-    const ANSWER: &str = r#" {"id" : "chatcmpl-1","object":"chat.completion","choices":[{"index":0,"message":
-        {"role":"assistant","content":"a \"usage\":{} \\"},"usage":{"prompt_tokens":99}}],"usage_x":1,"x":"usage",
-        "usage": {"prompt_tokens":5,"details":{"a":[1,"}",2]}},"model":"m\"n" ,"timings":null}"#;
-
-    #[test]
-    fn members_at_the_top_are_found_at_any_split() {
-        let expected = members(&[ANSWER.as_bytes()]);
-        assert_eq!(expected.len(), 4);
-        assert_eq!(expected[0], (Member::Id, r#""chatcmpl-1""#.into()));
-        assert_eq!(expected[1], (Member::Usage, r#"{"prompt_tokens":5,"details":{"a":[1,"}",2]}}"#.into()));
-        assert_eq!(expected[2], (Member::Model, r#""m\"n""#.into()));
-        assert_eq!(expected[3], (Member::Timings, "null".into()));
-        for at in 0..ANSWER.len() {
-            let (head, tail) = ANSWER.as_bytes().split_at(at);
-            assert_eq!(members(&[head, tail]), expected, "{at}");
-        }
-        let bytes: Vec<&[u8]> = ANSWER.as_bytes().chunks(1).collect();
-        assert_eq!(members(&bytes), expected);
-    }
-
-    #[test]
-    fn a_value_that_is_too_large_is_given_up_and_the_next_is_found() {
-        let json = format!(r#"{{"usage":{{"x":"{}"}},"id":"1"}}"#, "y".repeat(20_000));
-        assert_eq!(members(&[json.as_bytes()]), [(Member::Id, r#""1""#.into())]);
-    }
-
-    #[test]
-    fn members_of_the_object_inside_are_found_and_those_of_no_other() {
-        const NESTED: Names =
-            Names { top: &[("type", Member::Kind)], inside: Some(("message", &[("id", Member::Id)])) };
-        let check = |json: &str, expected: &[(Member, &str)]| {
-            for at in 0..=json.len() {
-                let (head, tail) = json.as_bytes().split_at(at);
-                let (mut scanner, mut found) = (TopLevel::new(&NESTED), Vec::new());
-                for piece in [head, tail] {
-                    scanner.feed(piece, |member, value| {
-                        found.push((member, String::from_utf8_lossy(value).into_owned()));
-                    });
-                }
-                assert_eq!(
-                    found,
-                    expected.iter().map(|(m, text)| (*m, (*text).to_owned())).collect::<Vec<_>>(),
-                    "{json}"
-                );
-            }
-        };
-        let (id, kind) = ((Member::Id, "1"), (Member::Kind, "2"));
-        check(r#"{"id":0,"message" : {"type":0,"id":1} ,"type":2}"#, &[id, kind]);
-        check(r#"{"type":2,"message":{"x":{"id":0},"message":{"id":0},"id":1}}"#, &[kind, id]);
-        check(r#"{"message":null,"x":{"id":0},"type":2}"#, &[kind]);
-        check(r#"{"message":"{","x":{"id":0},"type":2}"#, &[kind]);
-        check(r#"{"message":[{"id":0}],"x":{"message":{"id":0}},"type":2}"#, &[kind]);
-        check(r#"{"message":{},"id":0,"type":2}{"type":0}"#, &[kind]);
-        // As an event stands in a stream.
-        check("event: a\ndata: {\"type\":2,\"message\":{\"id\":1}}\n\n", &[kind, id]);
-    }
-
-    #[test]
-    fn vectors_are_skipped() {
-        let numbers = "-0.0123,".repeat(10_000);
-        let json = format!(r#"{{"data":[{{"embedding":[{numbers}1]}}],"usage":{{"prompt_tokens":3}}}}"#);
-        assert_eq!(members(&[json.as_bytes()]), [(Member::Usage, r#"{"prompt_tokens":3}"#.into())]);
-    }
-
-    #[test]
-    fn what_is_no_object_has_no_members() {
-        for text in
-            ["", "null", "[]", r#"["usage",{"usage":1}]"#, "}}}", "]", "<html>", r#""usage""#, ":,:,", "{\"usage"]
-        {
-            assert_eq!(members(&[text.as_bytes()]), [], "{text}");
-        }
-    }
-}
+mod tests;

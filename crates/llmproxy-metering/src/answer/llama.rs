@@ -3,6 +3,8 @@
 //! <https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md>
 //!
 //! Each event has the totals so far; the last one, and a plain answer, `timings` beside them, which know what was cached.
+//! Of several prompts, or several answers to one (`n_cmpl`), each event says which it is about, and its totals are of
+//! that one; there is a last event for each. A plain answer is a list then.
 
 use std::sync::LazyLock;
 
@@ -12,12 +14,14 @@ use super::{
 };
 
 struct Keys {
+    index: Key,
     stop: Key,
     timings: Key,
     content: [Key; 1],
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
+    index: Key::new("\"index\""),
     stop: Key::new("\"stop\""),
     timings: Key::new("\"timings\""),
     content: [Key::new("\"content\"")],
@@ -29,6 +33,7 @@ pub(super) const NAMES: Names = Names {
         ("model", Member::Model),
         ("error", Member::Error),
         ("stop", Member::Done),
+        ("index", Member::Index),
         ("tokens_evaluated", Member::Prompt),
         ("tokens_predicted", Member::Completion),
         ("timings", Member::Timings),
@@ -41,7 +46,11 @@ pub(super) fn has_delta(data: &[u8]) -> bool {
     scan::has_text(&KEYS.content, data)
 }
 
-/// Whether `data` is the last event, or may tell of an error.
+/// Whether `data` is the last event, may tell of an error, or is of another part than the first.
 pub(super) fn is_worth_parsing(data: &[u8]) -> bool {
-    KEYS.stop.any(data, |value| value.starts_with(b"t")) || KEYS.timings.any_object(data) || scan::has_error(data)
+    let is_of_another = KEYS.index.values(data).next().is_some_and(|index| !index.starts_with(b"0"));
+    is_of_another
+        || KEYS.stop.any(data, |value| value.starts_with(b"t"))
+        || KEYS.timings.any_object(data)
+        || scan::has_error(data)
 }

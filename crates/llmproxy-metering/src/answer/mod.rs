@@ -13,6 +13,7 @@ mod responses;
 mod scan;
 mod tally;
 mod tgi;
+mod totals;
 mod withhold;
 
 pub(crate) use dialect::Dialect;

@@ -5,18 +5,30 @@
 //!
 //! Usage comes in an event of its own at the end, beside the last choice, with every event as a running total
 //! (vLLM's `continuous_usage_stats`), as zeros until it is known (Ollama), as null, or not at all.
+//!
+//! Beside a choice it is that choice's; where there are none it is the whole answer's. Only llama.cpp has an event of the
+//! latter kind for each choice, with its `timings`, and they add up.
 
 use std::sync::LazyLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{
     Dialect, Tally,
     json::{Member, Names},
     scan::{self, Key},
+    totals::Place,
 };
 use crate::counts::Counts;
+
+/// A choice; which one it is, and whether it is one of chat's.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Choice {
+    index: u64,
+    delta: Option<IgnoredAny>,
+}
 
 /// The members of a chunk of a stream.
 #[derive(Default, Deserialize)]
@@ -98,6 +110,10 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
     if let Some(counts) = chunk.usage(tally.dialect).filter(|counts| !placeholder(counts)) {
         tally.count(counts);
     }
+    tally.settle(chunk.place());
+    if chunk.is_usage_event() && chunk.timings.is_some() {
+        tally.close();
+    }
     chunk.is_usage_event()
 }
 
@@ -106,6 +122,17 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
 impl<'a> Chunk<'a> {
     fn usage(&self, dialect: Dialect) -> Option<Counts> {
         dialect.counts(Member::Usage, self.usage?.get().as_bytes())
+    }
+
+    /// What its usage is of.
+    fn place(&self) -> Place {
+        let may_count = self.usage.is_some() || self.timings.is_some();
+        let choices = self.choices.filter(|_| may_count && !self.has_no_choices());
+        let choices: Vec<Choice> = choices.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+        match &*choices {
+            [Choice { index, delta }] => Place::Choice { index: *index, is_chat: delta.is_some() },
+            _ => Place::Whole,
+        }
     }
 
     /// Whether there are choices and they are none.

@@ -9,8 +9,9 @@ use super::{
     Dialect, Large,
     json::Member,
     scan::{begins_with_string, plain_words, text, words},
+    totals::{Given, Place, Totals},
 };
-use crate::counts::Counts;
+use crate::counts::{Counts, number};
 
 /// What an answer has said about itself so far.
 #[derive(Debug, Default)]
@@ -31,16 +32,13 @@ pub(crate) struct Tally {
     identified: bool,
     // Whether an event has passed whose type is an error.
     error_event: bool,
-    counted: Option<Counted>,
-}
-
-/// Counts and how many deltas had passed when they were given.
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    counts: Counts,
-    deltas: u64,
-    /// They were all from llama.cpp's `timings`, of which usage knows better.
-    by_timings: bool,
+    // Whether the last event carried a piece.
+    is_delta: bool,
+    // What the object that is being read has counted so far, and which part of the answer it says that it is about.
+    given: Option<Given>,
+    index: Option<u64>,
+    is_of_part: bool,
+    totals: Totals,
 }
 
 /// What one event was.
@@ -76,10 +74,15 @@ impl Tally {
         let dialect = self.dialect;
         self.terminal |= event.name.is_some_and(|kind| dialect.is_terminal(kind));
         self.error_event |= event.name == Some(b"error");
-        self.terminal |= dialect.is_last(data);
         seen.delta = dialect.has_delta(data);
+        self.is_delta = seen.delta;
+        // One of several parts had its last event, and more comes of another.
+        self.terminal &= !(seen.delta && dialect.has_parts());
+        self.terminal |= dialect.is_last(data);
         self.deltas += u64::from(seen.delta);
-        if !event.truncated && (!self.identified || dialect.is_worth_parsing(event.name, data)) {
+        // Whose a piece is must be known where there are several that it may be of.
+        let is_shared = dialect == Dialect::Llama && self.totals.has_parts();
+        if !event.truncated && (!self.identified || is_shared || dialect.is_worth_parsing(event.name, data)) {
             self.identified = true;
             seen.usage_event = dialect.read(self, data);
         }
@@ -109,6 +112,7 @@ impl Tally {
     pub(crate) fn head(&mut self, headers: &HeaderMap) {
         if let Some(counts) = self.dialect.counts_of_head(headers) {
             self.count(counts);
+            self.settle(Place::Whole);
         }
     }
 
@@ -129,7 +133,16 @@ impl Tally {
                 self.error_event |= value == b"\"error\"";
             }
             Member::Done => self.terminal |= value == b"true",
+            Member::Index => {
+                self.index = number(value);
+                self.is_of_part |= self.dialect == Dialect::Llama;
+            }
+            Member::Item => {
+                self.end_object();
+                self.totals.close();
+            }
             _ => {
+                self.is_of_part |= member == Member::PartUsage;
                 if let Some(counts) = self.dialect.counts(member, value) {
                     self.count(counts);
                 }
@@ -144,39 +157,63 @@ impl Tally {
         self.error = self.error.take().or(found.error);
         self.terminal |= found.terminal;
         self.error_event |= found.error_event;
-        if let Some(counted) = found.counted {
-            self.count(counted.counts);
-        }
+        (self.given, self.index, self.is_of_part) = (found.given, found.index, found.is_of_part);
+        self.end_object();
     }
 
-    /// The backend has counted: totals, of which the last that is given counts, part by part.
+    /// The object that was being read counts so much, in the last of its totals that it gives, part by part.
     pub(super) fn count(&mut self, counts: Counts) {
-        let counts = self.counted.map_or(counts, |known| counts.or_else(known.counts));
-        self.counted = Some(Counted { counts, deltas: self.deltas, by_timings: false });
+        let counts = self.given.map_or(counts, |known| counts.or_else(known.counts));
+        self.given = Some(Given { counts, by_timings: false });
     }
 
     /// llama.cpp counts beside or instead of usage.
-    fn timings(&mut self, counts: Counts) {
-        let deltas = self.deltas;
-        self.counted = Some(match self.counted {
-            Some(usage) if !usage.by_timings && usage.deltas == deltas => {
-                Counted { counts: usage.counts.or_else(counts), ..usage }
-            }
-            _ => Counted { counts, deltas, by_timings: true },
+    pub(super) fn timings(&mut self, counts: Counts) {
+        self.given = Some(match self.given {
+            Some(known) => Given { counts: known.counts.or_else(counts), ..known },
+            None => Given { counts, by_timings: true },
         });
+    }
+
+    /// The object that was being read has ended.
+    pub(super) fn end_object(&mut self) {
+        self.settle(self.place());
+        (self.index, self.is_of_part) = (None, false);
+    }
+
+    /// What the object that is being read counts.
+    fn place(&self) -> Place {
+        self.index.filter(|_| self.is_of_part).map_or(Place::Whole, Place::Part)
+    }
+
+    /// What the object that was being read has counted is of this place.
+    pub(super) fn settle(&mut self, place: Place) {
+        if let Some(given) = self.given.take() {
+            self.totals.count(place, given, self.deltas, self.is_delta);
+        }
+    }
+
+    /// What was counted of a part is complete.
+    pub(super) fn close(&mut self) {
+        self.totals.close();
     }
 
     /// Whether the backend has counted at all.
     pub(super) fn has_usage(&self) -> bool {
-        self.counted.is_some_and(|counted| !counted.by_timings)
+        self.totals.has_usage()
     }
 
     /// What the backend counted, and how many pieces passed after it did.
     pub(crate) fn counts(&self) -> Option<(Counts, u64)> {
-        let mut counted = self.counted?;
-        if self.dialect.leaves_out_zeros() && self.terminal && self.deltas == 0 {
-            counted.counts = counted.counts.or_else(Counts::of_completion(0));
+        let mut totals = self.totals.clone();
+        // Of an answer that is one object nobody has said that it has ended, and it need not have.
+        if let Some(given) = self.given {
+            totals.count(self.place(), given, self.deltas, self.is_delta);
         }
-        Some((counted.counts, self.deltas - counted.deltas))
+        let (mut counts, since) = totals.sum(self.deltas)?;
+        if self.dialect.leaves_out_zeros() && self.terminal && self.deltas == 0 {
+            counts = counts.or_else(Counts::of_completion(0));
+        }
+        Some((counts, since))
     }
 }

@@ -3,7 +3,9 @@
 //! <https://huggingface.github.io/text-generation-inference/>, <https://docs.sglang.ai/basic_usage/native_api.html>
 //!
 //! TGI has an event for each token. `details` come with the last one if they were asked for; of a plain answer the head
-//! has the counts in any case. SGLang's `meta_info` has totals in each event.
+//! has the counts in any case; an event's `index` is that of the token. SGLang's `meta_info` has totals in each event. Of
+//! several prompts, or several answers to one (`n`), they are of the one whose `index` the event has; a plain answer is a
+//! list then.
 
 use std::sync::LazyLock;
 
@@ -34,7 +36,12 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 
 /// The members of an event or of a plain answer, and of its details.
 pub(super) const NAMES: Names = Names {
-    top: &[("error", Member::Error), ("detail", Member::Detail), ("meta_info", Member::Usage)],
+    top: &[
+        ("error", Member::Error),
+        ("detail", Member::Detail),
+        ("meta_info", Member::PartUsage),
+        ("index", Member::Index),
+    ],
     inside: Some((
         "details",
         &[("generated_tokens", Member::Completion), ("input_length", Member::Prompt), ("prefill", Member::Prefill)],

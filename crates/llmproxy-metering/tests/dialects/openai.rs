@@ -148,3 +148,87 @@ async fn an_error_is_one_in_every_shape() {
     let record = replay("/v1/files", JSON, r#"{"error":"gone","detail":"x"}"#).await;
     assert_eq!((record.end, &record.error), (End::Complete, &None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn running_totals_of_several_choices_are_each_choice_s_until_the_end() {
+    let event = |index: u64, content: &str, completion: u64| {
+        format!(
+            "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"{content}\"}}}}],\"usage\":{{\"prompt_tokens\":5,\"total_tokens\":{},\"completion_tokens\":{completion}}}}}\n\n",
+            5 + completion
+        )
+    };
+    let events = [event(0, "", 0), event(1, "", 0), event(1, "a", 1), event(0, "a", 2), event(1, "b", 3)];
+    let last = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":6,\"total_tokens\":11}}\n\n";
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            (&events[0], (5, 0, Backend)),
+            (&events[1], (5, 0, Backend)),
+            (&events[2], (5, 1, Backend)),
+            (&events[3], (5, 3, Backend)),
+            (&events[4], (5, 5, Backend)),
+            (last, (5, 6, Backend)),
+            (DONE, (5, 6, Backend)),
+        ],
+        true,
+    )
+    .await;
+    // Of several prompts each has its own tokens.
+    let text = |index: u64, prompt: u64| {
+        format!(
+            "data: {{\"choices\":[{{\"index\":{index},\"text\":\"a\"}}],\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":2}}}}\n\n"
+        )
+    };
+    let texts = [text(0, 5), text(1, 9)];
+    check(COMPLETIONS, EVENTS, &[(&texts[0], (5, 2, Backend)), (&texts[1], (14, 4, Backend))], false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn llama_cpp_s_event_of_usage_for_each_choice_adds_up() {
+    let delta = |index: u64| {
+        format!(
+            "data: {{\"choices\":[{{\"finish_reason\":null,\"index\":{index},\"delta\":{{\"content\":\"a\"}}}}]}}\n\n"
+        )
+    };
+    let last = |predicted: u64| {
+        format!(
+            "data: {{\"choices\":[],\"usage\":{{\"completion_tokens\":{predicted},\"prompt_tokens\":5}},\"timings\":{{\"cache_n\":3,\"prompt_n\":2,\"predicted_n\":{predicted}}}}}\n\n"
+        )
+    };
+    let (zero, one, ends) = (delta(0), delta(1), [last(4), last(3)]);
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            (&zero, (GUESS, 1, Estimated)),
+            (&one, (GUESS, 2, Estimated)),
+            (&ends[0], (5, 4, Backend)),
+            (&one, (5, 5, Estimated)),
+            (&ends[1], (10, 7, Backend)),
+            (DONE, (10, 7, Backend)),
+        ],
+        true,
+    )
+    .await;
+    // Where usage was not asked for, its timings stand beside the last piece of each.
+    let stop = |index: u64, predicted: u64| {
+        format!(
+            "data: {{\"choices\":[{{\"finish_reason\":\"stop\",\"index\":{index},\"delta\":{{}}}}],\"timings\":{{\"cache_n\":3,\"prompt_n\":2,\"predicted_n\":{predicted}}}}}\n\n"
+        )
+    };
+    let stops = [stop(0, 4), stop(1, 3)];
+    check(
+        CHAT,
+        EVENTS,
+        &[
+            (&zero, (GUESS, 1, Estimated)),
+            (&one, (GUESS, 2, Estimated)),
+            (&stops[0], (5, 4, Backend)),
+            (&stops[1], (5, 7, Backend)),
+            (DONE, (5, 7, Backend)),
+        ],
+        true,
+    )
+    .await;
+}

@@ -92,3 +92,48 @@ async fn the_text_in_the_last_event_may_be_too_large_to_be_kept() {
     let (_, record) = pass(STREAM, EVENTS, stream.as_bytes().chunks(1460).collect()).await;
     assert_eq!(tokens(&record), Some((5, 7, Backend)));
 }
+
+/// An event of SGLang's, of one of several prompts or answers: its index stands behind what it counts.
+fn sglang(index: u64, text: &str, prompt: u64, completion: u64) -> String {
+    format!(
+        "{{\"text\":\"{text}\",\"meta_info\":{{\"id\":\"x\",\"finish_reason\":null,\"prompt_tokens\":{prompt},\"completion_tokens\":{completion},\"cached_tokens\":1}},\"index\":{index}}}"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn sglangs_totals_of_each_prompt_are_summed() {
+    let events = [
+        sglang(1, "a", 9, 1),
+        sglang(0, "a", 5, 1),
+        sglang(1, "a b", 9, 2),
+        sglang(0, "a \\\"index\\\":7", 5, 4),
+        sglang(2, "a", 6, 1),
+        sglang(1, "a b", 9, 3),
+    ]
+    .map(|event| format!("data: {event}\n\n"));
+    let tokens = [(9, 1), (14, 2), (14, 3), (14, 6), (20, 7), (20, 8)];
+    let mut pieces: Vec<(&str, Tokens)> = events
+        .iter()
+        .zip(tokens)
+        .map(|(event, (prompt, completion))| (&**event, (prompt, completion, Backend)))
+        .collect();
+    pieces.push(("data: [DONE]\n\n", (20, 8, Backend)));
+    let record = check(PLAIN, EVENTS, &pieces, true).await;
+    assert_eq!(record.usage.unwrap().cached, Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn sglangs_plain_answer_to_several_prompts_is_a_list() {
+    let json = format!("[{}, {}]", sglang(0, "a", 5, 3), sglang(0, "b", 9, 7));
+    let record = check_json(PLAIN, &json, (14, 10, Backend)).await;
+    assert_eq!(record.usage.unwrap().cached, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_that_are_too_many_to_tell_apart_are_not_for_free() {
+    let events: String = (1..=3)
+        .flat_map(|round| (0..200).map(move |index| format!("data: {}\n\n", sglang(index, "a", 5, round))))
+        .collect();
+    let (_, record) = pass(PLAIN, EVENTS, vec![events.as_bytes()]).await;
+    assert_eq!(super::tokens(&record), Some((1000, 600, Estimated)));
+}
