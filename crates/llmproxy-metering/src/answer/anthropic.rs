@@ -45,6 +45,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 pub(super) const NAMES: Names = Names {
     top: Names::TYPED,
     inside: Some(("message", &[("id", Member::Id), ("model", Member::Model), ("usage", Member::PromptUsage)])),
+    in_list: false,
 };
 
 /// Whether nothing follows an event of this type.

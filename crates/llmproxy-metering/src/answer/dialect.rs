@@ -10,15 +10,18 @@ use super::{
     Tally, anthropic,
     json::{Member, Names, TopLevel},
     llama, ollama, openai, responses, tgi,
+    totals::Place,
 };
 use crate::counts::{self, Counts};
 
 /// Whose conventions an answer follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// OpenAI's chat and completions.
+    /// OpenAI's chat.
     #[default]
-    OpenAi,
+    Chat,
+    /// OpenAI's completions.
+    Completions,
     /// What reads and writes no text, as embeddings, rerank and score do, or is not known to: OpenAI's names, where there
     /// are some.
     Reading,
@@ -45,31 +48,38 @@ impl Dialect {
             (_, "/completion") => Self::Llama,
             (Api::Anthropic, _) => Self::Anthropic,
             (Api::Ollama, _) => Self::Ollama,
-            _ if matches!(endpoint.work(), Work::Chat | Work::Completion) => Self::OpenAi,
-            _ => Self::Reading,
+            _ => match endpoint.work() {
+                Work::Chat => Self::Chat,
+                Work::Completion => Self::Completions,
+                Work::Embedding | Work::Other => Self::Reading,
+            },
         }
     }
 
     /// Whether a stream closes with an event of usage when `stream_options` ask for it.
     pub(crate) fn takes_stream_options(self) -> bool {
-        self == Self::OpenAi
+        matches!(self, Self::Chat | Self::Completions)
     }
 
-    /// Whether a piece of a stream may be larger than what is buffered of one, so that its members must be found while it
-    /// passes. The last event of a response repeats all of it, instructions and tools included; Ollama's last line lists
-    /// the tokens of the context; llama.cpp's last event has the prompt, and TGI's all of the text.
-    pub(crate) fn has_large_pieces(self) -> bool {
-        matches!(self, Self::Responses | Self::Ollama | Self::Tgi | Self::Llama)
+    /// Finds the members of an event or a line as it passes.
+    pub(super) fn members_of_event(self) -> TopLevel {
+        TopLevel::new(match self {
+            Self::Chat | Self::Completions | Self::Reading => &openai::EVENT_NAMES,
+            _ => self.names(),
+        })
     }
 
-    /// Finds the members of one object as it passes.
+    /// The same of a plain answer: one object, or a list with one for each of several prompts.
     pub(crate) fn members(self) -> TopLevel {
-        TopLevel::new(self.names())
+        TopLevel::of_any(self.names())
     }
 
-    /// The same of an answer that is one object, or a list with one for each of several prompts.
-    pub(crate) fn members_of_any(self) -> TopLevel {
-        TopLevel::of_any(self.names())
+    /// What an event counts that has this index.
+    pub(super) fn place(self, index: u64) -> Place {
+        match self {
+            Self::Llama | Self::Tgi => Place::Part(index),
+            _ => Place::Choice { index, is_chat: self == Self::Chat },
+        }
     }
 
     /// Whether several prompts may be answered by one stream, in which each event has the index of one.
@@ -99,7 +109,7 @@ impl Dialect {
     /// Whether `data` carries a piece of the answer.
     pub(super) fn has_delta(self, data: &[u8]) -> bool {
         match self {
-            Self::OpenAi | Self::Reading => openai::has_delta(data),
+            Self::Chat | Self::Completions | Self::Reading => openai::has_delta(data),
             Self::Responses => responses::has_delta(data),
             Self::Anthropic => anthropic::has_delta(data),
             Self::Ollama => ollama::has_delta(data),
@@ -111,7 +121,7 @@ impl Dialect {
     /// Whether `data`, of an event of that name, may say something about counts, an error or the end.
     pub(super) fn is_worth_parsing(self, name: Option<&[u8]>, data: &[u8]) -> bool {
         match self {
-            Self::OpenAi | Self::Reading => openai::is_worth_parsing(data),
+            Self::Chat | Self::Completions | Self::Reading => openai::is_worth_parsing(data),
             Self::Responses => responses::is_worth_parsing(name, data),
             Self::Anthropic => anthropic::is_worth_parsing(name, data),
             Self::Ollama => ollama::is_worth_parsing(data),
@@ -122,10 +132,10 @@ impl Dialect {
 
     /// Reads a piece of a stream; says whether it is usage and nothing else.
     pub(super) fn read(self, tally: &mut Tally, data: &[u8]) -> bool {
-        if matches!(self, Self::OpenAi | Self::Reading) {
+        if matches!(self, Self::Chat | Self::Completions | Self::Reading) {
             return openai::read(tally, data);
         }
-        self.members().feed(data, |member, value| tally.member(member, value));
+        self.members_of_event().feed(data, |member, value| tally.member(member, value));
         tally.end_object();
         false
     }
@@ -153,7 +163,7 @@ impl Dialect {
 
     fn names(self) -> &'static Names {
         match self {
-            Self::OpenAi | Self::Reading => &openai::NAMES,
+            Self::Chat | Self::Completions | Self::Reading => &openai::NAMES,
             Self::Responses => &responses::NAMES,
             Self::Anthropic => &anthropic::NAMES,
             Self::Ollama => &ollama::NAMES,

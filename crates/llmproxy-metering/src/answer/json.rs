@@ -47,6 +47,8 @@ pub(crate) struct Names {
     pub(super) top: &'static [(&'static str, Member)],
     /// An object at the top whose members are of interest too, and these.
     pub(super) inside: Option<(&'static str, &'static [(&'static str, Member)])>,
+    /// Whether a list of such objects stands there, of which the first is of interest.
+    pub(super) in_list: bool,
 }
 
 /// Sans-IO: bytes go in, members come out.
@@ -60,6 +62,7 @@ pub(crate) struct TopLevel {
     key: [u8; Names::LONGEST_KEY],
     key_len: u8,
     inside: Inside,
+    is_in_list: bool,
     capture: Option<Member>,
     value: Vec<u8>,
     list: List,
@@ -191,6 +194,7 @@ impl TopLevel {
             key: [0; Names::LONGEST_KEY],
             key_len: 0,
             inside: Inside::default(),
+            is_in_list: false,
             capture: None,
             value: Vec::new(),
             list: List::Never,
@@ -235,10 +239,12 @@ impl TopLevel {
             b'{' if self.depth == 0 => {
                 // What stands before it was none of its members.
                 self.depth = 1;
+                self.is_in_list = false;
                 self.place = Place::Key;
                 self.capture = None;
             }
             b'[' if self.depth == 0 && self.list == List::Perhaps => self.list = List::Yes,
+            b'[' if self.inside == Inside::Next && self.names.in_list => self.is_in_list = true,
             b'{' if self.inside == Inside::Next => {
                 self.inside = Inside::Yes;
                 self.place = Place::Key;
@@ -265,6 +271,7 @@ impl TopLevel {
                     (b'}', Inside::Yes) => self.inside = Inside::No,
                     (b',', Inside::Next) => self.inside = Inside::No,
                     (b',', _) => {}
+                    (b']', _) if self.is_in_list => (self.is_in_list, self.inside) = (false, Inside::No),
                     (b'}', _) if self.depth == 1 && self.list == List::Yes => {
                         self.depth = 0;
                         self.inside = Inside::No;

@@ -39,6 +39,7 @@ pub(super) const NAMES: Names = Names {
         ("timings", Member::Timings),
     ],
     inside: None,
+    in_list: false,
 };
 
 /// Whether `data` carries a piece of text.

@@ -33,6 +33,7 @@ pub(super) const NAMES: Names = Names {
         ("eval_count", Member::Completion),
     ],
     inside: None,
+    in_list: false,
 };
 
 /// Whether a line carries a piece of text, of thinking, or a call of a tool.

@@ -11,7 +11,7 @@
 
 use std::sync::LazyLock;
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
@@ -22,12 +22,11 @@ use super::{
 };
 use crate::counts::Counts;
 
-/// A choice; which one it is, and whether it is one of chat's.
+/// Which one a choice is.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Choice {
     index: u64,
-    delta: Option<IgnoredAny>,
 }
 
 /// The members of a chunk of a stream.
@@ -79,6 +78,20 @@ pub(super) const NAMES: Names = Names {
         ("detail", Member::Detail),
     ],
     inside: None,
+    in_list: false,
+};
+
+/// The members of a chunk of a stream that is too large to be read whole, so that it has a choice.
+pub(super) const EVENT_NAMES: Names = Names {
+    top: &[
+        ("usage", Member::Usage),
+        ("timings", Member::Timings),
+        ("model", Member::Model),
+        ("id", Member::Id),
+        ("error", Member::Error),
+    ],
+    inside: Some(("choices", &[("index", Member::Index)])),
+    in_list: true,
 };
 
 /// Whether `data` carries a piece of the answer: text, reasoning, a call of a tool.
@@ -110,7 +123,7 @@ pub(super) fn read(tally: &mut Tally, data: &[u8]) -> bool {
     if let Some(counts) = chunk.usage(tally.dialect).filter(|counts| !placeholder(counts)) {
         tally.count(counts);
     }
-    tally.settle(chunk.place());
+    tally.settle(chunk.place(tally.dialect));
     if chunk.is_usage_event() && chunk.timings.is_some() {
         tally.close();
     }
@@ -125,12 +138,12 @@ impl<'a> Chunk<'a> {
     }
 
     /// What its usage is of.
-    fn place(&self) -> Place {
+    fn place(&self, dialect: Dialect) -> Place {
         let may_count = self.usage.is_some() || self.timings.is_some();
         let choices = self.choices.filter(|_| may_count && !self.has_no_choices());
         let choices: Vec<Choice> = choices.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
         match &*choices {
-            [Choice { index, delta }] => Place::Choice { index: *index, is_chat: delta.is_some() },
+            [choice] => dialect.place(choice.index),
             _ => Place::Whole,
         }
     }

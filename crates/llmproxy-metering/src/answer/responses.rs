@@ -26,6 +26,7 @@ pub(super) const NAMES: Names = Names {
         "response",
         &[("id", Member::Id), ("model", Member::Model), ("usage", Member::Usage), ("error", Member::Error)],
     )),
+    in_list: false,
 };
 
 /// Whether nothing follows an event of this type.

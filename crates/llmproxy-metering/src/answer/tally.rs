@@ -95,15 +95,17 @@ impl Tally {
     /// The same of an event that may have begun in an earlier chunk; `rest` is what this one has of it.
     pub(crate) fn split_event(&mut self, event: &Event<'_>, rest: &[u8], large: &mut Option<Box<Large>>) -> Seen {
         let seen = self.event(event);
-        if let Some(large) = large {
-            large.end(rest, event.truncated, self);
+        if event.truncated {
+            large.get_or_insert_with(|| Box::new(Large::new(self.dialect))).end(rest, self);
+        } else if let Some(large) = large {
+            large.forget();
         }
         seen
     }
 
     /// An event has begun, or goes on, that does not end in this chunk; `part` is what the chunk has of it.
     pub(crate) fn begin_event(&self, part: &[u8], large: &mut Option<Box<Large>>) {
-        if !part.is_empty() && self.dialect.has_large_pieces() {
+        if !part.is_empty() {
             large.get_or_insert_with(|| Box::new(Large::new(self.dialect))).feed(part);
         }
     }
@@ -135,7 +137,7 @@ impl Tally {
             Member::Done => self.terminal |= value == b"true",
             Member::Index => {
                 self.index = number(value);
-                self.is_of_part |= self.dialect == Dialect::Llama;
+                self.is_of_part |= self.dialect != Dialect::Tgi;
             }
             Member::Item => {
                 self.end_object();
@@ -158,6 +160,10 @@ impl Tally {
         self.terminal |= found.terminal;
         self.error_event |= found.error_event;
         (self.given, self.index, self.is_of_part) = (found.given, found.index, found.is_of_part);
+        // Zeros beside a choice are a placeholder.
+        if matches!(self.place(), Place::Choice { .. }) && self.given.is_some_and(|given| given.counts.is_zero()) {
+            self.given = None;
+        }
         self.end_object();
     }
 
@@ -183,7 +189,7 @@ impl Tally {
 
     /// What the object that is being read counts.
     fn place(&self) -> Place {
-        self.index.filter(|_| self.is_of_part).map_or(Place::Whole, Place::Part)
+        self.index.filter(|_| self.is_of_part).map_or(Place::Whole, |index| self.dialect.place(index))
     }
 
     /// What the object that was being read has counted is of this place.

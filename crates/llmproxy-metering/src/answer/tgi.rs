@@ -46,6 +46,7 @@ pub(super) const NAMES: Names = Names {
         "details",
         &[("generated_tokens", Member::Completion), ("input_length", Member::Prompt), ("prefill", Member::Prefill)],
     )),
+    in_list: false,
 };
 
 /// What the head says.

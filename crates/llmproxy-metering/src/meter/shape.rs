@@ -138,7 +138,7 @@ impl Metering {
         if head.status.is_success() {
             self.tally.head(&head.headers);
         }
-        let members = || self.tally.dialect.members_of_any();
+        let members = || self.tally.dialect.members();
         self.watch = match plain {
             true if is_events => Events::watch(Framing::Events(Scanner::new(), ours.then(Withhold::default))),
             true if is_lines => Events::watch(Framing::Lines(Lines::default())),

@@ -115,3 +115,14 @@ async fn to_count_tokens_is_no_generation() {
     let record = replay("/v1/messages/count_tokens", JSON, r#"{"input_tokens":2095}"#).await;
     assert_eq!((record.usage, record.end), (None, End::Complete));
 }
+
+#[tokio::test(start_paused = true)]
+async fn usage_in_an_event_that_is_too_large_to_be_kept_is_read_while_it_passes() {
+    let large = "x".repeat(100_000);
+    let start = start(&format!("{{\"input_tokens\":5,\"output_tokens\":1}},\"x\":\"{large}\""));
+    let delta = delta(&format!("{{\"output_tokens\":7}},\"x\":\"{large}\""));
+    let stream = [&*start, &text("a"), &delta, STOP].concat();
+    let (out, record) = pass(PATH, EVENTS, stream.as_bytes().chunks(1460).collect()).await;
+    assert_eq!(out, stream.as_bytes());
+    assert_eq!((tokens(&record), record.upstream_id.as_deref()), (Some((5, 7, Backend)), Some("msg")));
+}

@@ -232,3 +232,47 @@ async fn llama_cpp_s_event_of_usage_for_each_choice_adds_up() {
     )
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn usage_in_a_chunk_that_is_too_large_to_be_kept_is_read_while_it_passes() {
+    let text = "a \\\"usage\\\":{\\\"prompt_tokens\\\":1} [{ ".repeat(10_000);
+    let logprobs = "{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97],\"top_logprobs\":[]},".repeat(2_000);
+    let chunk = |index: u64, before: &str, behind: &str| {
+        format!(
+            "data: {{\"id\":\"c\",{before}\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"{text}\"}},\"logprobs\":{{\"content\":[{}]}}}}]{behind}}}\n\n",
+            logprobs.trim_end_matches(',')
+        )
+    };
+    let usage = |completion: u64| format!("\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{completion}}}");
+    let timings = "\"timings\":{\"cache_n\":3,\"prompt_n\":2,\"predicted_n\":7}";
+    let behind = |member: &str| chunk(0, "", &format!(",{member}"));
+    let streams = [
+        behind(&usage(7)),
+        chunk(0, &format!("{},", usage(7)), ""),
+        behind(timings),
+        [chunk(1, "", &format!(",{}", usage(4))), behind(&usage(3))].concat(),
+        // A placeholder does not take the place of what is known.
+        [behind(&usage(7)), behind("\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0}")].concat(),
+    ];
+    for (at, stream) in streams.iter().enumerate() {
+        for stream in [stream.clone(), format!("{stream}{DONE}"), stream.replace('\n', "\r\n")] {
+            for size in [1460, 50_000] {
+                let (out, record) = pass(CHAT, EVENTS, stream.as_bytes().chunks(size).collect()).await;
+                assert_eq!(out, stream.as_bytes());
+                let counts = record.usage.map(|usage| (usage.prompt, usage.completion - u64::from(at == 4)));
+                assert_eq!((counts, record.upstream_id.as_deref()), (Some((5, 7)), Some("c")), "{at}");
+            }
+        }
+        // In one piece, whatever its size.
+        let (_, record) = pass(CHAT, EVENTS, vec![stream.as_bytes()]).await;
+        assert_eq!(record.usage.map(|usage| (usage.prompt, usage.completion)), Some((5, 7 + u64::from(at == 4))));
+    }
+    // In one piece, but on two lines.
+    let lines = chunk(0, "", &format!("\ndata: ,{}", usage(7)));
+    let (_, record) = pass(CHAT, EVENTS, vec![lines.as_bytes()]).await;
+    assert_eq!(tokens(&record), Some((5, 7, Backend)));
+    // An error, too.
+    let error = format!("data: {{\"choices\":[],\"x\":\"{text}\",\"error\":{{\"message\":\"gone\"}}}}\n\n");
+    let (_, record) = pass(CHAT, EVENTS, error.as_bytes().chunks(1460).collect()).await;
+    assert_eq!((record.end, record.error.as_deref()), (End::BackendFailed, Some("gone")));
+}

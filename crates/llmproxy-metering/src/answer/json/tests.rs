@@ -39,7 +39,8 @@ fn a_value_that_is_too_large_is_given_up_and_the_next_is_found() {
 
 /// At every split.
 fn check(scanner: fn(&'static Names) -> TopLevel, json: &str, expected: &[(Member, &str)]) {
-    const NESTED: Names = Names { top: &[("type", Member::Kind)], inside: Some(("message", &[("id", Member::Id)])) };
+    const NESTED: Names =
+        Names { top: &[("type", Member::Kind)], inside: Some(("message", &[("id", Member::Id)])), in_list: false };
     let expected: Vec<_> = expected.iter().map(|(member, text)| (*member, (*text).to_owned())).collect();
     for at in 0..=json.len() {
         let (head, tail) = json.as_bytes().split_at(at);
@@ -63,6 +64,20 @@ fn members_of_the_object_inside_are_found_and_those_of_no_other() {
     check(r#"{"message":{},"id":0,"type":2}{"type":0}"#, &[kind]);
     // As an event stands in a stream.
     check("event: a\ndata: {\"type\":2,\"message\":{\"id\":1}}\n\n", &[kind, id]);
+}
+
+#[test]
+fn members_of_the_first_choice_are_found() {
+    let check = |json: &str, expected: &[(Member, &str)]| {
+        check(|_| TopLevel::new(&super::super::openai::EVENT_NAMES), json, expected);
+    };
+    let (index, usage) = ((Member::Index, "3"), (Member::Usage, "{}"));
+    check(r#"{"choices" : [ {"delta":{"index":0},"index":3} ] ,"usage":{}}"#, &[index, usage]);
+    check(r#"{"usage":{},"choices":[{"index":3},{"index":4,"usage":1},[{"index":5}]]}"#, &[usage, index]);
+    check(r#"{"choices":[],"index":0,"usage":{}}"#, &[usage]);
+    check(r#"{"choices":[1,{"index":0}],"usage":{}}"#, &[usage]);
+    check(r#"{"choices":null,"x":[{"index":0}],"usage":{}}"#, &[usage]);
+    check(r#"{"choices":{"index":3},"usage":{}}"#, &[index, usage]);
 }
 
 #[test]
