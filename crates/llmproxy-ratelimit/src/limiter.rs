@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use llmproxy_core::{Call, Caller, Work};
+use llmproxy_core::{Api, Call, Caller, Work};
 use tokio::time::Instant;
 
 use crate::{
@@ -102,6 +102,30 @@ impl RateLimiter {
         call: Option<&Call>,
         client_ip: Option<IpAddr>,
     ) -> Result<Permit, RateLimitError> {
+        self.decide(caller, call, client_ip, |call, limits| self.need(call, limits))
+    }
+
+    /// The same of a request that only looks up what there is already, such as an answer of before: it needs no tokens.
+    ///
+    /// # Errors
+    ///
+    /// If the model is not the caller's, or a limit of requests is reached.
+    pub fn check_lookup(
+        self: &Arc<Self>,
+        caller: Option<&Caller>,
+        call: Option<&Call>,
+        client_ip: Option<IpAddr>,
+    ) -> Result<Permit, RateLimitError> {
+        self.decide(caller, call, client_ip, |_, _| None)
+    }
+
+    fn decide(
+        self: &Arc<Self>,
+        caller: Option<&Caller>,
+        call: Option<&Call>,
+        client_ip: Option<IpAddr>,
+        need: impl FnOnce(&Call, &Limits) -> Option<Need>,
+    ) -> Result<Permit, RateLimitError> {
         if let (Some(caller), Some(call)) = (caller, call) {
             match &call.model {
                 Some(model) if !caller.may_use(model) => {
@@ -121,7 +145,7 @@ impl RateLimiter {
             Side { scope: Scope::Key, account: &account, limits: &limits.per_key },
             Side { scope: Scope::Global, account: &self.everyone, limits: &limits.global },
         ];
-        let need = call.and_then(|call| self.need(call, &limits));
+        let need = call.and_then(|call| need(call, &limits));
         for side in &sides {
             side.check_size(need)?;
         }
@@ -205,8 +229,11 @@ impl RateLimiter {
     /// The tokens that `call` needs; `None` if it is not about tokens, such as a list of models.
     fn need(&self, call: &Call, limits: &Limits) -> Option<Need> {
         let work = call.endpoint.work();
-        if work == Work::Other && call.model.is_none() {
-            return None;
+        // What generates nothing is not reserved for. It may come to tokens all the same, a rerank for one, unless it is to
+        // count those of a message.
+        if work == Work::Other {
+            let is_worked_at = call.model.is_some() && call.endpoint.api() != Api::Anthropic;
+            return is_worked_at.then_some(Need { certain: 0, guessed: 0 });
         }
         let certain = call.prompt_estimate.saturating_add(call.max_output.unwrap_or(0));
         let guess = match call.max_output {

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use llmproxy_core::{
     BoxError, Exchange,
@@ -87,7 +87,13 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
-        let state = match self.limiter.check(exchange.caller(), exchange.call(), exchange.client_ip()) {
+        // Nothing is generated for what is not posted; a WebSocket, whose tokens nobody counts, is none of it either.
+        let checked = if *request.method() == Method::POST {
+            self.limiter.check(exchange.caller(), exchange.call(), exchange.client_ip())
+        } else {
+            self.limiter.check_lookup(exchange.caller(), exchange.call(), exchange.client_ip())
+        };
+        let state = match checked {
             Ok(permit) => {
                 if let Some(sink) = permit.sink() {
                     exchange.add_sink(sink);

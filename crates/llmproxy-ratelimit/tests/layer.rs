@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, channel::Channel};
 use llmproxy_core::{Backend, BoxError, Call, Caller, Endpoint, Exchange, Target, TokenUsage, UsageRecord};
@@ -32,7 +32,7 @@ fn limiter() -> Arc<RateLimiter> {
 
 /// A request of Alice that reserves 300 tokens.
 fn request() -> (Request<()>, Arc<Exchange>) {
-    let mut request = Request::new(());
+    let mut request = Request::post("/v1/chat/completions").body(()).unwrap();
     let exchange = Exchange::of(request.extensions_mut());
     exchange.set_caller(Caller::named("alice").with_fingerprint("alice"));
     exchange.set_call(Call {
@@ -184,6 +184,31 @@ async fn the_record_settles_the_tokens() {
         sink.record(&record(&exchange, usage));
     }
     assert_eq!(tokens_used(&limiter).await, 42);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_only_looked_up_takes_a_request_and_no_tokens() {
+    let limiter = RateLimiter::new(&RateLimitConfig {
+        enabled: true,
+        per_key: LimitsConfig { requests_per_minute: 60, tokens_per_minute: BUDGET, ..LimitsConfig::default() },
+        ..RateLimitConfig::default()
+    });
+    let inner = service_fn(|_| ready(Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new()))));
+    let service = RateLimitLayer::new(limiter.clone()).layer(inner);
+    let ask = async |method: Method| {
+        let (mut request, exchange) = request();
+        *request.method_mut() = method;
+        let response = service.clone().oneshot(request).await?;
+        let left = |name| response.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
+        let left = (left("x-ratelimit-remaining-requests"), left("x-ratelimit-remaining-tokens"));
+        Ok::<_, BoxError>((left, exchange.take_sinks().len()))
+    };
+    assert_eq!(ask(Method::GET).await.unwrap(), ((59, BUDGET), 0));
+    assert_eq!(ask(Method::DELETE).await.unwrap(), ((58, BUDGET), 0));
+    assert_eq!(ask(Method::POST).await.unwrap(), ((57, BUDGET - 300), 1));
+    // Nobody who has no tokens left is kept from it.
+    while ask(Method::POST).await.is_ok() {}
+    assert!(ask(Method::GET).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

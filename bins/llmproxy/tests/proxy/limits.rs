@@ -129,3 +129,38 @@ async fn a_client_that_stops_reading_slows_its_backend_and_is_given_up() {
     assert_eq!(proxy.ended().await["end"], "client_gone");
     drop(client);
 }
+
+#[tokio::test]
+async fn what_is_only_looked_up_takes_no_tokens() {
+    let usage = json!({"input_tokens": 50, "output_tokens": 50, "total_tokens": 100});
+    let backend =
+        Backend::start(script::json(200, json!({"id": "r", "usage": usage, "data": [{"usage": usage}]}))).await;
+    let yaml = format!(
+        "{}rate_limit: {{enabled: true, default_completion_tokens: 300, per_key: {{tokens_per_minute: 1000}}}}\n",
+        config(&backend.url(), "")
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let left = async |path: &str, body: Option<&serde_json::Value>| {
+        let mut client = Client::connect(proxy.address()).await;
+        match body {
+            Some(body) => client.send_json(path, &[], body).await,
+            None => {
+                let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+                client.send_raw(head).await.expect("the proxy reads");
+            }
+        }
+        let answer = client.read_to_end().await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.header("x-ratelimit-remaining-tokens").map(|left| left.parse::<u64>().expect("a number"))
+    };
+    for path in ["/v1/responses", "/v1/responses/r", "/v1/batches/b", "/v1/files"] {
+        assert_eq!(left(path, None).await, Some(1000), "{path}");
+    }
+    let count = json!({"model": "m", "messages": [{"role": "user", "content": "a few words to count"}]});
+    assert_eq!(left("/v1/messages/count_tokens", Some(&count)).await, Some(1000));
+    let ask = json!({"model": "m", "input": "", "max_output_tokens": 300});
+    assert_eq!(left("/v1/responses", Some(&ask)).await, Some(700), "what is generated is reserved for");
+    // Of those 100 were used, and some of them have come back since.
+    let after = left("/v1/responses/r", None).await.expect("a limit");
+    assert!((900..1000).contains(&after), "{after}");
+}

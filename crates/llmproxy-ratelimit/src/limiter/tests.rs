@@ -268,11 +268,18 @@ async fn an_unbounded_answer_is_guessed_by_what_the_model_did_before() {
 async fn what_is_not_about_tokens_reserves_none() {
     let alice = Alice::new(LimitsConfig { tokens_per_minute: 100, ..none() });
     let models = Call::new(Endpoint::of("/v1/models"));
-    let ask = |call| alice.0.check(Some(&caller("alice")), Some(call), None).unwrap();
+    let ask = |call: &Call| alice.0.check(Some(&caller("alice")), Some(call), None).unwrap();
     assert!(ask(&models).sink().is_none());
+    let of = |path| Call { model: Some("m".into()), prompt_estimate: 30, ..Call::new(Endpoint::of(path)) };
+    assert!(ask(&of("/v1/messages/count_tokens")).sink().is_none());
+    // What reads may come to tokens, of which nothing is known before.
+    let rerank = ask(&of("/v1/rerank"));
+    assert_eq!(alice.tokens_used(), 0);
+    rerank.sink().unwrap().record(&record(Some((20, 0))));
+    assert_eq!(alice.tokens_used(), 20);
     let embedding = Call { prompt_estimate: 30, ..Call::new(Endpoint::of("/v1/embeddings")) };
     drop(ask(&embedding));
-    assert_eq!(alice.tokens_used(), 30, "vectors come out, no tokens");
+    assert_eq!(alice.tokens_used(), 50, "vectors come out, no tokens");
 }
 
 #[tokio::test(start_paused = true)]
