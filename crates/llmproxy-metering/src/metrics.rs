@@ -18,6 +18,8 @@ pub const COUNT_REFUSED: &str = "llmproxy_usage_count_refused_total";
 pub const COUNT_SECONDS: &str = "llmproxy_usage_count_seconds";
 /// How far an estimate would have been off, by `kind`: `prompt` or `completion`; estimated by true number, so that 1 is right.
 pub const ESTIMATE_ERROR: &str = "llmproxy_usage_estimate_error_ratio";
+/// Tokens that were counted less those that the backend counted of the same, by `kind`: `prompt` or `completion`.
+pub const DRIFT: &str = "llmproxy_usage_drift_tokens";
 /// Questions to backends for a number of tokens, by `result`: `counted`, `unknown` (it offers no such thing), `unfit`
 /// (there is no way to ask it for this), `failed`, `busy`.
 pub const ASKED: &str = "llmproxy_usage_count_asked_total";
@@ -25,6 +27,7 @@ pub const ASKED: &str = "llmproxy_usage_count_asked_total";
 /// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.
 pub const BUCKETS: &[(&str, &[f64])] = &[
     (COUNT_SECONDS, &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]),
+    (DRIFT, &[-256.0, -64.0, -16.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 16.0, 64.0, 256.0]),
     (ESTIMATE_ERROR, &[0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0]),
 ];
 
@@ -45,6 +48,7 @@ pub fn describe() {
     describe_counter!(COUNT_REFUSED, "exchanges whose tokens could not be counted and are estimated, by reason");
     describe_histogram!(COUNT_SECONDS, Unit::Seconds, "time that a step of counting tokens takes");
     describe_histogram!(ESTIMATE_ERROR, "estimated tokens by true ones, by kind (prompt or completion)");
+    describe_histogram!(DRIFT, "counted tokens less those that the backend counted of the same, by kind");
     describe_counter!(ASKED, "questions to backends for a number of tokens, by result");
 }
 
@@ -63,6 +67,10 @@ pub(crate) fn count_took(time: Duration) {
 
 pub(crate) fn estimate_error(kind: &'static str, ratio: f64) {
     histogram!(ESTIMATE_ERROR, "kind" => kind).record(ratio);
+}
+
+pub(crate) fn drift(kind: &'static str, tokens: f64) {
+    histogram!(DRIFT, "kind" => kind).record(tokens);
 }
 
 pub(crate) fn asked(result: &'static str) {

@@ -167,10 +167,10 @@ fn an_exchange_is_counted_in_pieces_and_ends_once() {
     }
     counting.finish(finish(&ended));
     let totals = ends.recv_timeout(SOON).unwrap();
-    assert_eq!(totals, Ok(Totals { prompt: Some(exactly(4)), completion: exactly(6000) }));
+    assert_eq!(totals, Ok(Totals { prompt: Some(exactly(4)), completion: exactly(6000), marked: None }));
 
     pool.start(tokenizer.clone()).finish(finish(&ended));
-    assert_eq!(ends.recv_timeout(SOON).unwrap(), Ok(Totals { prompt: None, completion: Counted::NONE }));
+    assert_eq!(ends.recv_timeout(SOON).unwrap(), Ok(Totals { prompt: None, completion: Counted::NONE, marked: None }));
 
     let mut counting = pool.start(tokenizer.clone());
     counting.prompt(Endpoint::of("/v1/completions"), Bytes::from_static(b"{}"));

@@ -53,9 +53,9 @@ pub(super) fn is_terminal(kind: &[u8]) -> bool {
     kind == b"message_stop"
 }
 
-/// Whether `data` carries a piece of text, of thinking, or of a tool's call.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    scan::has_text(&KEYS.deltas, data)
+/// The length of a piece of text, of thinking, or of a tool's call. Only where `data` carries one.
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.deltas, data)
 }
 
 /// Whether `data` may say something about usage, an error or the end.

@@ -106,15 +106,15 @@ impl Dialect {
         self == Self::Ollama
     }
 
-    /// Whether `data` carries a piece of the answer.
-    pub(super) fn has_delta(self, data: &[u8]) -> bool {
+    /// The length of the text, in bytes, where `data` carries a piece of the answer.
+    pub(super) fn delta(self, data: &[u8]) -> Option<u64> {
         match self {
-            Self::Chat | Self::Completions | Self::Reading => openai::has_delta(data),
-            Self::Responses => responses::has_delta(data),
-            Self::Anthropic => anthropic::has_delta(data),
-            Self::Ollama => ollama::has_delta(data),
-            Self::Tgi => tgi::has_delta(data),
-            Self::Llama => llama::has_delta(data),
+            Self::Chat | Self::Completions | Self::Reading => openai::delta(data),
+            Self::Responses => responses::delta(data),
+            Self::Anthropic => anthropic::delta(data),
+            Self::Ollama => ollama::delta(data),
+            Self::Tgi => tgi::delta(data),
+            Self::Llama => llama::delta(data),
         }
     }
 

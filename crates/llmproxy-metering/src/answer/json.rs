@@ -113,7 +113,7 @@ const USUAL: usize = 128;
 const NEAR: usize = 16;
 
 /// Where the next quote or backslash is.
-fn end_or_escape(data: &[u8]) -> Option<usize> {
+pub(super) fn end_or_escape(data: &[u8]) -> Option<usize> {
     let near = data.len().min(NEAR);
     match data[..near].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
         None => memchr2(b'"', b'\\', &data[near..]).map(|at| near + at),

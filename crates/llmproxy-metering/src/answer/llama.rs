@@ -42,9 +42,9 @@ pub(super) const NAMES: Names = Names {
     in_list: false,
 };
 
-/// Whether `data` carries a piece of text.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    scan::has_text(&KEYS.content, data)
+/// The length of a piece of text. Only where `data` carries one.
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.content, data)
 }
 
 /// Whether `data` is the last event, may tell of an error, or is of another part than the first.

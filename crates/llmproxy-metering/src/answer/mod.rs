@@ -2,6 +2,7 @@
 
 mod anthropic;
 mod dialect;
+mod heard;
 mod json;
 mod large;
 mod lines;
@@ -11,12 +12,15 @@ mod openai;
 mod packed;
 mod responses;
 mod scan;
+mod strings;
 mod tally;
+mod texts;
 mod tgi;
 mod totals;
 mod withhold;
 
 pub(crate) use dialect::Dialect;
+pub(crate) use heard::{Heard, Listener};
 pub(crate) use json::TopLevel;
 pub(crate) use large::Large;
 pub(crate) use lines::Lines;

@@ -36,9 +36,9 @@ pub(super) const NAMES: Names = Names {
     in_list: false,
 };
 
-/// Whether a line carries a piece of text, of thinking, or a call of a tool.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    scan::has_text(&KEYS.deltas, data)
+/// The length of a piece of text, of thinking, or a call of a tool. Only where a line carries one.
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.deltas, data)
 }
 
 /// Whether a line is the last, or tells of an error.

@@ -94,9 +94,9 @@ pub(super) const EVENT_NAMES: Names = Names {
     in_list: true,
 };
 
-/// Whether `data` carries a piece of the answer: text, reasoning, a call of a tool.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    scan::has_text(&KEYS.deltas, data)
+/// The length of a piece of the answer: text, reasoning, a call of a tool. Only where `data` carries one.
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.deltas, data)
 }
 
 /// Whether `data` may say something about usage or an error, so that it is worth parsing.
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn pieces_of_an_answer_are_told_from_the_rest() {
-        let check = |json: &str, expected| assert_eq!(has_delta(json.as_bytes()), expected, "{json}");
+        let check = |json: &str, expected| assert_eq!(delta(json.as_bytes()).is_some(), expected, "{json}");
         check(r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#, false);
         check(r#"{"choices":[{"delta":{"role":"assistant","content":null}}]}"#, false);
         check(r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, false);

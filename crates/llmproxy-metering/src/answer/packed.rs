@@ -55,6 +55,11 @@ impl Packed {
         (&reader.tally, reader.bytes)
     }
 
+    /// What was found so far, to be told more.
+    pub(crate) fn tally(&mut self) -> &mut Tally {
+        &mut self.0.get_mut().tally
+    }
+
     /// What was found, and how many bytes it was found in.
     pub(crate) fn finish(&mut self, is_complete: bool) -> (Tally, u64) {
         let reader = self.0.get_mut();
@@ -75,7 +80,10 @@ impl Reader {
             begun = event.end;
         };
         match &mut self.plain {
-            Plain::Json(members) => return members.feed(data, |member, value| self.tally.member(member, value)),
+            Plain::Json(members) => {
+                members.feed(data, |member, value| self.tally.member(member, value));
+                return self.tally.plain_text(data);
+            }
             Plain::Events(scanner) => scanner.feed(data, on_event),
             Plain::Lines(lines) => lines.feed(data, on_event),
         }

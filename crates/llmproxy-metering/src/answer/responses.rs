@@ -34,9 +34,9 @@ pub(super) fn is_terminal(kind: &[u8]) -> bool {
     matches!(kind, b"response.completed" | b"response.incomplete" | b"response.failed")
 }
 
-/// Whether `data` carries a piece of text, of reasoning, or of a call's arguments.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    scan::has_text(&KEYS.delta, data)
+/// The length of a piece of text, of reasoning, or of a call's arguments. Only where `data` carries one.
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.delta, data)
 }
 
 /// Whether an event is one of the last, or may tell of an error.

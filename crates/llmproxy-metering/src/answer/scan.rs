@@ -10,6 +10,8 @@ use std::{
 use memchr::memmem::Finder;
 use serde::Deserialize;
 
+use super::json::end_or_escape;
+
 /// Searches for one key, quotes included.
 pub(super) struct Key(Finder<'static>);
 
@@ -23,9 +25,26 @@ const MAX_ERROR: usize = 512;
 /// The longest id or name of a model that is kept, in bytes.
 const MAX_TEXT: usize = 256;
 
-/// Whether a string that is not empty stands under one of `keys`.
-pub(super) fn has_text(keys: &[Key], data: &[u8]) -> bool {
-    keys.iter().any(|key| key.values(data).any(|value| matches!(value, [b'"', next, ..] if *next != b'"')))
+/// How much text stands under the first of `keys` that has any, in bytes; `None` where none has.
+pub(super) fn text_len(keys: &[Key], data: &[u8]) -> Option<u64> {
+    let of = |key: &Key| key.values(data).filter_map(|value| Some(string_len(value.strip_prefix(b"\"")?))).sum();
+    keys.iter().map(of).find(|len| *len > 0)
+}
+
+/// The bytes of the text of a string, from behind its first quote on; an escape stands for one, or for one character of about
+/// three (`\uXXXX`).
+fn string_len(json: &[u8]) -> u64 {
+    let (mut at, mut saved) = (0, 0);
+    while let Some(found) = end_or_escape(&json[at..]) {
+        at += found;
+        if json[at] == b'"' {
+            return (at - saved) as u64;
+        }
+        let (len, stands_for) = if json.get(at + 1) == Some(&b'u') { (6, 3) } else { (2, 1) };
+        at = (at + len).min(json.len());
+        saved += len - stands_for;
+    }
+    json.len().saturating_sub(saved) as u64
 }
 
 /// Whether `data` may say that something went wrong.
@@ -112,6 +131,19 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_length_of_text_is_that_of_what_it_stands_for() {
+        let keys = [Key::new("\"a\""), Key::new("\"b\"")];
+        let check = |json: &str, expected| assert_eq!(text_len(&keys, json.as_bytes()), expected, "{json}");
+        check(r#"{"a":"","b":null}"#, None);
+        check(r#"{"a":"","b":"xyz"}"#, Some(3));
+        check(r#"{"b":"xyz","a":"1","x":{"a":"22"}}"#, Some(3));
+        check(r#"{"a":"\n\"\u00e9"}"#, Some(5));
+        check(r#"{"a":"broken o"#, Some(8));
+        check(r#"{"a":"broken \"#, Some(7));
+        check(r#"{"a":"broken \u0"#, Some(7));
+    }
 
     #[test]
     fn errors_of_every_shape_are_put_into_words() {

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use llmproxy_sse::Event;
 
 use super::{
-    Dialect, Large,
+    Dialect, Heard, Large,
     json::Member,
     scan::{begins_with_string, plain_words, text, words},
     totals::{Given, Place, Totals},
@@ -22,6 +22,10 @@ pub(crate) struct Tally {
     pub(crate) model: Option<Arc<str>>,
     /// Pieces of a stream that carried something.
     pub(crate) deltas: u64,
+    /// The text in them, in bytes.
+    pub(crate) text_bytes: u64,
+    /// What becomes of that text, where it is wanted.
+    pub(crate) heard: Option<Box<Heard>>,
     /// What went wrong, in words.
     pub(crate) error: Option<Arc<str>>,
     /// Whether the event has passed that says that nothing follows.
@@ -74,7 +78,12 @@ impl Tally {
         let dialect = self.dialect;
         self.terminal |= event.name.is_some_and(|kind| dialect.is_terminal(kind));
         self.error_event |= event.name == Some(b"error");
-        seen.delta = dialect.has_delta(data);
+        let delta = dialect.delta(data);
+        seen.delta = delta.is_some();
+        self.text_bytes += delta.unwrap_or(0);
+        if let Some(heard) = self.heard.as_mut().filter(|_| seen.delta) {
+            heard.event(dialect, data, event.truncated);
+        }
         self.is_delta = seen.delta;
         // One of several parts had its last event, and more comes of another.
         self.terminal &= !(seen.delta && dialect.has_parts());
@@ -107,6 +116,13 @@ impl Tally {
     pub(crate) fn begin_event(&self, part: &[u8], large: &mut Option<Box<Large>>) {
         if !part.is_empty() {
             large.get_or_insert_with(|| Box::new(Large::new(self.dialect))).feed(part);
+        }
+    }
+
+    /// Takes the next piece of an answer that is no stream: its text, which its members do not tell.
+    pub(crate) fn plain_text(&mut self, data: &[u8]) {
+        if let Some(heard) = &mut self.heard {
+            self.text_bytes += heard.plain(data);
         }
     }
 

@@ -63,8 +63,8 @@ pub(super) fn counts_of_prefill(list: &[u8]) -> Option<Counts> {
 }
 
 /// Whether `data` carries a token, be its text empty, or text.
-pub(super) fn has_delta(data: &[u8]) -> bool {
-    KEYS.token.any_object(data) || scan::has_text(&KEYS.text, data)
+pub(super) fn delta(data: &[u8]) -> Option<u64> {
+    scan::text_len(&KEYS.text, data).or_else(|| KEYS.token.any_object(data).then_some(0))
 }
 
 /// Whether `data` may have counts or tell of an error.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tower::Layer;
 
 use super::{Meter, abandon::Bounds, rules::Rules};
-use crate::{AbortConfig, Drains, Pricing};
+use crate::{AbortConfig, Counters, Drains, Pricing};
 
 /// Makes [`Meter`]; the [crate] has an example of an answer that came. This one did not:
 ///
@@ -52,6 +52,14 @@ impl MeterLayer {
     #[must_use]
     pub fn with_pricing(self, pricing: Arc<Pricing>) -> Self {
         self.with(|rules| rules.pricing = Some(pricing))
+    }
+
+    /// Has what a backend does not tell counted by these. Without them it is estimated by size.
+    ///
+    /// A record may be given to its sinks later then, and on another thread; [`Counters::finish`] waits for that.
+    #[must_use]
+    pub fn with_counters(self, counters: Counters) -> Self {
+        self.with(|rules| rules.counters = Some(counters))
     }
 
     /// Has the rest of an answer read where its client leaves and `config`, or the caller's key, says so.

@@ -5,6 +5,7 @@ mod layer;
 mod record;
 mod rules;
 mod service;
+mod settle;
 mod shape;
 
 pub use abandon::{Abandon, AbandonLimit};

@@ -4,22 +4,22 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use llmproxy_core::{
-    Call, Cost, End, Endpoint, Exchange, TokenUsage, UsageRecord,
+    End, Endpoint, Exchange, TokenUsage, UsageRecord,
     UsageSource::{Backend, Estimated},
     UsageSources, Work,
 };
 
 use super::shape::Head;
-use crate::{Pricing, answer::Tally, estimate::BYTES_PER_TOKEN};
+use crate::{answer::Tally, estimate::BYTES_PER_TOKEN, tokens::Learned};
 
 /// Everything that a record is made of.
 pub(super) struct Outcome<'a> {
     pub(super) exchange: &'a Exchange,
     pub(super) method: &'a Method,
     pub(super) path: &'a Arc<str>,
-    pub(super) pricing: Option<&'a Pricing>,
     pub(super) head: Option<&'a Head>,
     pub(super) tally: &'a Tally,
+    pub(super) learned: Option<&'a Learned>,
     pub(super) endpoint: Endpoint,
     pub(super) bytes: u64,
     pub(super) longest_gap: Option<Duration>,
@@ -37,7 +37,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 // === impl Outcome ===
 
 impl Outcome<'_> {
-    pub(super) fn record(self) -> UsageRecord {
+    pub(super) fn record(&self) -> UsageRecord {
         let exchange = self.exchange;
         let call = exchange.call();
         let caller = exchange.caller();
@@ -68,14 +68,14 @@ impl Outcome<'_> {
             usage,
             delivered_tokens,
             usage_source,
-            cost: usage.and_then(|usage| self.cost(&usage)),
+            cost: None,
             latency: exchange.elapsed(),
             time_to_first_byte: exchange.time_to_first_byte(),
             time_to_first_token: exchange.time_to_first_token(),
             longest_gap: self.longest_gap,
             queue_time: exchange.queue_time(),
             proxy_time: exchange.proxy_time(),
-            error: self.error,
+            error: self.error.clone(),
         }
     }
 
@@ -96,24 +96,13 @@ impl Outcome<'_> {
         }
     }
 
-    /// By the name that the client used, or else by those that the backend knows it by.
-    fn cost(&self, usage: &TokenUsage) -> Option<Cost> {
-        let served = self.exchange.served();
-        let names = [
-            self.exchange.call().and_then(|call| call.model.as_deref()),
-            served.and_then(|target| target.model.as_deref()),
-            self.tally.model.as_deref(),
-        ];
-        self.pricing?.cost(names.into_iter().flatten(), usage)
-    }
-
     /// The tokens, and who counted them.
     fn usage(&self) -> Option<(TokenUsage, UsageSources)> {
         // What is only looked up again, an answer or a batch of before, has its usage in it once more.
         if *self.method != Method::POST || !self.endpoint.is_known() {
             return None;
         }
-        let prompt = self.exchange.call().map_or(0, |call: &Call| call.prompt_estimate);
+        let prompt = self.estimated_prompt();
         if let Some((counts, deltas_since)) = self.tally.counts() {
             let mut usage = counts.or(prompt, self.estimated_completion());
             let says = |is_said| if is_said { Backend } else { Estimated };
@@ -143,17 +132,32 @@ impl Outcome<'_> {
     }
 
     /// Whether tokens come out of what was asked for.
-    fn generates(&self) -> bool {
+    pub(super) fn generates(&self) -> bool {
         matches!(self.endpoint.work(), Work::Chat | Work::Completion)
     }
 
-    /// By the pieces, or where they are not read by the size. Of an answer that was read on, no less than was delivered.
+    fn estimated_prompt(&self) -> u64 {
+        let by_size = self.exchange.call().map_or(0, |call| call.prompt_estimate);
+        let learned = self.learned.and_then(|learned| learned.prompt_tokens(self.model(), by_size * BYTES_PER_TOKEN));
+        learned.unwrap_or(by_size)
+    }
+
+    /// Under which name is learned what a token is.
+    pub(super) fn model(&self) -> &str {
+        self.exchange.call().and_then(|call| call.model.as_deref()).or(self.tally.model.as_deref()).unwrap_or_default()
+    }
+
+    /// By what was learned of the model's tokens; no less than the pieces, each of which has one. Where nothing is known, by
+    /// the pieces, or where they are not read by the size. Of an answer that was read on, no less than was delivered.
     fn estimated_completion(&self) -> u64 {
-        let counted = match self.head {
+        let bytes = self.tally.text_bytes;
+        let learned = || self.learned.and_then(|learned| learned.completion_tokens(self.model(), bytes));
+        let estimate = match self.head {
             _ if !self.generates() => 0,
-            Some(head) if head.counted => self.tally.deltas,
+            Some(head) if head.counted => self.tally.deltas.max(learned().unwrap_or(0)),
+            _ if bytes > 0 => learned().unwrap_or(bytes.div_ceil(BYTES_PER_TOKEN)),
             _ => self.bytes / BYTES_PER_TOKEN,
         };
-        counted.max(self.delivered.unwrap_or(0))
+        estimate.max(self.delivered.unwrap_or(0))
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::abandon::Bounds;
-use crate::Pricing;
+use crate::{Counters, Pricing};
 
 /// Each part is left out where nothing is said of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rules {
     pub(super) pricing: Option<Arc<Pricing>>,
     pub(super) bounds: Option<Arc<Bounds>>,
+    pub(super) counters: Option<Counters>,
 }

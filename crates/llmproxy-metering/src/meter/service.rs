@@ -1,6 +1,7 @@
 //! The service and its future: from the request to the head of the answer.
 
 use std::{
+    any::Any,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use llmproxy_core::{
-    BoxError, Exchange,
+    BoxError, Exchange, RequestBody,
     body::{Drained, Ending, Out, Shaped, Shaper},
 };
 use pin_project_lite::pin_project;
@@ -69,6 +70,7 @@ impl<S> Meter<S> {
 
 impl<S, R, B> Service<Request<R>> for Meter<S>
 where
+    R: 'static,
     S: Service<Request<R>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
@@ -83,7 +85,11 @@ where
     fn call(&mut self, mut request: Request<R>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
         let abandon = Abandon::new(self.rules.bounds.clone());
-        let metering = Metering::new(exchange, request.method(), request.uri().path(), self.rules.clone());
+        let mut metering = Metering::new(exchange, request.method(), request.uri().path(), self.rules.clone());
+        // Whatever body the service takes; only of one that was read there is a prompt to count.
+        if let Some(RequestBody::Replay(body, _)) = (request.body() as &dyn Any).downcast_ref() {
+            metering.prompt(body);
+        }
         let shaper = Shaper::new(Box::new(metering));
         MeterFuture { inner: self.inner.call(request), shaper: Some(shaper), abandon }
     }

@@ -1,10 +1,6 @@
 //! What watches one answer, from the request on to the end.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -13,19 +9,24 @@ use http::{
     response::Parts,
 };
 use llmproxy_core::{
-    End, Ended, Endpoint, Exchange, Work,
+    End, Ended, Endpoint, Exchange, UsageRecord, UsageSink, Work,
     body::{Ending, Out, Shape},
     cause_ref,
 };
 use llmproxy_sse::{Event, Scanner};
 use tokio::time::Instant;
 
-use super::{record::Outcome, rules::Rules};
+use super::{
+    record::Outcome,
+    rules::Rules,
+    settle::{self, Counted, Settling},
+};
 use crate::{
-    InspectError,
-    answer::{Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
+    Counters, InspectError,
+    answer::{Dialect, Heard, Large, Lines, Listener, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
+    tokens::Tokenizer,
 };
 
 /// Watches one answer and records it; takes the usage event out that the proxy itself has asked for. Made by
@@ -36,6 +37,9 @@ pub struct Metering {
     method: Method,
     path: Arc<str>,
     rules: Arc<Rules>,
+    /// The request's JSON, as long as its prompt may be counted.
+    // Rarely there.
+    body: Option<Box<Bytes>>,
     head: Option<Head>,
     watch: Watch,
     tally: Tally,
@@ -95,6 +99,8 @@ enum Framing {
     Lines(Lines),
 }
 
+/// The largest request that is kept as long as the answer takes, in bytes, to ask the backend about its prompt if need be.
+const MAX_KEPT_BODY: usize = 64 * 1024;
 /// The longest request id of a backend that is kept, in bytes.
 const MAX_REQUEST_ID: usize = 256;
 
@@ -107,6 +113,7 @@ impl Metering {
             method: method.clone(),
             path: path.into(),
             rules,
+            body: None,
             head: None,
             watch: Watch::Opaque,
             tally: Tally::default(),
@@ -116,6 +123,44 @@ impl Metering {
             longest_gap: None,
             left: None,
         }
+    }
+
+    /// What was asked, in a body that was read.
+    pub(super) fn prompt(&mut self, body: &Bytes) {
+        // Under which names the model goes is known when a backend has been found.
+        let counts = |counters: &Counters| counters.asker.is_some() || !counters.tokenizers.is_empty();
+        let reads = self.method == Method::POST && self.endpoint().work() != Work::Other;
+        if reads && self.rules.counters.as_ref().is_some_and(counts) {
+            self.body = Some(Box::new(body.clone()));
+        }
+    }
+
+    /// The tokenizer of the model that was asked for, by its name here or at the backend.
+    fn tokenizer(&self, counters: &Counters) -> Option<Arc<Tokenizer>> {
+        let asked = self.exchange.call().and_then(|call| call.model.as_deref());
+        let served = self.exchange.served().and_then(|target| target.model.as_deref());
+        [asked, served].into_iter().flatten().find_map(|model| counters.tokenizers.find(model))
+    }
+
+    /// Has the text of the answer heard, where that is of use. The prompt is handed over now: to keep it for as long as the
+    /// answer takes would be to keep the bodies of all streams.
+    fn listen(&mut self, is_stream: bool) {
+        let generates = matches!(self.endpoint().work(), Work::Chat | Work::Completion);
+        let Some(counters) = self.rules.counters.clone() else { return };
+        let listener = match (self.tokenizer(&counters), self.body.take()) {
+            (Some(tokenizer), Some(body)) => {
+                let mut counting = counters.pool.start(tokenizer);
+                counting.prompt(self.endpoint(), *body);
+                Listener::Counting(counting)
+            }
+            (None, Some(body)) if counters.asker.is_some() => {
+                self.body = Some(body).filter(|body| body.len() <= MAX_KEPT_BODY);
+                Listener::Kept(Some(String::new()))
+            }
+            _ if is_stream || !generates => return,
+            _ => Listener::Nobody,
+        };
+        self.tally.heard = Some(Box::new(Heard::new(listener, self.tally.dialect, is_stream)));
     }
 
     /// The head has come.
@@ -137,6 +182,11 @@ impl Metering {
         }
         if head.status.is_success() {
             self.tally.head(&head.headers);
+            if plain || packed {
+                self.listen(is_events || is_lines);
+            }
+        } else {
+            self.body = None;
         }
         let members = || self.tally.dialect.members();
         self.watch = match plain {
@@ -181,6 +231,13 @@ impl Metering {
     pub(super) fn leave(&mut self) {
         self.exchange.set_end(End::ClientGone);
         let delivered = self.summary(End::ClientGone).completion().unwrap_or(0);
+        let tally = match &mut self.watch {
+            Watch::Packed(packed) => packed.tally(),
+            _ => &mut self.tally,
+        };
+        if let Some(heard) = &mut tally.heard {
+            heard.leave();
+        }
         self.left = Some(Left { delivered, deltas: self.so_far().0.deltas });
     }
 
@@ -289,6 +346,39 @@ impl Metering {
         }
     }
 
+    /// Hands the record on, when what is to be counted of it is.
+    fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
+        let heard = self.tally.heard.take().map(|heard| heard.finish());
+        let served = self.exchange.served().and_then(|target| target.model.clone());
+        let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
+        let Some(counters) = self.rules.counters.clone().filter(|_| settling.has_usage()) else {
+            return settling.tell();
+        };
+        let body = self.body.take();
+        match heard {
+            Some((Listener::Counting(counting), is_text_alone)) => {
+                counting.finish(move |totals| settling.count(Counted::of(totals, is_text_alone)));
+            }
+            Some((Listener::Kept(text), is_text_alone)) => {
+                let text = text.filter(|_| is_text_alone);
+                settling.ask(&counters, self.exchange.backend(), served, body.map(|body| *body), text);
+            }
+            // Whoever left before the head was worked for all the same.
+            None if self.head.is_none() => match (self.tokenizer(&counters), body) {
+                (Some(tokenizer), Some(body)) => {
+                    let mut counting = counters.pool.start(tokenizer);
+                    counting.prompt(self.endpoint(), *body);
+                    counting.finish(move |totals| settling.count(Counted::of(totals, true)));
+                }
+                (_, body) => {
+                    let body = body.map(|body| *body);
+                    settling.ask(&counters, self.exchange.backend(), served, body, Some(String::new()));
+                }
+            },
+            _ => settling.tell(),
+        }
+    }
+
     /// What is known of the answer, and in how many bytes.
     fn so_far(&self) -> (&Tally, u64) {
         match &self.watch {
@@ -304,9 +394,9 @@ impl Metering {
             exchange: &self.exchange,
             method: &self.method,
             path: &self.path,
-            pricing: self.rules.pricing.as_deref(),
             head: self.head.as_ref(),
             tally,
+            learned: self.rules.counters.as_ref().map(|counters| &counters.learned),
             endpoint: self.endpoint(),
             bytes,
             longest_gap: self.longest_gap,
@@ -366,6 +456,7 @@ impl Shape for Metering {
             }
             Watch::Json(mut scanner) => {
                 scanner.feed(&data, |member, value| self.tally.member(member, value));
+                self.tally.plain_text(&data);
                 self.watch = Watch::Json(scanner);
             }
             Watch::Packed(packed) => self.packed(packed, &data),
@@ -398,13 +489,12 @@ impl Shape for Metering {
             Ending::Failed(error) => cause_ref::<InspectError>(&**error).map(InspectError::status),
             _ => None,
         };
-        let record = Arc::new(Outcome { error, refused, ..self.summary(end) }.record());
-        for sink in sinks {
-            // Each is another's code. What one of them does wrong must not cost the others their record.
-            if catch_unwind(AssertUnwindSafe(|| sink.record(&record))).is_err() {
-                tracing::error!(request_id = %record.request_id, "a sink of usage records panicked");
-            }
+        let outcome = Outcome { error, refused, ..self.summary(end) };
+        let record = outcome.record();
+        if let Some(counters) = &self.rules.counters {
+            settle::learn(&counters.learned, &outcome, &record);
         }
+        self.settle(record, sinks);
     }
 
     fn changes_length(&self) -> bool {

@@ -43,6 +43,8 @@ pub struct Totals {
     pub prompt: Option<Counted>,
     /// All texts together.
     pub completion: Counted,
+    /// The same until [`Counting::mark`]; `None` without it.
+    pub marked: Option<Counted>,
 }
 
 /// The state of a lane.
@@ -54,6 +56,7 @@ struct Sums {
     runs: BTreeMap<u32, Run>,
     /// Whether texts were mixed up for want of places.
     mixed: bool,
+    marked: Option<Counted>,
 }
 
 // === impl CountPool ===
@@ -71,7 +74,7 @@ impl CountPool {
 
     /// Begins to count an exchange.
     pub fn start(&self, tokenizer: Arc<Tokenizer>) -> Counting {
-        let sums = Sums { tokenizer, prompt: None, failed: false, runs: BTreeMap::new(), mixed: false };
+        let sums = Sums { tokenizer, prompt: None, failed: false, runs: BTreeMap::new(), mixed: false, marked: None };
         Counting { lane: self.0.lane(sums), gathered: BTreeMap::new() }
     }
 
@@ -119,15 +122,25 @@ impl Counting {
         }
     }
 
+    /// Notes what the texts have come to until now, for [`Totals::marked`]; the last time counts.
+    pub fn mark(&mut self) {
+        self.hand_over_all();
+        self.lane.then(0, |sums| sums.marked = Some(sums.completion()));
+    }
+
     /// Has `done` called once with what it came to, when all is counted; on another thread, or on this one and at once where
     /// there is no place to wait. It must not block for long.
     pub fn finish(mut self, done: impl FnOnce(Result<Totals, Uncounted>) + Send + 'static) {
+        self.hand_over_all();
+        self.lane.finish(move |sums| done(sums.and_then(Sums::totals)));
+    }
+
+    fn hand_over_all(&mut self) {
         for (part, text) in mem::take(&mut self.gathered) {
             if !text.is_empty() {
                 self.hand_over(part, text);
             }
         }
-        self.lane.finish(move |sums| done(sums.and_then(Sums::totals)));
     }
 
     fn hand_over(&mut self, part: u32, text: String) {
@@ -147,8 +160,11 @@ impl Sums {
         if self.failed {
             return Err(Uncounted::Failed);
         }
+        Ok(Totals { prompt: self.prompt, completion: self.completion(), marked: self.marked })
+    }
+
+    fn completion(&self) -> Counted {
         let none = Counted { tokens: 0, exact: !self.mixed };
-        let completion = self.runs.into_values().map(Run::finish).fold(none, Counted::and);
-        Ok(Totals { prompt: self.prompt, completion })
+        self.runs.values().map(Run::so_far).fold(none, Counted::and)
     }
 }

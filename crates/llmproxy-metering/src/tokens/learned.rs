@@ -12,8 +12,6 @@ use crate::metrics;
 
 /// So many models are told apart; those beyond are learned of together.
 const MAX_MODELS: usize = 256;
-/// Bytes that make a token where nothing is known: English, by most vocabularies.
-const DEFAULT: f64 = 4.0;
 /// What can be true: one byte is up to two tokens, and whole lines of spaces are one.
 const RANGE: (f64, f64) = (0.5, 16.0);
 /// How much of what is known the next answer replaces.
@@ -30,11 +28,11 @@ const MIN_TOKENS: u64 = 8;
 /// use llmproxy_metering::tokens::Learned;
 ///
 /// let learned = Learned::default();
-/// assert_eq!(learned.completion_tokens("qwen3", 400), 100);
+/// assert_eq!(learned.completion_tokens("qwen3", 400), None);
 /// for _ in 0..200 {
 ///     learned.observe_completion("qwen3", 400, 200);
 /// }
-/// assert_eq!(learned.completion_tokens("qwen3", 400), 200);
+/// assert_eq!(learned.completion_tokens("qwen3", 400), Some(200));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Learned(Arc<Shared>);
@@ -58,13 +56,13 @@ struct Ratio(AtomicU64);
 // === impl Learned ===
 
 impl Learned {
-    /// The tokens that `bytes` of a prompt's text will be for `model`, about.
-    pub fn prompt_tokens(&self, model: &str, bytes: u64) -> u64 {
+    /// The tokens that `bytes` of a prompt's text will be for `model`, about; `None` as long as nothing is known of it.
+    pub fn prompt_tokens(&self, model: &str, bytes: u64) -> Option<u64> {
         self.of(model).prompt.tokens(bytes)
     }
 
-    /// The tokens that `bytes` of an answer's text will be for `model`, about.
-    pub fn completion_tokens(&self, model: &str, bytes: u64) -> u64 {
+    /// The tokens that `bytes` of an answer's text will be for `model`, about; `None` as long as nothing is known of it.
+    pub fn completion_tokens(&self, model: &str, bytes: u64) -> Option<u64> {
         self.of(model).completion.tokens(bytes)
     }
 
@@ -100,22 +98,18 @@ impl Learned {
 // === impl Ratio ===
 
 impl Ratio {
-    fn bytes_per_token(&self) -> f64 {
-        match self.0.load(Ordering::Relaxed) {
-            0 => DEFAULT,
-            bits => f64::from_bits(bits),
-        }
-    }
-
-    fn tokens(&self, bytes: u64) -> u64 {
-        (bytes as f64 / self.bytes_per_token()).ceil() as u64
+    fn tokens(&self, bytes: u64) -> Option<u64> {
+        let bits = self.0.load(Ordering::Relaxed);
+        (bits != 0).then(|| (bytes as f64 / f64::from_bits(bits)).ceil() as u64)
     }
 
     fn observe(&self, kind: &'static str, bytes: u64, tokens: u64) {
         if tokens == 0 || bytes == 0 {
             return;
         }
-        metrics::estimate_error(kind, self.tokens(bytes) as f64 / tokens as f64);
+        if let Some(estimate) = self.tokens(bytes) {
+            metrics::estimate_error(kind, estimate as f64 / tokens as f64);
+        }
         if tokens < MIN_TOKENS {
             return;
         }
@@ -136,9 +130,9 @@ mod tests {
     fn models_and_kinds_are_learned_of_apart() {
         let learned = Learned::default();
         learned.observe_prompt("a", 200, 100);
-        assert_eq!(learned.prompt_tokens("a", 200), 100);
-        assert_eq!(learned.completion_tokens("a", 200), 50);
-        assert_eq!(learned.prompt_tokens("b", 200), 50);
+        assert_eq!(learned.prompt_tokens("a", 200), Some(100));
+        assert_eq!(learned.completion_tokens("a", 200), None);
+        assert_eq!(learned.prompt_tokens("b", 200), None);
     }
 
     #[test]
@@ -146,7 +140,7 @@ mod tests {
         let learned = Learned::default();
         (0..200).for_each(|_| learned.observe_completion("a", 300, 100));
         learned.observe_completion("a", 1600, 100);
-        let tokens = learned.completion_tokens("a", 3000);
+        let tokens = learned.completion_tokens("a", 3000).unwrap();
         assert!((800..1000).contains(&tokens), "{tokens}");
     }
 
@@ -156,9 +150,9 @@ mod tests {
         for (bytes, tokens) in [(0, 0), (0, 100), (100, 0), (7, 7), (u64::MAX, 8), (8, u64::MAX)] {
             learned.observe_completion("a", bytes, tokens);
         }
-        let tokens = learned.completion_tokens("a", 1600);
+        let tokens = learned.completion_tokens("a", 1600).unwrap();
         assert!((100..=3200).contains(&tokens), "{tokens}");
-        assert_eq!(learned.completion_tokens("a", 0), 0);
+        assert_eq!(learned.completion_tokens("a", 0), Some(0));
     }
 
     #[test]
@@ -168,6 +162,6 @@ mod tests {
             learned.observe_prompt(&format!("model-{index}"), 200, 100);
         }
         assert_eq!(learned.0.models.read().unwrap().len(), MAX_MODELS);
-        assert_eq!(learned.prompt_tokens("never-seen", 200), 100);
+        assert_eq!(learned.prompt_tokens("never-seen", 200), Some(100));
     }
 }

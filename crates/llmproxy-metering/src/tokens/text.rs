@@ -34,7 +34,7 @@ pub struct Run {
 }
 
 /// [`Run`] without the tokenizer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Window {
     text: String,
     /// So much of the text's beginning is counted already, and is there as context.
@@ -59,6 +59,11 @@ impl Run {
     /// The text goes on with `text`.
     pub fn push(&mut self, text: &str) {
         self.window.push(&self.tokenizer, text);
+    }
+
+    /// The text's tokens, if this were its end.
+    pub fn so_far(&self) -> Counted {
+        self.window.clone().finish(&self.tokenizer)
     }
 
     /// The text's tokens, now that it is at its end.

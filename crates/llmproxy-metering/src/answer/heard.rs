@@ -1,0 +1,107 @@
+//! The text of one answer, as far as somebody wants it.
+
+use super::{
+    Dialect,
+    strings::{Piece, Strings},
+    texts::{self, Field, Text},
+};
+use crate::tokens::Counting;
+
+/// Takes the text out of the pieces of an answer and hands it to whoever counts it. How much memory that takes does not
+/// depend on how long the answer is.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    listener: Listener,
+    /// The texts so far; each one's place is its number.
+    texts: Vec<Text>,
+    /// Of an answer that is no stream.
+    strings: Option<Strings>,
+    /// How many texts of it have ended.
+    ended: u32,
+    /// Whether there was more to be counted than text: a call of a tool, which is written in the model's own way.
+    is_text_alone: bool,
+}
+
+/// Who wants it.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// Only its length matters.
+    Nobody,
+    /// A tokenizer counts it.
+    Counting(Counting),
+    /// A backend may be asked about it; `None` once it was too much to be kept, or of more than one text.
+    Kept(Option<String>),
+}
+
+/// The longest text that is kept to ask a backend about it, in bytes.
+const MAX_KEPT: usize = 64 * 1024;
+/// So many texts of one answer are told apart.
+const MAX_TEXTS: usize = 128;
+
+// === impl Heard ===
+
+impl Heard {
+    pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool) -> Self {
+        let strings = (!is_stream).then(|| Strings::new(texts::keys(dialect)));
+        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true }
+    }
+
+    /// The text of an event, which may be `cut`.
+    pub(super) fn event(&mut self, dialect: Dialect, data: &[u8], cut: bool) {
+        self.is_text_alone &= !cut;
+        if matches!(self.listener, Listener::Nobody) {
+            return;
+        }
+        texts::of_event(dialect, data, |text, piece| {
+            self.is_text_alone &= !matches!(text.field, Field::Name | Field::Arguments);
+            let place = self.texts.iter().position(|known| *known == text).unwrap_or_else(|| {
+                if self.texts.len() < MAX_TEXTS {
+                    self.texts.push(text);
+                }
+                self.texts.len() - 1
+            });
+            self.listener.hear(place as u32, piece);
+        });
+    }
+
+    /// The next piece of an answer that is no stream. Returns how much text was in it, in bytes.
+    pub(super) fn plain(&mut self, data: &[u8]) -> u64 {
+        let Some(strings) = &mut self.strings else { return 0 };
+        let mut len = 0;
+        strings.feed(data, |piece| match piece {
+            Piece::Text(text) => {
+                len += text.len() as u64;
+                self.listener.hear(self.ended, text);
+            }
+            Piece::End => self.ended = self.ended.saturating_add(1),
+        });
+        len
+    }
+
+    /// The client has left: what follows is not delivered to it.
+    pub(crate) fn leave(&mut self) {
+        if let Listener::Counting(counting) = &mut self.listener {
+            counting.mark();
+        }
+    }
+
+    /// Who has heard it all, and whether that is all there was to be counted.
+    pub(crate) fn finish(self) -> (Listener, bool) {
+        (self.listener, self.is_text_alone)
+    }
+}
+
+// === impl Listener ===
+
+impl Listener {
+    fn hear(&mut self, place: u32, text: &str) {
+        match self {
+            Self::Nobody => {}
+            Self::Counting(counting) => counting.text(place, text),
+            Self::Kept(kept) => match kept {
+                Some(all) if place == 0 && all.len() + text.len() <= MAX_KEPT => all.push_str(text),
+                _ => *kept = None,
+            },
+        }
+    }
+}
