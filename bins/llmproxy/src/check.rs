@@ -17,6 +17,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
         eprintln!("warning: {warning}");
     }
     llmproxy_stack::check_tls(&loaded.config.server).map_err(|error| error.to_string())?;
+    llmproxy_stack::check_tokenizers(&loaded.config.metering).map_err(|errors| errors.join("\n"))?;
     say(format_args!(
         "{}: ok, {} backend(s), {} warning(s)",
         args.config.display(),

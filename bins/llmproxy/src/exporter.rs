@@ -15,9 +15,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// If there is one already.
 pub(crate) fn install() -> Result<RenderMetrics, String> {
     let mut builder = PrometheusBuilder::new();
-    for (name, buckets) in metrics::BUCKETS {
+    for (name, buckets) in metrics::buckets() {
         builder = builder
-            .set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
+            .set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
             .map_err(|error| format!("the buckets of {name}: {error}"))?;
     }
     let handle = builder.install_recorder().map_err(|error| format!("metrics can't be exported: {error}"))?;

@@ -10,7 +10,7 @@ use llmproxy_balancer::{
     BackendConfig, HealthCheckConfig, RoutingConfig, validate_backends, validate_health_check, validate_routing,
 };
 use llmproxy_core::duration;
-use llmproxy_metering::InspectConfig;
+use llmproxy_metering::{InspectConfig, MeteringConfig};
 use llmproxy_sse::SseConfig;
 use llmproxy_upstream::check_certificates;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -52,6 +52,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         usage: parts.block("usage"),
         pricing: parts.block("pricing"),
         abort: parts.block("metering"),
+        metering: parts.block::<MeteringConfig>("metering"),
         inspect: InspectConfig::default(),
         sse: SseConfig::default(),
     };
@@ -85,6 +86,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("routing", validate_routing(&config.routing));
     parts.found("routing", config.routing_paths.validate());
     parts.found("health_check", validate_health_check(&config.health_check));
+    parts.found("metering", config.metering.validate());
     parts.found("usage", config.usage.validate());
     parts.found("pricing", config.pricing.validate());
     parts.found("metering", config.abort.validate());

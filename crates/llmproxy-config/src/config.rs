@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llmproxy_auth::AuthConfig;
 use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
-use llmproxy_metering::{AbortConfig, InspectConfig, PricingConfig};
+use llmproxy_metering::{AbortConfig, InspectConfig, MeteringConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
 use llmproxy_usage::UsageConfig;
@@ -53,6 +53,8 @@ pub struct Config {
     pub pricing: PricingConfig,
     /// What `metering:` says about clients that leave before the end.
     pub abort: AbortConfig,
+    /// What `metering:` says about counting.
+    pub metering: MeteringConfig,
     /// What `server:` says about the reading of requests.
     pub inspect: InspectConfig,
     /// What `server.heartbeat` and `routing.gap_timeout` say about streams.

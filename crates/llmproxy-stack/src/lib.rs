@@ -68,6 +68,7 @@ mod runtime;
 mod server;
 mod timer;
 mod tls;
+mod tokenizers;
 mod transport;
 mod tunnel;
 
@@ -78,3 +79,4 @@ pub use respond::{Respond, RespondFuture, RespondLayer};
 pub use runtime::{Options, RenderMetrics, Runtime};
 pub use server::{Listening, Server};
 pub use tls::{TlsError, check_tls};
+pub use tokenizers::check_tokenizers;

@@ -55,8 +55,8 @@ pub const CLIENT_TIMEOUTS: &str = "llmproxy_client_timeouts_total";
 /// Reloads of the configuration, by result.
 pub const RELOADS: &str = "llmproxy_config_reloads_total";
 
-/// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.
-pub const BUCKETS: &[(&str, &[f64])] = &[
+/// The upper bounds of the proxy's own histograms' buckets, in the histogram's unit.
+const BUCKETS: &[(&str, &[f64])] = &[
     (LATENCY, &[10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0]),
     (TOKEN_USAGE, &TOKEN_BUCKETS),
     (REQUEST_DURATION, &DURATION_BUCKETS),
@@ -90,6 +90,11 @@ const TOKEN_BUCKETS: [f64; 14] = [
 const DURATION_BUCKETS: [f64; 14] =
     [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 const WAIT_BUCKETS: [f64; 13] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.
+pub fn buckets() -> impl Iterator<Item = (&'static str, &'static [f64])> {
+    [BUCKETS, llmproxy_metering::metrics::BUCKETS].into_iter().flatten().copied()
+}
 
 /// Registers the help texts of all parts with the recorder that is installed; call it after that.
 pub fn describe() {
