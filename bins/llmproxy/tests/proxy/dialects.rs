@@ -259,25 +259,32 @@ async fn several_prompts_in_one_request_are_all_counted() {
 }
 
 /// `{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}`
-const PACKED: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4c\x51\xb2\x52\x4a\x56\xd2\x51\x4a\xce\xc8\xcf\x4c\x4e\x2d\x56\xb2\x8a\x8e\xd5\x51\x2a\x2d\x4e\x4c\x4f\x55\xb2\xaa\x56\x2a\x28\xca\xcf\x2d\x28\x89\x2f\xc9\xcf\x4e\xcd\x03\xca\x99\x02\xd5\x01\x05\x72\x52\x4b\x32\xf3\xf3\xe0\xa2\xe6\xb5\xb5\x00\x20\x20\x55\x13\x49\x00\x00\x00";
+const PACKED: [(&str, &[u8]); 3] = [
+    ("gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4c\x51\xb2\x52\x4a\x56\xd2\x51\x4a\xce\xc8\xcf\x4c\x4e\x2d\x56\xb2\x8a\x8e\xd5\x51\x2a\x2d\x4e\x4c\x4f\x55\xb2\xaa\x56\x2a\x28\xca\xcf\x2d\x28\x89\x2f\xc9\xcf\x4e\xcd\x03\xca\x99\x02\xd5\x01\x05\x72\x52\x4b\x32\xf3\xf3\xe0\xa2\xe6\xb5\xb5\x00\x20\x20\x55\x13\x49\x00\x00\x00"),
+    ("br", b"\x1b\x48\x00\x00\x04\x22\x6f\xa9\x5f\xfe\x6a\xb6\x4f\xd5\x4c\xa0\x7c\xe0\x7f\x68\x06\x1c\x72\xc0\x7a\xe1\x24\x81\xb6\x24\xe7\x60\x63\x0c\xcf\xf0\x44\xd0\xec\x3d\x6c\xa0\x74\x84\xf1\x05\x5a\xaa\x90\x16\xf6\x11\xdb\x67\xdc\x56\x79\x1d\x34\x09\x7f\x02\x9b\x2f\xa3\xfc\x3f"),
+    ("zstd", b"\x28\xb5\x2f\xfd\x00\x38\x49\x02\x00\x7b\x22\x69\x64\x22\x3a\x22\x63\x22\x2c\x22\x63\x68\x6f\x69\x63\x65\x73\x22\x3a\x5b\x5d\x2c\x22\x75\x73\x61\x67\x65\x22\x3a\x7b\x22\x70\x72\x6f\x6d\x70\x74\x5f\x74\x6f\x6b\x65\x6e\x73\x22\x3a\x35\x2c\x22\x63\x6f\x6d\x70\x6c\x65\x74\x69\x6f\x6e\x5f\x74\x6f\x6b\x65\x6e\x73\x22\x3a\x37\x7d\x7d"),
+];
 
 #[tokio::test]
 async fn an_answer_that_comes_compressed() {
     let mut rig = Rig::start().await;
-    let mut client = Client::connect(rig.proxy.address()).await;
-    client.send_json("/v1/chat/completions", &[("accept-encoding", "gzip")], &ask(None)).await;
-    let (seen, mut wire) = rig.requests.next().await;
-    assert_eq!(seen.header("accept-encoding"), Some("gzip"));
-    wire.head(200, &[("content-type", JSON), ("content-encoding", "gzip")]).await.expect("the proxy reads");
-    for piece in PACKED.chunks(20) {
-        wire.chunk(piece).await.expect("the proxy reads");
-        client.expect_piece(piece).await;
+    for (at, (coding, packed)) in PACKED.into_iter().enumerate() {
+        let mut client = Client::connect(rig.proxy.address()).await;
+        client.send_json("/v1/chat/completions", &[("accept-encoding", coding)], &ask(None)).await;
+        let (seen, mut wire) = rig.requests.next().await;
+        assert_eq!(seen.header("accept-encoding"), Some(coding));
+        wire.head(200, &[("content-type", JSON), ("content-encoding", coding)]).await.expect("the proxy reads");
+        for piece in packed.chunks(20) {
+            wire.chunk(piece).await.expect("the proxy reads");
+            client.expect_piece(piece).await;
+        }
+        wire.finish().await.expect("the proxy reads");
+        client.read_to_end().await;
+        let record = rig.receiver.wait_for(at + 1).await.pop().expect("as many as waited for");
+        assert_eq!(
+            (tokens(&record), &record["end"], &record["upstream_id"]),
+            (said([5, 7]), &json!("complete"), &json!("c")),
+            "{coding}"
+        );
     }
-    wire.finish().await.expect("the proxy reads");
-    client.read_to_end().await;
-    let record = rig.receiver.wait_for(1).await.pop().expect("one");
-    assert_eq!(
-        (tokens(&record), &record["end"], &record["upstream_id"]),
-        (said([5, 7]), &json!("complete"), &json!("c"))
-    );
 }

@@ -18,12 +18,13 @@ mod texts;
 mod tgi;
 mod totals;
 mod withhold;
+mod zstd;
 
 pub(crate) use dialect::Dialect;
 pub(crate) use heard::{Heard, Listener};
 pub(crate) use json::TopLevel;
 pub(crate) use large::Large;
 pub(crate) use lines::Lines;
-pub(crate) use packed::{Packed, Plain};
+pub(crate) use packed::{Coding, Packed, Plain};
 pub(crate) use tally::Tally;
 pub(crate) use withhold::Withhold;

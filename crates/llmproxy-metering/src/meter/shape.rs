@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Counters, InspectError,
-    answer::{Dialect, Heard, Large, Lines, Listener, Packed, Plain, Tally, TopLevel, Withhold},
+    answer::{Coding, Dialect, Heard, Large, Lines, Listener, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
     tokens::Tokenizer,
@@ -82,7 +82,7 @@ enum Watch {
     /// As a stream of events or lines.
     Events(Box<Events>),
     /// From a copy that is unpacked.
-    Packed(Box<Packed>),
+    Packed(Packed),
 }
 
 struct Events {
@@ -166,12 +166,9 @@ impl Metering {
     /// The head has come.
     pub(super) fn head(&mut self, head: &mut Parts) {
         let kind = media_type(&head.headers).unwrap_or_default();
-        let encoding = head.headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes);
-        let is_any = |names: &[&str]| {
-            let name = encoding.unwrap_or(b"identity");
-            names.iter().any(|any| name.eq_ignore_ascii_case(any.as_bytes()))
-        };
-        let (plain, packed) = (is_any(&["identity"]), is_any(&["gzip", "x-gzip"]));
+        let encoding = head.headers.get(CONTENT_ENCODING).map_or(&b"identity"[..], http::HeaderValue::as_bytes);
+        let plain = encoding.eq_ignore_ascii_case(b"identity");
+        let packed = Coding::of(encoding);
         self.tally.dialect = Dialect::of(self.endpoint());
         let is_events = is_type(kind, "text/event-stream");
         let is_json = is_json(kind);
@@ -182,7 +179,7 @@ impl Metering {
         }
         if head.status.is_success() {
             self.tally.head(&head.headers);
-            if plain || packed {
+            if plain || packed.is_some() {
                 self.listen(is_events || is_lines);
             }
         } else {
@@ -195,20 +192,21 @@ impl Metering {
             true if is_json => Watch::Json(members()),
             _ => Watch::Opaque,
         };
-        let unpacked = match packed {
-            true if is_events => Some(Plain::Events(Scanner::new())),
-            true if is_lines => Some(Plain::Lines(Lines::default())),
-            true if is_json => Some(Plain::Json(members())),
-            _ => None,
-        };
-        if let Some(unpacked) = unpacked {
-            self.watch = Watch::Packed(Box::new(Packed::new(unpacked, std::mem::take(&mut self.tally))));
+        if let Some(coding) = packed {
+            let unpacked = match () {
+                () if is_events => Some(Plain::Events(Scanner::new())),
+                () if is_lines => Some(Plain::Lines(Lines::default())),
+                () => is_json.then(|| Plain::Json(members())),
+            };
+            if let Some(unpacked) = unpacked {
+                self.watch = Watch::Packed(Packed::new(coding, unpacked, std::mem::take(&mut self.tally)));
+            }
         }
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
         self.head = Some(Head {
             status: head.status,
             stream: is_events || is_lines,
-            counted: (is_events || is_lines) && (plain || packed),
+            counted: (is_events || is_lines) && (plain || packed.is_some()),
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
         });
     }
@@ -298,7 +296,7 @@ impl Metering {
         }
     }
 
-    fn packed(&mut self, mut packed: Box<Packed>, data: &[u8]) {
+    fn packed(&mut self, mut packed: Packed, data: &[u8]) {
         match packed.feed(data) {
             Ok(token) => {
                 self.watch = Watch::Packed(packed);
@@ -309,6 +307,7 @@ impl Metering {
             // What has been found until now stands; beyond it there is only the size to go by.
             Err(_) => {
                 self.tally = packed.finish(false).0;
+                (self.tally.text_bytes, self.tally.heard) = (0, None);
                 if let Some(head) = &mut self.head {
                     head.counted = false;
                 }
@@ -319,14 +318,17 @@ impl Metering {
     /// What is still held goes on, unless it is the event to remove.
     fn finish(&mut self, ending: Ending<'_>, out: &mut Out) {
         let is_complete = matches!(ending, Ending::Complete);
-        let events = match &mut self.watch {
+        // What unpacks takes much memory, and the body may be kept for a while yet.
+        let mut events = match std::mem::replace(&mut self.watch, Watch::Opaque) {
             Watch::Events(events) => events,
             Watch::Packed(packed) => {
                 (self.tally, self.bytes) = packed.finish(is_complete);
-                self.watch = Watch::Opaque;
                 return;
             }
-            Watch::Json(_) | Watch::Opaque => return,
+            other => {
+                self.watch = other;
+                return;
+            }
         };
         let (tally, large) = (&mut self.tally, &mut events.large);
         let mut usage_event = false;
@@ -344,6 +346,7 @@ impl Metering {
                 metrics::counter!(WITHHELD).increment(withhold.removed());
             }
         }
+        self.watch = Watch::Events(events);
     }
 
     /// Hands the record on, when what is to be counted of it is.

@@ -56,36 +56,63 @@ async fn replay(path: &str, kind: &str, whole: &str) -> Arc<UsageRecord> {
         assert_eq!(String::from_utf8_lossy(&out), whole);
         assert_same(&again, &record);
     }
-    let packed = gzip(&[whole]).concat();
-    for at in 0..=packed.len() {
-        let (head, tail) = packed.split_at(at);
-        let again = pass_packed(path, kind, &[head, tail], false).await;
-        assert_same(&again, &record);
+    for coding in CODINGS {
+        let packed = pack(coding, &[whole]).concat();
+        for at in 0..=packed.len() {
+            let (head, tail) = packed.split_at(at);
+            let again = pass_packed(path, kind, coding, &[head, tail], false).await;
+            assert_same(&again, &record);
+        }
+        let bytes: Vec<&[u8]> = packed.chunks(1).collect();
+        assert_same(&*pass_packed(path, kind, coding, &bytes, false).await, &record);
     }
     record
 }
 
+/// As answers come compressed.
+const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
+
 /// These pieces compressed, each so that it can be read when it has come.
-fn gzip(pieces: &[&str]) -> Vec<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+fn pack(coding: &str, pieces: &[&str]) -> Vec<Vec<u8>> {
     let mut packed = Vec::new();
-    for piece in pieces {
-        encoder.write_all(piece.as_bytes()).unwrap();
-        encoder.flush().unwrap();
-        packed.push(std::mem::take(encoder.get_mut()));
+    macro_rules! pack_each {
+        ($encoder:ident) => {
+            for piece in pieces {
+                $encoder.write_all(piece.as_bytes()).unwrap();
+                $encoder.flush().unwrap();
+                packed.push(std::mem::take($encoder.get_mut()));
+            }
+        };
     }
-    let end = encoder.finish().unwrap();
+    let end = match coding {
+        "gzip" => {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            pack_each!(encoder);
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+            pack_each!(encoder);
+            encoder.into_inner()
+        }
+        _ => {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.include_checksum(pieces.len() % 2 == 1).unwrap();
+            pack_each!(encoder);
+            encoder.finish().unwrap()
+        }
+    };
     packed.last_mut().unwrap().extend(end);
     packed
 }
 
 /// Sends `chunks`, which are compressed, and leaves behind them or reads to the end.
-async fn pass_packed(path: &str, kind: &str, chunks: &[&[u8]], leaves: bool) -> Arc<UsageRecord> {
+async fn pass_packed(path: &str, kind: &str, coding: &str, chunks: &[&[u8]], leaves: bool) -> Arc<UsageRecord> {
     let exchange = exchange(path, false);
     let records = Records::of(&exchange);
     let steps = chunks.iter().map(data).chain(leaves.then_some(Step::Hang));
     let mut answer = typed(kind, Script::new(steps));
-    answer.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    answer.headers_mut().insert("content-encoding", coding.parse().unwrap());
     let mut body = metered(&exchange, path, answer).await.into_body();
     let mut out = Vec::new();
     while leaves && out.len() < chunks.concat().len() {
@@ -128,11 +155,13 @@ async fn check(path: &str, kind: &str, pieces: Pieces<'_>, terminal: bool) -> Ar
         assert_eq!(record.end, if is_last { End::Complete } else { End::ClientGone }, "behind {piece}");
     }
     let texts: Vec<&str> = pieces.iter().map(|(piece, _)| *piece).collect();
-    let packed = gzip(&texts);
-    let packed: Vec<&[u8]> = packed.iter().map(|piece| &**piece).collect();
-    for (at, (piece, expected)) in pieces.iter().enumerate() {
-        let record = pass_packed(path, kind, &packed[..=at], true).await;
-        assert_eq!(tokens(&record), Some(*expected), "compressed, behind {piece}");
+    for coding in CODINGS {
+        let packed = pack(coding, &texts);
+        let packed: Vec<&[u8]> = packed.iter().map(|piece| &**piece).collect();
+        for (at, (piece, expected)) in pieces.iter().enumerate() {
+            let record = pass_packed(path, kind, coding, &packed[..=at], true).await;
+            assert_eq!(tokens(&record), Some(*expected), "{coding}, behind {piece}");
+        }
     }
     let record = replay(path, kind, &whole).await;
     assert_eq!(tokens(&record), pieces.last().map(|(_, expected)| *expected));
@@ -222,6 +251,7 @@ mod anthropic;
 mod llama;
 mod ollama;
 mod openai;
+mod packed;
 mod reading;
 mod responses;
 mod tgi;
