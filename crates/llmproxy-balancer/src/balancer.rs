@@ -97,7 +97,8 @@ impl Balancer {
                 Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
             let entry = self.entry(old.remove(&identity), settings);
             let models = (!config.models.is_empty()).then(|| Models::configured(&config.models));
-            members.push(Member { backend, weight: config.weight, models, node: entry.node.clone() });
+            let (weight, inject_usage) = (config.weight, config.inject_usage);
+            members.push(Member { backend, weight, models, inject_usage, node: entry.node.clone() });
             entries.insert(identity, entry);
         }
         for gone in old.values() {

@@ -47,6 +47,21 @@ pub struct BackendConfig {
     pub headers: BTreeMap<String, String>,
     /// The models that it serves; learned from its `/v1/models` where none is given.
     pub models: Vec<String>,
+    /// Whether it is asked for usage in streams whose clients did not ask.
+    pub inject_usage: InjectUsage,
+}
+
+/// `backends[].inject_usage`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InjectUsage {
+    /// Until it has shown that it does not take such requests.
+    #[default]
+    Auto,
+    /// Whatever it says.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// The `routing` block, as far as it is about backends.
@@ -208,6 +223,7 @@ impl Default for BackendConfig {
             preserve_host: false,
             headers: BTreeMap::new(),
             models: Vec::new(),
+            inject_usage: InjectUsage::default(),
         }
     }
 }

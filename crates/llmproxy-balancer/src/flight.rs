@@ -83,7 +83,7 @@ impl Flight {
         self.upload.lock().last.unwrap_or(self.began).elapsed()
     }
 
-    fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.in_flight.node()
     }
 }

@@ -8,6 +8,8 @@
 //! - An attempt that fails before its answer is the client's may be followed by another: at once at another backend,
 //!   after a wait at one that has failed before, and never if the body can't be sent again. When all fail, the client
 //!   gets the last answer that a backend gave, or a [`BalanceError`].
+//! - Where a client did not ask for usage, the backend is asked ([`InjectUsage`]). One that may have refused the request for
+//!   that is asked once more without, which is neither a failure nor a retry, and what came of it is remembered.
 //! - Backends are checked; one that refuses a connection is out until it proves itself.
 //!
 //! ```
@@ -77,6 +79,7 @@ mod config;
 mod error;
 mod flight;
 mod health;
+mod injection;
 mod latency;
 mod layer;
 mod models;
@@ -93,8 +96,8 @@ pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
     DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT,
     DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT,
-    HealthCheckConfig, LoadBalance, RetryConfig, RetryOn, RoutingConfig, validate_backends, validate_health_check,
-    validate_routing,
+    HealthCheckConfig, InjectUsage, LoadBalance, RetryConfig, RetryOn, RoutingConfig, validate_backends,
+    validate_health_check, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;

@@ -11,10 +11,14 @@ pub const RETRIES: &str = "llmproxy_retries_total";
 /// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
 pub const HEALTH_CHANGES: &str = "llmproxy_backend_health_changes_total";
 
+/// How often a backend was found to refuse requests for usage that its clients did not ask for; label `backend`.
+pub const INJECTION_REFUSED: &str = "llmproxy_usage_injection_refused_total";
+
 /// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_gauge!(BACKEND_UP, "Whether the backend is up (1) or out (0)");
     describe_gauge!(IN_FLIGHT, Unit::Count, "Requests at the backend whose answers have not ended");
     describe_counter!(RETRIES, Unit::Count, "Attempts that followed one that failed, by the backend and how it failed");
     describe_counter!(HEALTH_CHANGES, Unit::Count, "How often the backend came up or went out");
+    describe_counter!(INJECTION_REFUSED, Unit::Count, "How often the backend was found not to take include_usage");
 }

@@ -6,14 +6,17 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use http::StatusCode;
 use llmproxy_core::Backend;
 use metrics::{Gauge, counter, gauge};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    config::InjectUsage,
     health::{Change, Check, Health, Rules},
+    injection::{Injection, Question},
     latency::Latency,
-    metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT},
+    metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT, INJECTION_REFUSED},
     models::Models,
     sync::{
         Mutex, MutexGuard,
@@ -37,6 +40,7 @@ pub(crate) struct Node {
     shown: Mutex<Option<(Arc<str>, Gauge)>>,
     health: Mutex<Health>,
     latency: Mutex<Latency>,
+    injection: Mutex<Injection>,
     models: ArcSwap<Models>,
     /// Tells the checks that the next one is due at another time than they thought.
     pub(crate) rescheduled: Notify,
@@ -63,6 +67,7 @@ impl Node {
             shown: Mutex::default(),
             health: Mutex::new(Health::new(rules)),
             latency: Mutex::default(),
+            injection: Mutex::default(),
             models: ArcSwap::default(),
             rescheduled: Notify::new(),
             changed,
@@ -173,6 +178,29 @@ impl Node {
         self.latencies().failed(Instant::now());
     }
 
+    /// How an attempt with a place for a question for usage is to be made.
+    pub(crate) fn question(&self, mode: InjectUsage) -> Question {
+        self.injections().question(mode, Instant::now())
+    }
+
+    /// What came of it.
+    pub(crate) fn question_answered(&self, question: Question, status: StatusCode) {
+        if !question.is_a_test() || !self.injections().answered(question, status, Instant::now()) {
+            return;
+        }
+        let name = self.name();
+        let url = self.backend.load().url_text();
+        let advice = "write `inject_usage: never` at this entry of `backends`, so that it is never asked; until then it is \
+                      asked again in an hour, or once it was out";
+        tracing::warn!(
+            backend = %name,
+            url,
+            advice,
+            "the backend refuses stream_options.include_usage; its streams are sent without, and their tokens estimated"
+        );
+        counter!(INJECTION_REFUSED, "backend" => name).increment(1);
+    }
+
     pub(crate) fn models(&self) -> Guard<Arc<Models>> {
         self.models.load()
     }
@@ -185,6 +213,10 @@ impl Node {
             tracing::info!(backend = %self.name(), models = ?new.names(), any_name, "the backend's models are known");
         }
         self.changed.notify_waiters();
+    }
+
+    fn injections(&self) -> MutexGuard<'_, Injection> {
+        self.injection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn latencies(&self) -> MutexGuard<'_, Latency> {
@@ -207,6 +239,8 @@ impl Node {
                 "up"
             }
             Change::Out(cause) => {
+                // What comes back may be another version.
+                self.injections().forget();
                 let (reason, advice) = (cause.as_str(), cause.advice());
                 let url = self.backend.load().url.to_string();
                 let url = url.trim_end_matches('/');

@@ -15,9 +15,10 @@ use tokio::{
 };
 
 use crate::{
-    config::{Commit, RoutingConfig},
+    config::{Commit, InjectUsage, RoutingConfig},
     error::BalanceError,
     health::Cause,
+    injection::Question,
     models::{ModelInfo, Models, Serves},
     node::{InFlight, Node},
     policy::{Candidate, Policy, policy},
@@ -68,6 +69,7 @@ pub(crate) struct Member {
     pub(crate) weight: u32,
     /// The configured models; learned ones are the node's.
     pub(crate) models: Option<Models>,
+    pub(crate) inject_usage: InjectUsage,
     pub(crate) node: Arc<Node>,
 }
 
@@ -77,6 +79,8 @@ pub(crate) struct Pick {
     pub(crate) index: usize,
     pub(crate) backend: Arc<Backend>,
     pub(crate) in_flight: InFlight,
+    /// Where the backend refused the same request before, and that may have been for the usage in it.
+    pub(crate) withdrawn: Option<Question>,
 }
 
 /// Which backends serve a model.
@@ -235,6 +239,19 @@ impl Pool {
         self.pick(policy, |at, member| able.contains(&at) && wanted(at) && (!available || member.node.is_available()))
     }
 
+    /// The same backend at once, for the same request without what it may have been refused for.
+    pub(crate) fn pick_same(&self, index: usize, withdrawn: Question) -> Pick {
+        let Member { backend, node, .. } = &self.members[index];
+        let in_flight = node.enter(&backend.name);
+        Pick { index, backend: backend.clone(), in_flight, withdrawn: Some(withdrawn) }
+    }
+
+    /// Whether the backend at `index` is asked for usage by a request that has a place for it.
+    pub(crate) fn question(&self, index: usize) -> Question {
+        let Member { node, inject_usage, .. } = &self.members[index];
+        node.question(*inject_usage)
+    }
+
     fn pick_available(
         &self,
         able: &[usize],
@@ -269,7 +286,7 @@ impl Pool {
         });
         let index = candidates.get(picked).unwrap_or(first).index;
         let Member { backend, node, .. } = &self.members[index];
-        Some(Pick { index, backend: backend.clone(), in_flight: node.enter(&backend.name) })
+        Some(Pick { index, backend: backend.clone(), in_flight: node.enter(&backend.name), withdrawn: None })
     }
 
     fn able(&self, model: Option<&Arc<str>>) -> Able {

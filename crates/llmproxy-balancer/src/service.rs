@@ -23,6 +23,7 @@ use crate::{
     config::Commit,
     error::BalanceError,
     flight::{Flight, Upload},
+    injection::Question,
     metrics::RETRIES,
     peek::Peeked,
     policy::Policy,
@@ -68,6 +69,7 @@ struct Answer<B> {
 struct Attempt {
     index: usize,
     target: Arc<Target>,
+    question: Question,
     flight: Observer<Flight>,
 }
 
@@ -75,6 +77,8 @@ enum Outcome<B> {
     Answered(Answer<B>),
     /// Whether it can is known with its first byte.
     Undecided(Answer<B>),
+    /// The backend blames the request, and what it does not like may be what we have put in.
+    Refused(Question),
     Failed {
         failure: Failure,
         /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
@@ -143,12 +147,16 @@ where
             };
             let (failure, last) = match outcome {
                 Outcome::Answered(answer) | Outcome::Undecided(answer) => return Ok(answer.serve(&exchange)),
+                Outcome::Refused(question) => {
+                    pick = self.pool.pick_same(index, question);
+                    continue;
+                }
                 Outcome::Failed { failure, last } => (failure, last),
             };
             tried.note(index, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
             let last = last.or_else(|error| kept.take().ok_or(error));
-            if request.is_none() || !self.pool.retry.is_wanted(failure) {
+            if !retries_left || request.is_none() || !self.pool.retry.is_wanted(failure) {
                 break last;
             }
             let Some(next) = Box::pin(self.next(model.as_ref(), &mut tried)).await else { break last };
@@ -169,20 +177,26 @@ where
         exchange: &Exchange,
         upload: &Upload,
     ) -> (Result<S::Future, BoxError>, Attempt) {
-        let Pick { backend, in_flight, .. } = pick;
+        let Pick { index, backend, in_flight, withdrawn } = pick;
         let (parts, body) = request.take().expect("whoever begins another attempt has looked");
-        *request = body.replay().filter(|_| retries_left).map(|body| (parts.clone(), body));
+        let question = match (withdrawn, &body) {
+            (Some(question), _) => question,
+            (None, RequestBody::Replay(_, edits)) if edits.include_usage.is_some() => self.pool.question(index),
+            _ => Question::NONE,
+        };
+        let is_kept = retries_left || question.is_on_trial();
+        *request = body.replay().filter(|_| is_kept).map(|body| (parts.clone(), body));
         let target = Arc::new(Target {
             backend,
             model: self.pool.alias(exchange.call().and_then(|call| call.model.as_ref())),
-            inject_usage: matches!(&body, RequestBody::Replay(_, edits) if edits.include_usage.is_some()),
+            inject_usage: question.is_asked(),
         });
         let index = exchange.begin_attempt(&target);
         let mut request = Request::from_parts(parts, body);
         request.extensions_mut().insert((*target).clone());
         // From here on a drop ends the flight.
         let flight = Observer::new(Flight::new(in_flight, upload.clone()));
-        (ready.map(|()| self.inner.call(request)), Attempt { index, target, flight })
+        (ready.map(|()| self.inner.call(request)), Attempt { index, target, question, flight })
     }
 
     /// What the head of an attempt's answer comes to, or its error.
@@ -191,12 +205,20 @@ where
             Ok(response) => response,
             Err(error) => return attempt.failed(exchange, error),
         };
-        let Attempt { index, target, mut flight } = attempt;
+        let Attempt { index, target, question, mut flight } = attempt;
         let backend = &target.backend;
         exchange.finish_attempt(index, Ok(response.status()));
         let (head, body) = response.into_parts();
         flight.head(&head);
         let status = head.status;
+        if question.may_be_why(status) {
+            // The answer is let go: what the client is told, the next one decides.
+            tracing::debug!(backend = %backend.name, %status, "asked once more, without stream_options.include_usage");
+            return Outcome::Refused(question.withdrawn());
+        }
+        if let Some(flight) = flight.get_mut() {
+            flight.node().question_answered(question, status);
+        }
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && backend.supplies_credentials() {
             tracing::error!(
                 backend = %backend.name,
@@ -285,7 +307,7 @@ where
     match timeout(after, answer.response.body_mut().peek()).await {
         Ok(Err(error)) => {
             let Answer { flight, target, index, .. } = answer;
-            Attempt { index, target, flight }.failed(exchange, error)
+            Attempt { index, target, question: Question::NONE, flight }.failed(exchange, error)
         }
         _ => Outcome::Answered(answer),
     }
@@ -302,7 +324,7 @@ fn is_event_stream<B>(response: &Response<B>) -> bool {
 
 impl Attempt {
     fn failed<B>(self, exchange: &Exchange, error: BoxError) -> Outcome<B> {
-        let Self { index, target, mut flight } = self;
+        let Self { index, target, mut flight, .. } = self;
         let backend = &target.backend.name;
         let failure = flight.get_mut().map_or(Failure::Reset, |flight| flight.failure(&error));
         exchange.finish_attempt(index, Err(error.to_string().into()));
