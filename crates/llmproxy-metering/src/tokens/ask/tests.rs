@@ -11,10 +11,10 @@ use super::*;
 
 type Answer = Option<(u16, Value)>;
 
-/// Asks a backend that answers by `answer`, and keeps what it was asked: the path and the JSON.
 /// What was asked: the path, and the JSON.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
+/// Asks a backend that answers by `answer`, and keeps what it was asked.
 fn asker(answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static) -> (Asker, Asked) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (seen, answer) = (asked.clone(), Arc::new(answer));
