@@ -91,6 +91,7 @@ backends:
   - url: http://a
     weight: 99999999999
     timeot: 5s
+    inject_usage: sometimes
 auth: {enabled: true, pipeline: [{type: redis, enabled: false}, {type: static, static: {keys: [{name: nobody}]}}]}
 routing: {load_balance: fastest, retry: {multiplier: 0.5}}
 metrics: {path: metrics}
@@ -100,6 +101,7 @@ metrics: {path: metrics}
     let expected = [
         "auth.pipeline[1].static.keys[0].key",
         "backends[0].url",
+        "backends[1].inject_usage",
         "backends[1].timeot",
         "backends[1].weight",
         "metrics.path",

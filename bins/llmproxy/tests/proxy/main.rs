@@ -16,6 +16,7 @@ mod harness;
 mod http2;
 mod http2_backend;
 mod http2_client;
+mod injection;
 mod limits;
 mod malicious;
 mod measures;

@@ -6,6 +6,10 @@ const STRATEGIES: Words = Words {
     meant: &[("least_conn", "least_connections"), ("random", "round_robin")],
     ..Words::of(&["round_robin", "least_connections", "latency_based"])
 };
+const INJECTION: Words = Words {
+    meant: &[("true", "always"), ("on", "always"), ("false", "never"), ("off", "never")],
+    ..Words::of(&["auto", "always", "never"])
+};
 const COMMIT: Words = Words::of(&["head", "first_byte"]);
 
 const SCRIPTS: &str =
@@ -35,6 +39,12 @@ pub(super) const KEYS: &[Key] = &[
     key("backends[].headers", Map, "", "headers that every request to it gets"),
     key("backends[].headers.*", Secret, "", "a header's value, such as the backend's own key"),
     key("backends[].models", Texts, "", "the models that it serves; asked for at /v1/models when left out"),
+    key(
+        "backends[].inject_usage",
+        Word(&INJECTION),
+        "auto",
+        "whether it is asked for usage in streams whose clients did not ask; `auto` stops where it has refused a request for that",
+    ),
     block("discovery", "backends that are found rather than written down"),
     key("discovery.enabled", Switch, "false", "whether they are looked for").refused(
         "backends that only discovery knows would be missing; write them under `backends`, and set this to false",
