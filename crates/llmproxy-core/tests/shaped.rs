@@ -176,6 +176,19 @@ fn a_shape_may_end_a_body_that_does_not_end() {
     assert_eq!(log.get(), ["outer complete", "inner dropped"]);
 }
 
+#[test]
+fn what_breaks_when_all_has_come_is_complete() {
+    let log = Log::default();
+    let inner = Observed::new(ScriptedBody::chunked(["one"]).error("dead"), Tell(log.clone()));
+    let mut body = Shaped::new(inner, Satisfied(log.clone()));
+    assert_eq!(data(poll_frame(&mut body)), "one");
+    assert_eq!(data(poll_frame(&mut body)), "bye");
+    assert!(body.is_end_stream());
+    assert!(matches!(poll_frame(&mut body), Poll::Ready(None)));
+    drop(body);
+    assert_eq!(log.get(), ["inner failed: dead", "outer complete"]);
+}
+
 /// A shape that keeps everything until the end.
 struct Keeper(Vec<Bytes>);
 

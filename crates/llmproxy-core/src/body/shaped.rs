@@ -67,8 +67,8 @@ pub trait Shape: Send + 'static {
         Poll::Pending
     }
 
-    /// Asked when `poll_silent` was ready: whether the body is complete though the inner one does not end. `end` is told so,
-    /// and the inner body is polled no more.
+    /// Asked when `poll_silent` was ready, and when the inner body failed: whether the body is complete though the inner one
+    /// does not end, or broke. `end` is told so, and the inner body is polled no more.
     fn is_over(&self) -> bool {
         false
     }
@@ -307,6 +307,10 @@ where
                             frame.into_trailers().map_or(Last::Nothing, |trailers| Last::Trailers(Box::new(trailers)));
                     }
                 },
+                Poll::Ready(Some(Err(_))) if this.shaper.shape.is_over() => {
+                    this.shaper.end(Ending::Complete, this.out);
+                    *this.last = Last::Nothing;
+                }
                 Poll::Ready(Some(Err(error))) => {
                     let error = error.into();
                     this.shaper.end(Ending::Failed(&error), this.out);
