@@ -43,7 +43,7 @@
 //! # What it must never know
 //!
 //! An HTTP client, JSON, a token. The scanner does no I/O and keeps no time: it takes slices and gives slices. What an
-//! event says is for others to read.
+//! event says is for others to read; here only the names of those that end a stream are known.
 //!
 //! # Used alone
 //!
@@ -59,9 +59,9 @@ pub mod scan;
 mod config;
 mod error;
 mod layer;
+mod place;
 mod service;
 mod stream;
-mod tail;
 mod timer;
 mod upload;
 

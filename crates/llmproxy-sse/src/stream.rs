@@ -15,7 +15,7 @@ use llmproxy_core::{
 };
 use tokio::time::Instant;
 
-use crate::{SseError, metrics, tail::Tail, timer::Timer, upload::Upload};
+use crate::{SseError, metrics, place::Place, timer::Timer, upload::Upload};
 
 /// What [`Sse`](crate::Sse) does to an answer's body; made by it. Chunks pass at once as they are. Only waiting counts
 /// against a limit of time: a client that reads slowly is no silence of the backend.
@@ -55,7 +55,7 @@ pub(crate) struct Events {
     pub(crate) is_open_ended: bool,
     /// Whether nothing is put in before the first byte.
     pub(crate) quiet_start: bool,
-    tail: Tail,
+    place: Place,
     last_out: Instant,
 }
 
@@ -81,26 +81,26 @@ enum Due {
 
 impl Events {
     pub(crate) fn new(api: Api, heartbeat: Option<Duration>, is_open_ended: bool, quiet_start: bool) -> Self {
-        Self { api, heartbeat, is_open_ended, quiet_start, tail: Tail::default(), last_out: Instant::now() }
+        Self { api, heartbeat, is_open_ended, quiet_start, place: Place::default(), last_out: Instant::now() }
     }
 
     fn next_heartbeat(&self, started: bool) -> Option<Instant> {
         let after = self.heartbeat.filter(|_| started || !self.quiet_start)?;
         // In the middle of an event only its next chunk can change anything; after the last event nobody waits.
-        (self.tail.is_between_events() && !self.tail.is_done()).then(|| self.last_out + after)
+        (self.place.is_between_events() && !self.place.is_done()).then(|| self.last_out + after)
     }
 
     /// Whether all has come that is to come, and the end can be given without the backend: not where a length was promised.
     fn is_complete(&self) -> bool {
-        self.is_open_ended && self.tail.is_between_events() && self.tail.is_done()
+        self.is_open_ended && self.place.is_between_events() && self.place.is_done()
     }
 
-    /// The error as an event, if there is a place for one.
+    /// The error as an event, if there is room for one.
     fn error_event(&self, error: &BoxError, started: bool) -> Option<String> {
         if !self.is_open_ended
             || (self.quiet_start && !started)
-            || !self.tail.is_between_events()
-            || self.tail.is_done()
+            || !self.place.is_between_events()
+            || self.place.is_done()
             || has_left(error)
         {
             return None;
@@ -177,7 +177,7 @@ impl Shape for Stream {
             whole.left = whole.left.saturating_sub(now - since);
         }
         if let Some(events) = &mut self.events {
-            events.tail.push(&data);
+            events.place.push(&data);
             events.last_out = now;
         }
         out.push(data);
@@ -216,7 +216,7 @@ impl Shape for Stream {
     }
 
     fn is_over(&self) -> bool {
-        matches!(self.wait, Wait::Over)
+        matches!(self.wait, Wait::Over) || self.events.as_ref().is_some_and(Events::is_complete)
     }
 
     fn changes_length(&self) -> bool {

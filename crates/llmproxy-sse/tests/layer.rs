@@ -196,14 +196,38 @@ async fn an_error_event_is_only_put_in_where_it_can_be_read() {
     check(EVENTS, "data: 1\n", false).await;
     check(EVENTS, "data: 1\r\n", false).await;
     check(EVENTS, "data: 1\n\ndata: {\"half", false).await;
-    check(EVENTS, "data: 1\n\ndata: [DONE]\n\n", false).await;
-    check(EVENTS, "data:[DONE]\r\n\r\n", false).await;
+    check(EVENTS, "data: 1\n\ndata: [DONE]\n", false).await;
     check(JSON, "{\"a\":1}\n\n", false).await;
     check(&[("content-type", "application/x-ndjson")], "{}\n\n", false).await;
     check(&[EVENTS[0], ("content-encoding", "gzip")], "data: 1\n\n", false).await;
     check(&[EVENTS[0], ("content-encoding", "identity")], "data: 1\n\n", true).await;
     // It would be cut off at the promised length and look like a clean end.
     check(&[EVENTS[0], ("content-length", "100")], "data: 1\n\n", false).await;
+}
+
+#[tokio::test]
+async fn what_breaks_behind_the_last_event_has_lost_nothing() {
+    let layer = SseLayer::new(&SseConfig::default());
+    let check = async |headers: &[(&str, &str)], text: &'static str, is_complete: bool| {
+        for at in 0..=text.len() {
+            let (before, after) = text.split_at(at);
+            let ends = Ends::default();
+            let body = ScriptedBody::new().data(before).data(after).error("reset");
+            let body = through(&layer, response(headers, body)).await.into_body();
+            let (frames, error) = read(Observed::new(body, ends.clone())).await;
+            assert_eq!(texts(&frames).concat(), text, "split at {at}");
+            assert_eq!(error.is_none(), is_complete, "{text}, split at {at}");
+            assert_eq!(&**ends.0.lock().unwrap(), &[if is_complete { "complete" } else { "failed" }]);
+        }
+    };
+    check(EVENTS, "data: 1\n\ndata: [DONE]\n\n", true).await;
+    check(EVENTS, "data:[DONE]\r\n\r\n", true).await;
+    check(EVENTS, "event: response.completed\ndata: {\"response\":{}}\n\n", true).await;
+    check(EVENTS, "event: message_stop\ndata: {}\n\n: a comment\n\n", true).await;
+    check(EVENTS, "event: message_stop\ndata: {}\n", false).await;
+    check(&[EVENTS[0], ("content-length", "100")], "data: [DONE]\n\n", false).await;
+    check(&[EVENTS[0], ("content-encoding", "gzip")], "data: [DONE]\n\n", false).await;
+    check(JSON, "data: [DONE]\n\n", false).await;
 }
 
 #[tokio::test]

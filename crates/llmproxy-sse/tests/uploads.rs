@@ -88,7 +88,11 @@ async fn a_stream_that_is_done_is_complete_though_its_backend_stays() {
     };
     check(EVENTS, "data: 1\n\ndata: [DONE]\n\n", true).await;
     check(EVENTS, "data: 1\n\ndata: [DONE]\r\n\r\n", true).await;
+    check(EVENTS, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", true).await;
+    check(EVENTS, "event: response.incomplete\ndata: {\"response\":{\"a\":\"long one, of many bytes\"}}\n\n", true)
+        .await;
     check(EVENTS, "data: 1\n\n", false).await;
+    check(EVENTS, "event: response.output_text.done\ndata: {}\n\n", false).await;
     // A line that has not ended may go on.
     check(EVENTS, "data: 1\n\ndata: [DONE]", false).await;
     check(JSON, "data: [DONE]\n\n", false).await;

@@ -17,6 +17,7 @@ mod http2;
 mod http2_backend;
 mod http2_client;
 mod injection;
+mod last_event;
 mod limits;
 mod malicious;
 mod measures;
