@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use llmproxy_core::{Backend, BoxError, End, Ended, Exchange, StopFlag, Target, TokenUsage, UsageRecord, UsageSource};
 use llmproxy_metering::{InspectError, Meter, MeterLayer, MeteredBody};
-use support::{Records, Script, Step, call, data, events, exchange, json, metered, next, read, request};
+use support::{Records, Script, Step, call, data, events, exchange, json, metered, next, read, request, typed};
 use tower::{Layer, Service, service_fn};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -156,6 +156,30 @@ async fn a_stream_that_is_left_after_its_last_event_is_complete() {
     next(&mut body).await.unwrap().unwrap();
     drop(body);
     assert_eq!(records.one().end, End::Complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_that_break_behind_the_last_one_have_lost_nothing() {
+    const LAST: &str = "{\"done\":true,\"prompt_eval_count\":5,\"eval_count\":7}\n";
+    let check = async |text: &str, length: Option<&str>, end| {
+        let script = Script::new([data(text), Step::Error(Ended::new(End::Timeout, "silence").into())]);
+        let mut answer = typed("application/x-ndjson", script);
+        if let Some(length) = length {
+            answer.headers_mut().insert("content-length", length.parse().unwrap());
+        }
+        let exchange = exchange("/api/chat", false);
+        let records = Records::of(&exchange);
+        let mut body = metered(&exchange, "/api/chat", answer).await.into_body();
+        assert_eq!(next(&mut body).await.unwrap().unwrap(), text);
+        let is_clean = next(&mut body).await.is_none_or(|rest| rest.is_ok());
+        assert_eq!((records.one().end, is_clean), (end, end == End::Complete), "{text} {length:?}");
+    };
+    check(LAST, None, End::Complete).await;
+    check(LAST, Some("1000"), End::Timeout).await;
+    check("{\"done\":false}\n", None, End::Timeout).await;
+    check(LAST.trim_end(), None, End::Timeout).await;
+    check(&(LAST.to_owned() + "{"), None, End::Timeout).await;
+    check(&("{\"error\":\"out of memory\"}\n".to_owned() + LAST), None, End::Timeout).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -91,6 +91,8 @@ struct Events {
     begins_with: Option<u8>,
     // Of events that come in several chunks, where they may be too large to be buffered whole.
     large: Option<Box<Large>>,
+    /// Whether no length was promised, so that the end can be given without the backend.
+    is_open_ended: bool,
 }
 
 /// What parts one event from the next.
@@ -186,9 +188,11 @@ impl Metering {
             self.body = None;
         }
         let members = || self.tally.dialect.members();
+        let is_open_ended = !head.headers.contains_key(CONTENT_LENGTH);
+        let events = |framing| Watch::Events(Box::new(Events::new(framing, is_open_ended)));
         self.watch = match plain {
-            true if is_events => Events::watch(Framing::Events(Scanner::new(), ours.then(Withhold::default))),
-            true if is_lines => Events::watch(Framing::Lines(Lines::default())),
+            true if is_events => events(Framing::Events(Scanner::new(), ours.then(Withhold::default))),
+            true if is_lines => events(Framing::Lines(Lines::default())),
             true if is_json => Watch::Json(members()),
             _ => Watch::Opaque,
         };
@@ -443,8 +447,8 @@ impl Metering {
 // === impl Events ===
 
 impl Events {
-    fn watch(framing: Framing) -> Watch {
-        Watch::Events(Box::new(Self { framing, begins_with: None, large: None }))
+    fn new(framing: Framing, is_open_ended: bool) -> Self {
+        Self { framing, begins_with: None, large: None, is_open_ended }
     }
 }
 
@@ -498,6 +502,13 @@ impl Shape for Metering {
             settle::learn(&counters.learned, &outcome, &record);
         }
         self.settle(record, sinks);
+    }
+
+    /// Asked when the body failed. Of events `llmproxy-sse` has said so before; what the last line is, only JSON tells.
+    fn is_over(&self) -> bool {
+        let Watch::Events(events) = &self.watch else { return false };
+        let is_between = matches!(events.framing, Framing::Lines(_)) && events.begins_with.is_none();
+        is_between && events.is_open_ended && self.tally.terminal && self.said_error().is_none()
     }
 
     fn changes_length(&self) -> bool {
