@@ -256,7 +256,7 @@ impl Runtime {
     }
 
     /// Lets answers whose clients left be read on until the server's grace period is over (`server.shutdown_timeout`, from
-    /// [`Runtime::begin_shutdown`] on), then writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
+    /// [`Runtime::begin_shutdown`] on, or from now where nobody called that), then writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
     /// records were still waiting when the time was over. Those that were given up before, after their last try, were
     /// logged and counted then.
     ///

@@ -8,8 +8,8 @@ use std::{
 };
 
 use llmproxy_core::{
-    OnAbort,
-    body::{Drain, DrainLimit, Shaped},
+    End, OnAbort,
+    body::{Drain, DrainLimit, Ending, Shaped},
 };
 use tokio::time::{Sleep, sleep};
 
@@ -37,6 +37,15 @@ pub struct AbandonLimit {
     _place: Place,
 }
 
+/// Where a client left.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    /// The completion's tokens until then.
+    pub(super) delivered: u64,
+    /// The pieces until then.
+    deltas: u64,
+}
+
 // === impl Abandon ===
 
 impl Abandon {
@@ -51,7 +60,7 @@ impl<B: 'static> Drain<Shaped<B, Box<Metering>>> for Abandon {
     fn reader_left(self, body: &mut Shaped<B, Box<Metering>>) -> Option<AbandonLimit> {
         let bounds = self.0?;
         let metering = body.get_mut();
-        let own = metering.exchange().caller().and_then(|caller| caller.on_abort());
+        let own = metering.exchange.caller().and_then(|caller| caller.on_abort());
         if own.unwrap_or(bounds.config.on_abort) != OnAbort::Drain || !metering.is_worth_reading() {
             return None;
         }
@@ -64,6 +73,35 @@ impl<B: 'static> Drain<Shaped<B, Box<Metering>>> for Abandon {
         let stopped = Box::pin(place.stopped());
         // What stands where the task itself is dropped.
         Some(AbandonLimit { bounds, deadline, stopped, result: "stopped", _place: place })
+    }
+}
+
+// === impl Metering ===
+
+impl Metering {
+    /// Asked when the client leaves: whether the rest of the answer would say more of what it came to.
+    fn is_worth_reading(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.status.is_success())
+            // Of what is not read there would only be more of it.
+            && !self.is_opaque()
+            && !self.exchange.is_unasked()
+            && self.outcome(Ending::Dropped) == Some(End::ClientGone)
+            && self.summary(End::ClientGone).completion().is_some()
+    }
+
+    /// The client has left, and the rest is read: what follows is not delivered to anybody.
+    fn leave(&mut self) {
+        self.exchange.set_end(End::ClientGone);
+        let delivered = self.summary(End::ClientGone).completion().unwrap_or(0);
+        if let Some(heard) = &mut self.tally().heard {
+            heard.leave();
+        }
+        self.left = Some(Left { delivered, deltas: self.so_far().0.deltas });
+    }
+
+    /// The pieces of a stream that have passed since. An answer in one piece has none: it is whole when it comes.
+    fn deltas_since_left(&self) -> u64 {
+        self.left.map_or(0, |left| self.so_far().0.deltas.saturating_sub(left.deltas))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Watches the answer and tells, once, what the exchange came to.
 
 mod abandon;
+mod hear;
 mod layer;
 mod record;
 mod rules;

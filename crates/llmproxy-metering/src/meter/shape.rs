@@ -9,56 +9,41 @@ use http::{
     response::Parts,
 };
 use llmproxy_core::{
-    End, Ended, Endpoint, Exchange, UsageRecord, UsageSink, Work,
+    End, Ended, Endpoint, Exchange, Work,
     body::{Ending, Out, Shape},
     cause_ref,
 };
 use llmproxy_sse::{Event, Scanner};
 use tokio::time::Instant;
 
-use super::{
-    record::Outcome,
-    rules::Rules,
-    settle::{self, Counted, Settling},
-};
+use super::{abandon::Left, record::Outcome, rules::Rules, settle};
 use crate::{
-    Counters, InspectError,
-    answer::{Coding, Dialect, Heard, Large, Lines, Listener, Packed, Plain, Tally, TopLevel, Withhold},
+    InspectError,
+    answer::{Coding, Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
-    tokens::Tokenizer,
 };
 
 /// Watches one answer and records it; takes the usage event out that the proxy itself has asked for. Made by
 /// [`Meter`](crate::Meter). No chunk is held back but the one that the usage event stands in, and none is copied but what is
 /// unpacked of a compressed answer.
 pub struct Metering {
-    exchange: Arc<Exchange>,
-    method: Method,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) method: Method,
     path: Arc<str>,
-    rules: Arc<Rules>,
-    /// The request's JSON, as long as its prompt may be counted.
-    // Rarely there.
-    body: Option<Box<Bytes>>,
-    head: Option<Head>,
+    pub(super) rules: Arc<Rules>,
+    /// The request's JSON, as long as its prompt may be counted. Rarely there.
+    pub(super) body: Option<Box<Bytes>>,
+    pub(super) head: Option<Head>,
     watch: Watch,
-    tally: Tally,
+    pub(super) tally: Tally,
     bytes: u64,
     first_byte: bool,
     // When the last piece passed that carried something, and the longest wait for one after another.
     last_token: Option<Instant>,
     longest_gap: Option<Duration>,
     /// Of a client that left while its answer is read on.
-    left: Option<Left>,
-}
-
-/// Where a client left.
-#[derive(Clone, Copy)]
-struct Left {
-    /// The completion's tokens until then.
-    delivered: u64,
-    /// The pieces until then.
-    deltas: u64,
+    pub(super) left: Option<Left>,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
@@ -101,8 +86,6 @@ enum Framing {
     Lines(Lines),
 }
 
-/// The largest request that is kept as long as the answer takes, in bytes, to ask the backend about its prompt if need be.
-const MAX_KEPT_BODY: usize = 64 * 1024;
 /// The longest request id of a backend that is kept, in bytes.
 const MAX_REQUEST_ID: usize = 256;
 
@@ -125,44 +108,6 @@ impl Metering {
             longest_gap: None,
             left: None,
         }
-    }
-
-    /// What was asked, in a body that was read.
-    pub(super) fn prompt(&mut self, body: &Bytes) {
-        // Under which names the model goes is known when a backend has been found.
-        let counts = |counters: &Counters| counters.asker.is_some() || !counters.tokenizers.is_empty();
-        let reads = self.method == Method::POST && self.endpoint().work() != Work::Other;
-        if reads && self.rules.counters.as_ref().is_some_and(counts) {
-            self.body = Some(Box::new(body.clone()));
-        }
-    }
-
-    /// The tokenizer of the model that was asked for, by its name here or at the backend.
-    fn tokenizer(&self, counters: &Counters) -> Option<Arc<Tokenizer>> {
-        let asked = self.exchange.call().and_then(|call| call.model.as_deref());
-        let served = self.exchange.served().and_then(|target| target.model.as_deref());
-        [asked, served].into_iter().flatten().find_map(|model| counters.tokenizers.find(model))
-    }
-
-    /// Has the text of the answer heard, where that is of use. The prompt is handed over now: to keep it for as long as the
-    /// answer takes would be to keep the bodies of all streams.
-    fn listen(&mut self, is_stream: bool) {
-        let generates = matches!(self.endpoint().work(), Work::Chat | Work::Completion);
-        let Some(counters) = self.rules.counters.clone() else { return };
-        let listener = match (self.tokenizer(&counters), self.body.take()) {
-            (Some(tokenizer), Some(body)) => {
-                let mut counting = counters.pool.start(tokenizer);
-                counting.prompt(self.endpoint(), *body);
-                Listener::Counting(counting)
-            }
-            (None, Some(body)) if counters.asker.is_some() => {
-                self.body = Some(body).filter(|body| body.len() <= MAX_KEPT_BODY);
-                Listener::Kept(Some(String::new()))
-            }
-            _ if is_stream || !generates => return,
-            _ => Listener::Nobody,
-        };
-        self.tally.heard = Some(Box::new(Heard::new(listener, self.tally.dialect, is_stream)));
     }
 
     /// The head has come.
@@ -215,37 +160,9 @@ impl Metering {
         });
     }
 
-    pub(super) fn exchange(&self) -> &Exchange {
-        &self.exchange
-    }
-
-    /// Asked when the client leaves: whether the rest of the answer would say more of what it came to.
-    pub(super) fn is_worth_reading(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.status.is_success())
-            // Of what is not read there would only be more of it.
-            && !matches!(self.watch, Watch::Opaque)
-            && !self.exchange.is_unasked()
-            && self.outcome(Ending::Dropped) == Some(End::ClientGone)
-            && self.summary(End::ClientGone).completion().is_some()
-    }
-
-    /// The client has left, and the rest is read: what follows is not delivered to anybody.
-    pub(super) fn leave(&mut self) {
-        self.exchange.set_end(End::ClientGone);
-        let delivered = self.summary(End::ClientGone).completion().unwrap_or(0);
-        let tally = match &mut self.watch {
-            Watch::Packed(packed) => packed.tally(),
-            _ => &mut self.tally,
-        };
-        if let Some(heard) = &mut tally.heard {
-            heard.leave();
-        }
-        self.left = Some(Left { delivered, deltas: self.so_far().0.deltas });
-    }
-
-    /// The pieces of a stream that have passed since. An answer in one piece has none: it is whole when it comes.
-    pub(super) fn deltas_since_left(&self) -> u64 {
-        self.left.map_or(0, |left| self.so_far().0.deltas.saturating_sub(left.deltas))
+    /// Whether nothing is read of it.
+    pub(super) fn is_opaque(&self) -> bool {
+        matches!(self.watch, Watch::Opaque)
     }
 
     fn see_first_byte(&mut self) {
@@ -353,41 +270,16 @@ impl Metering {
         self.watch = Watch::Events(events);
     }
 
-    /// Hands the record on, when what is to be counted of it is.
-    fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
-        let heard = self.tally.heard.take().map(|heard| heard.finish());
-        let served = self.exchange.served().and_then(|target| target.model.clone());
-        let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
-        let Some(counters) = self.rules.counters.clone().filter(|_| settling.has_usage()) else {
-            return settling.tell();
-        };
-        let body = self.body.take();
-        match heard {
-            Some((Listener::Counting(counting), is_text_alone)) => {
-                counting.finish(move |totals| settling.count(Counted::of(totals, is_text_alone)));
-            }
-            Some((Listener::Kept(text), is_text_alone)) => {
-                let text = text.filter(|_| is_text_alone);
-                settling.ask(&counters, self.exchange.backend(), served, body.map(|body| *body), text);
-            }
-            // Whoever left before the head was worked for all the same.
-            None if self.head.is_none() => match (self.tokenizer(&counters), body) {
-                (Some(tokenizer), Some(body)) => {
-                    let mut counting = counters.pool.start(tokenizer);
-                    counting.prompt(self.endpoint(), *body);
-                    counting.finish(move |totals| settling.count(Counted::of(totals, true)));
-                }
-                (_, body) => {
-                    let body = body.map(|body| *body);
-                    settling.ask(&counters, self.exchange.backend(), served, body, Some(String::new()));
-                }
-            },
-            _ => settling.tell(),
+    /// The same, to be told more.
+    pub(super) fn tally(&mut self) -> &mut Tally {
+        match &mut self.watch {
+            Watch::Packed(packed) => packed.tally(),
+            _ => &mut self.tally,
         }
     }
 
     /// What is known of the answer, and in how many bytes.
-    fn so_far(&self) -> (&Tally, u64) {
+    pub(super) fn so_far(&self) -> (&Tally, u64) {
         match &self.watch {
             Watch::Packed(packed) => packed.so_far(),
             _ => (&self.tally, self.bytes),
@@ -395,7 +287,7 @@ impl Metering {
     }
 
     /// What the exchange would come to if this were all.
-    fn summary(&self, end: End) -> Outcome<'_> {
+    pub(super) fn summary(&self, end: End) -> Outcome<'_> {
         let (tally, bytes) = self.so_far();
         Outcome {
             exchange: &self.exchange,
@@ -414,7 +306,7 @@ impl Metering {
         }
     }
 
-    fn endpoint(&self) -> Endpoint {
+    pub(super) fn endpoint(&self) -> Endpoint {
         self.exchange.call().map_or_else(|| Endpoint::of(&self.path), |call| call.endpoint)
     }
 
@@ -427,7 +319,7 @@ impl Metering {
     }
 
     /// How the exchange ended; `None` where nothing says so and no backend was asked.
-    fn outcome(&self, ending: Ending<'_>) -> Option<End> {
+    pub(super) fn outcome(&self, ending: Ending<'_>) -> Option<End> {
         let failed = self.said_error().is_some();
         let refused = self.head.as_ref().is_some_and(|head| head.status.is_server_error());
         match ending {

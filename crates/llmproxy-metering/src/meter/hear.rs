@@ -1,0 +1,95 @@
+//! What of an exchange is handed to those who count where its backend does not tell.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use llmproxy_core::{UsageRecord, UsageSink, Work};
+
+use super::{
+    Metering,
+    settle::{Counted, Settling},
+};
+use crate::{
+    Counters,
+    answer::{Heard, Listener},
+    tokens::Tokenizer,
+};
+
+/// The largest request that is kept as long as the answer takes, in bytes, to ask the backend about its prompt if need be.
+const MAX_KEPT_BODY: usize = 64 * 1024;
+
+// === impl Metering ===
+
+impl Metering {
+    /// What was asked, in a body that was read.
+    pub(super) fn prompt(&mut self, body: &Bytes) {
+        // Under which names the model goes is known when a backend has been found.
+        let counts = |counters: &Counters| counters.asker.is_some() || !counters.tokenizers.is_empty();
+        let reads = self.method == Method::POST && self.endpoint().work() != Work::Other;
+        if reads && self.rules.counters.as_ref().is_some_and(counts) {
+            self.body = Some(Box::new(body.clone()));
+        }
+    }
+
+    /// The tokenizer of the model that was asked for, by its name here or at the backend.
+    fn tokenizer(&self, counters: &Counters) -> Option<Arc<Tokenizer>> {
+        let asked = self.exchange.call().and_then(|call| call.model.as_deref());
+        let served = self.exchange.served().and_then(|target| target.model.as_deref());
+        [asked, served].into_iter().flatten().find_map(|model| counters.tokenizers.find(model))
+    }
+
+    /// Has the text of the answer heard, where that is of use. The prompt is handed over now: to keep it for as long as the
+    /// answer takes would be to keep the bodies of all streams.
+    pub(super) fn listen(&mut self, is_stream: bool) {
+        let generates = matches!(self.endpoint().work(), Work::Chat | Work::Completion);
+        let Some(counters) = self.rules.counters.clone() else { return };
+        let listener = match (self.tokenizer(&counters), self.body.take()) {
+            (Some(tokenizer), Some(body)) => {
+                let mut counting = counters.pool.start(tokenizer);
+                counting.prompt(self.endpoint(), *body);
+                Listener::Counting(counting)
+            }
+            (None, Some(body)) if counters.asker.is_some() => {
+                self.body = Some(body).filter(|body| body.len() <= MAX_KEPT_BODY);
+                Listener::Kept(Some(String::new()))
+            }
+            _ if is_stream || !generates => return,
+            _ => Listener::Nobody,
+        };
+        self.tally.heard = Some(Box::new(Heard::new(listener, self.tally.dialect, is_stream)));
+    }
+
+    /// Hands the record on, when what is to be counted of it is.
+    pub(super) fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
+        let heard = self.tally.heard.take().map(|heard| heard.finish());
+        let served = self.exchange.served().and_then(|target| target.model.clone());
+        let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
+        let Some(counters) = self.rules.counters.clone().filter(|_| settling.has_usage()) else {
+            return settling.tell();
+        };
+        let body = self.body.take();
+        match heard {
+            Some((Listener::Counting(counting), is_text_alone)) => {
+                counting.finish(move |totals| settling.count(Counted::of(totals, is_text_alone)));
+            }
+            Some((Listener::Kept(text), is_text_alone)) => {
+                let text = text.filter(|_| is_text_alone);
+                settling.ask(&counters, self.exchange.backend(), served, body.map(|body| *body), text);
+            }
+            // Whoever left before the head was worked for all the same.
+            None if self.head.is_none() => match (self.tokenizer(&counters), body) {
+                (Some(tokenizer), Some(body)) => {
+                    let mut counting = counters.pool.start(tokenizer);
+                    counting.prompt(self.endpoint(), *body);
+                    counting.finish(move |totals| settling.count(Counted::of(totals, true)));
+                }
+                (_, body) => {
+                    let body = body.map(|body| *body);
+                    settling.ask(&counters, self.exchange.backend(), served, body, Some(String::new()));
+                }
+            },
+            _ => settling.tell(),
+        }
+    }
+}
