@@ -41,7 +41,13 @@ const LATE: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_exchange_ends_in_an_allowed_way_and_is_counted_once() {
-    play(20_250).await;
+    assert_eq!(play(20_250).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_is_where_backends_may_finish_what_clients_left() {
+    let drained = play(20_251).await;
+    assert!(drained > 0.0, "there was nothing to see");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,7 +57,8 @@ async fn so_it_is_with_a_seed_of_this_run_s_own() {
     play(seed).await;
 }
 
-async fn play(seed: u64) {
+/// Plays it all, and says how many rests of answers were read after their clients had left.
+async fn play(seed: u64) -> f64 {
     // Shown where the test fails.
     println!("LLMPROXY_CHAOS_SEED={seed} plays this again");
     let mut plans = Plan::draw(seed, EXCHANGES);
@@ -64,7 +71,7 @@ async fn play(seed: u64) {
         backends.push(Backend::start(move |seen, wire| stage.clone().answer(seen, wire)).await);
     }
     let receiver = Receiver::start().await;
-    let mut proxy = Proxy::start(&config(&backends, &receiver)).await;
+    let mut proxy = Proxy::start(&config(seed, &backends, &receiver)).await;
     let address = proxy.address();
     let first = Outcome::of(&stage.plans[warm], address).await;
     assert_eq!(first.end, Some(BodyEnd::Complete));
@@ -148,6 +155,7 @@ async fn play(seed: u64) {
     assert!(late * 100 <= LATE * EXCHANGES, "seed {seed}: {late} limits of time were passed without a cause");
     // Else there was nothing to see.
     assert!(served * 4 > EXCHANGES, "seed {seed}: only {served} were served");
+    proxy.metrics().await.sum("llmproxy_drains_total", &[])
 }
 
 /// One exchange and all that is known of it afterwards.
@@ -188,6 +196,11 @@ impl Exchange<'_> {
             if let Some(record) = found.iter().find(|record| record[key] != line[key]) {
                 return Err(format!("the record has another {key} than the line: {record}"));
             }
+        }
+        if let Some(record) =
+            found.iter().find(|record| record["delivered_tokens"].is_u64() && line["end"] != "client_gone")
+        {
+            return Err(format!("the client had it all, or was told why not: {record}"));
         }
         Ok(())
     }
@@ -257,10 +270,15 @@ fn without_error(body: &[u8]) -> &[u8] {
 async fn quiet(proxy: &Proxy) {
     eventually("the proxy to be idle", || async {
         let metrics = proxy.metrics().await;
-        let busy = ["llmproxy_in_flight", "llmproxy_inspect_buffered_bytes", "llmproxy_usage_records_pending"];
+        let busy = [
+            "llmproxy_in_flight",
+            "llmproxy_inspect_buffered_bytes",
+            "llmproxy_usage_records_pending",
+            "llmproxy_drains_running",
+        ];
         let counts = busy.map(|name| metrics.sum(name, &[]));
         let connections = metrics.sum("llmproxy_connections", &[]);
-        let is_idle = counts == [0.0; 3] && connections <= 1.0;
+        let is_idle = counts == [0.0; 4] && connections <= 1.0;
         (!is_idle).then(|| format!("{busy:?} are {counts:?}, connections {connections}"))
     })
     .await;
@@ -275,8 +293,13 @@ async fn eventually<F: Future<Output = Option<String>>>(what: &str, complaint: i
     }
 }
 
+/// With an odd seed backends may finish what clients left.
+fn on_abort(seed: u64) -> &'static str {
+    if seed.is_multiple_of(2) { "delivered" } else { "drain" }
+}
+
 /// Short limits of time, and backends that are never given up, however often they fail.
-fn config(backends: &[Backend], receiver: &Receiver) -> String {
+fn config(seed: u64, backends: &[Backend], receiver: &Receiver) -> String {
     let backends: Vec<String> =
         backends.iter().map(|backend| format!("{{url: '{}', models: [m]}}", backend.url())).collect();
     format!(
@@ -284,11 +307,13 @@ fn config(backends: &[Backend], receiver: &Receiver) -> String {
 backends: [{}]
 health_check: {{enabled: false, unhealthy_threshold: 1000000}}
 routing: {{timeout: 1s, gap_timeout: 1s, retry: {{max_retries: 1, initial_wait: 1ms}}}}
+metering: {{on_abort: {}}}
 usage:
   enabled: true
   reporters: [{{name: r, type: webhook, webhook: {{url: '{}'}}}}]
 ",
         backends.join(", "),
+        on_abort(seed),
         receiver.url()
     )
 }

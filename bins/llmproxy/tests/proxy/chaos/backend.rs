@@ -98,7 +98,8 @@ impl Stage {
                     wire.chunk(USAGE_EVENT).await?;
                     wire.chunk(piece).await?;
                 }
-                (false, _) if plan.fault(attempt) == Fault::Trickle => {
+                // Slowly too for whoever wants to leave in the middle: else all of it would be there before.
+                (false, _) if plan.fault(attempt) == Fault::Trickle || plan.leaves_in_the_middle() => {
                     for few in piece.as_bytes().chunks(23) {
                         wire.chunk(few).await?;
                         sleep(Duration::from_millis(1)).await;

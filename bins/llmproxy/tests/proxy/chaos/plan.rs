@@ -116,6 +116,10 @@ impl Plan {
         self.attempts.iter().any(|fault| wanted(*fault))
     }
 
+    pub(super) fn leaves_in_the_middle(&self) -> bool {
+        matches!(self.client, Manner::LeavesAfterPieces(_))
+    }
+
     /// The answer in the pieces that a backend sends, as the client is to see it.
     pub(super) fn pieces(&self) -> Vec<String> {
         let id = self.id;
