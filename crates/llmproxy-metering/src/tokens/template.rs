@@ -58,6 +58,10 @@ impl Template {
         environment.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value))?));
         environment.add_filter("tojson", python::tojson);
         environment.add_filter("string", |value: &Value| python::str(value));
+        // None is neither in Python, and a text and a map are both.
+        environment
+            .add_test("iterable", |value: &Value| value.is_undefined() || value.try_iter().is_ok() && !value.is_none());
+        environment.add_test("sequence", |value: &Value| value.is_undefined() || value.len().is_some());
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -164,5 +168,63 @@ impl io::Write for Prompt {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(source: &str, context: &str, expected: &str) {
+        let template = Template::new(vec![("default".into(), source.into())], vec![]).unwrap();
+        let context: Value = serde_json::from_str(context).unwrap();
+        let context = python::pairs(&context).into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        assert_eq!(template.render(context).unwrap(), expected, "{source}");
+    }
+
+    #[test]
+    fn what_templates_of_models_use_is_there() {
+        check(
+            "{%- for a in list %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}",
+            r#"{"list":[1,2,3]}"#,
+            "13",
+        );
+        check("{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}", "{}", "2");
+        check("{{ t.split('</think>')[-1].lstrip('\\n') }}", r#"{"t":"a</think>\n\nb"}"#, "b");
+        check("{% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}", r#"{"m":{"b":1,"a":null}}"#, "b=1;a=None;");
+        check("{{ list[1:] | length }}{{ list[::-1] }}", r#"{"list":[1,"a"]}"#, "1['a', 1]");
+        check("{{ none is iterable }}{{ 'a' is sequence }}{{ m is mapping }}", r#"{"m":{}}"#, "FalseTrueTrue");
+        check("{{ 1.0 }}{{ true }}{{ missing }}", "{}", "1.0True");
+        check("{{ '<&>' }}{{ m | tojson }}", r#"{"m":{"z":"<\"é","a":1}}"#, r#"<&>{"z": "<\"é", "a": 1}"#);
+    }
+
+    #[test]
+    fn blocks_take_their_lines_with_them() {
+        check("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "{}", "a\nb\nc");
+    }
+
+    #[test]
+    fn marks_for_training_are_no_part_of_the_prompt() {
+        check("a {% generation %}b{% endgeneration %} c", "{}", "a b c");
+        check("a {%- generation -%} b {%- endgeneration %} c", "{}", "ab c");
+        check("{% if true %}{%+ generation %}x{% endgeneration -%}  y{% endif %}{% raw %}{%{% endraw %}", "{}", "xy{%");
+    }
+
+    #[test]
+    fn a_request_goes_before_the_model() {
+        let specials = vec![("bos_token", "<s>".to_owned())];
+        let template = Template::new(vec![("default".into(), "{{ bos_token }}".into())], specials).unwrap();
+        assert_eq!(template.render(vec![]).unwrap(), "<s>");
+        assert_eq!(template.render(vec![("bos_token".into(), "x".into())]).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_ended() {
+        let render =
+            |source: &str| Template::new(vec![("default".into(), source.into())], vec![]).unwrap().render(vec![]);
+        assert!(render("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}").is_err());
+        assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").is_err());
+        let long = "{% set a = 'x' * 1000000 %}{% for b in range(1000) %}{{ a }}{% endfor %}";
+        assert!(render(long).is_err());
     }
 }

@@ -166,11 +166,14 @@ impl<'a> Places<'a> {
         memchr::memrchr_iter(b' ', bytes).map(|at| least + at).find(is_word)
     }
 
-    /// The last place between `least` and `last` where a token ends and none goes on.
+    /// The last place between `least` and `last` where a token ends and none goes on; best one where no spaces follow, since
+    /// a space that a tokenizer puts in front of a text becomes one with them.
     fn last_between(&self, least: usize, last: usize) -> Option<usize> {
         let until = self.tokens.partition_point(|token| token.1 <= last);
         let ends = self.tokens[..until].iter().rev().map(|token| token.1);
-        ends.take_while(|end| *end > least).find(|end| self.is_between(*end))
+        let places = ends.take_while(|end| *end > least).filter(|end| self.is_between(*end));
+        let begins_a_word = |place: &usize| !self.text[*place..].starts_with(char::is_whitespace);
+        places.clone().find(begins_a_word).or_else(|| places.clone().next())
     }
 
     /// Whether no token reaches over `place`.
