@@ -86,6 +86,39 @@ pub struct Call {
     pub prompt_estimate: u64,
     /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
     pub max_output: Option<u64>,
+    /// How much is asked for, where it is not measured in tokens.
+    pub units: Option<Units>,
+}
+
+/// How much was asked for, or done, where it is not measured in tokens.
+///
+/// ```
+/// use llmproxy_core::{UnitKind, Units};
+///
+/// let images = Units { kind: UnitKind::Images, count: 2 };
+/// assert_eq!((images.kind.as_str(), images.count), ("images", 2));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// What is counted.
+    pub kind: UnitKind,
+    /// How many.
+    pub count: u64,
+}
+
+/// What is counted in the place of tokens, or beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnitKind {
+    /// Images to be made.
+    Images,
+    /// Characters to be spoken.
+    Characters,
+    /// Documents to be ranked or scored.
+    Documents,
+    /// Texts to be embedded.
+    Inputs,
+    /// Seconds of sound that were listened to, begun ones included.
+    Seconds,
 }
 
 /// A server that does the work. Built from the configuration; what stays the same over all requests.
@@ -272,6 +305,22 @@ impl Call {
             read_time: Duration::ZERO,
             prompt_estimate: 0,
             max_output: None,
+            units: None,
+        }
+    }
+}
+
+// === impl UnitKind ===
+
+impl UnitKind {
+    /// The name that records use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Characters => "characters",
+            Self::Documents => "documents",
+            Self::Inputs => "inputs",
+            Self::Seconds => "seconds",
         }
     }
 }

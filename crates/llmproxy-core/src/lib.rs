@@ -104,7 +104,7 @@ pub use client::HttpClient;
 pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
-pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target};
+pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target, UnitKind, Units};
 pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};

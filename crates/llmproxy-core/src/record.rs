@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::Endpoint;
+use crate::{Endpoint, Units};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,6 +155,8 @@ pub struct UsageRecord {
     pub usage_source: Option<UsageSources>,
     /// What they cost, where there is a price for the model.
     pub cost: Option<Cost>,
+    /// How much was done where it is not measured in tokens; as `usage`, `None` where the backend did not do it.
+    pub units: Option<Units>,
     /// From the request's arrival to its end.
     pub latency: Duration,
     /// From the request's arrival to the first byte of the answer's body.
@@ -273,6 +275,7 @@ impl UsageRecord {
             delivered_tokens: None,
             usage_source: None,
             cost: None,
+            units: None,
             latency: Duration::ZERO,
             time_to_first_byte: None,
             time_to_first_token: None,

@@ -214,6 +214,17 @@ pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     Ok(of_value(&Value::deserialize(deserializer)?))
 }
 
+/// Seconds, or nothing where there is anything else.
+pub(crate) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(of_seconds(&Value::deserialize(deserializer)?))
+}
+
+/// So many seconds, begun ones included. Some servers write them as text.
+pub(crate) fn of_seconds(value: &Value) -> Option<u64> {
+    let seconds = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    (seconds >= 0.0 && seconds.is_finite()).then(|| seconds.ceil() as u64)
+}
+
 /// A count that stands alone.
 pub(crate) fn number(json: &[u8]) -> Option<u64> {
     of_value(&serde_json::from_slice(json).ok()?)

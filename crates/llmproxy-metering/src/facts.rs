@@ -11,6 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::{InspectError, answer::Dialect, estimate};
 
+pub(crate) mod units;
+
 const WHOLE_MEMBER: &str = r#""stream_options":{"include_usage":true},"#;
 const WHOLE_VALUE: &str = r#"{"include_usage":true}"#;
 const FIRST_MEMBER: &str = r#""include_usage":true,"#;
@@ -32,6 +34,10 @@ struct Members<'a> {
     n: Option<u64>,
     max_output: Option<u64>,
     prompt: u64,
+    /// What is read out, or embedded.
+    input: Option<&'a RawValue>,
+    /// What is ranked or scored.
+    documents: Option<&'a RawValue>,
     duplicate: Option<&'static str>,
     misspelt: Option<(&'static str, String)>,
 }
@@ -95,6 +101,7 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
             });
         }
     };
+    call.units = units::of(endpoint, &members);
     if let Some(param) = members.duplicate {
         return Err(InspectError::Duplicate { param });
     }
@@ -197,7 +204,12 @@ impl<'a> Members<'a> {
                     self.bound(options.max_new_tokens.and_then(count));
                 }
             }
-            "messages" | "prompt" | "input" | "inputs" | "system" | "instructions" | "tools" | "functions" => {
+            "documents" | "texts" | "text_2" => self.documents = Some(value),
+            "prompt" | "input" | "inputs" => {
+                self.input = Some(value);
+                self.prompt += estimate::tokens(value.get());
+            }
+            "messages" | "system" | "instructions" | "tools" | "functions" => {
                 self.prompt += estimate::tokens(value.get());
             }
             // Servers written in Go accept a key in any case, and the last one counts.

@@ -40,6 +40,8 @@ pub(crate) struct Found {
     /// Where the model's name stands, in bytes from the form's start.
     pub(crate) model_at: Option<Range<usize>>,
     pub(crate) stream: Option<bool>,
+    /// How many are to be made, if `n` says so before the file.
+    pub(crate) number: Option<u64>,
     /// Whether `model` is there twice.
     pub(crate) is_duplicate: bool,
 }
@@ -231,7 +233,12 @@ impl Scanner {
             match part {
                 Part::Other | Part::File => self.skip(&[]),
                 Part::Model | Part::Stream if self.pending.len() > MAX_VALUE + self.keep() + 1 => return self.lose(),
-                Part::Model | Part::Stream => {}
+                Part::Number if self.pending.len() > MAX_VALUE + self.keep() + 1 => {
+                    // That is no number, and does not matter further.
+                    self.state = State::Body(Part::Other);
+                    self.skip(&[]);
+                }
+                Part::Model | Part::Stream | Part::Number => {}
             }
             return false;
         };
@@ -249,8 +256,14 @@ impl Scanner {
     fn note(&mut self, part: Part, end: usize) -> bool {
         let value = match part {
             Part::Other | Part::File => return true,
-            Part::Model | Part::Stream => &self.pending[1..end],
+            Part::Model | Part::Stream | Part::Number => &self.pending[1..end],
         };
+        if part == Part::Number {
+            let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+            // Where it is there twice, servers differ in which counts.
+            self.found.number = self.found.number.max(number.filter(|_| !self.is_behind_file));
+            return true;
+        }
         let Some(text) = std::str::from_utf8(value).ok().filter(|text| text.len() <= MAX_VALUE) else { return false };
         if part == Part::Stream {
             // What stands behind a file comes too late, and does not count where it came with what is before.

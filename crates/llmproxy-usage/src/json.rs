@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use llmproxy_core::{Cost, TokenUsage, UsageRecord, UsageSource};
+use llmproxy_core::{Cost, TokenUsage, Units, UsageRecord, UsageSource};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
@@ -76,6 +76,8 @@ struct Text<T>(T);
 
 struct Tokens(TokenUsage);
 
+struct Counted(Units);
+
 // === impl Json ===
 
 impl Serialize for Json<'_> {
@@ -123,6 +125,7 @@ impl Serialize for Json<'_> {
         set(&mut map, "timestamp", Text(format_args!("{:.9}", record.timestamp)))?;
         set_known(&mut map, "tokens_per_second", rate)?;
         set(&mut map, "total_tokens", usage.total())?;
+        set_known(&mut map, "units", record.units.map(Counted))?;
         set_known(&mut map, "upstream_id", record.upstream_id.as_deref())?;
         set_known(&mut map, "usage", record.usage.map(Tokens))?;
         set_known(&mut map, "usage_source", record.source().map(UsageSource::as_str))?;
@@ -164,6 +167,17 @@ impl Serialize for Tokens {
         set(&mut map, "completion_tokens", self.0.completion)?;
         set(&mut map, "prompt_tokens", self.0.prompt)?;
         set(&mut map, "total_tokens", self.0.total())?;
+        map.end()
+    }
+}
+
+// === impl Counted ===
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        set(&mut map, "count", self.0.count)?;
+        set(&mut map, "kind", self.0.kind.as_str())?;
         map.end()
     }
 }

@@ -7,6 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::record;
+use llmproxy_core::{UnitKind, Units};
 use llmproxy_usage::to_json;
 use serde_json::{Value, json};
 
@@ -60,8 +61,10 @@ fn what_is_not_known_is_left_out_or_zero() {
     record.error = Some("reset".into());
     assert_eq!(to_json(&record).get("delivered_tokens"), None);
     record.delivered_tokens = Some(0);
+    record.units = Some(Units { kind: UnitKind::Images, count: 2 });
     let json = to_json(&record);
     assert_eq!((&json["usage"], &json["prompt_tokens"], &json["model"]), (&Value::Null, &json!(0), &json!("")));
     assert_eq!((&json["error"], &json["delivered_tokens"]), (&json!("reset"), &json!(0)));
+    assert_eq!(json["units"], json!({"kind": "images", "count": 2}));
     assert!(!json.as_object().unwrap().values().any(Value::is_null));
 }

@@ -288,3 +288,44 @@ async fn an_answer_that_comes_compressed() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_is_not_measured_in_tokens_is_counted_in_its_own_units() {
+    let mut rig = Rig::start().await;
+    let done = Answer::new(JSON, &["{}"]);
+    for (path, ask, kind, count) in [
+        ("/v1/images/generations", json!({"model": "m", "prompt": "a cat", "n": 2}), "images", 2),
+        ("/v1/audio/speech", json!({"model": "m", "input": "Gr\u{fc}\u{df}e"}), "characters", 5),
+        ("/v1/rerank", json!({"model": "m", "query": "q", "documents": ["a", "b", "c"]}), "documents", 3),
+        ("/v1/embeddings", json!({"model": "m", "input": ["a", "b"]}), "inputs", 2),
+    ] {
+        let record = rig.exchange(path, &ask, done, false).await;
+        assert_eq!(record["units"], json!({"kind": kind, "count": count}), "{record}");
+    }
+    let record = rig.exchange("/v1/chat/completions", &ask(None), done, false).await;
+    assert!(record["units"].is_null(), "{record}");
+
+    let form =
+        |name: &str, value: &str| format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let file = "--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\n\r\nPNG\r\n--b--\r\n";
+    let answer = r#"{"text":"a","usage":{"type":"duration","seconds":9}}"#;
+    for (path, n, kind, count) in [
+        ("/v1/images/edits", Some("3"), "images", 3),
+        ("/v1/images/variations", None, "images", 1),
+        ("/v1/audio/transcriptions", None, "seconds", 9),
+    ] {
+        let n = n.map(|n| form("n", n)).unwrap_or_default();
+        let body = form("model", "m") + &n + file;
+        let mut client = Client::connect(rig.proxy.address()).await;
+        client.send("POST", path, &[("content-type", "multipart/form-data; boundary=b")], body.as_bytes()).await;
+        let (seen, mut wire) = rig.requests.next().await;
+        assert_eq!(&*seen.body, body.as_bytes());
+        wire.head(200, &[("content-type", JSON)]).await.expect("the proxy reads");
+        wire.chunk(answer).await.expect("the proxy reads");
+        wire.finish().await.expect("the proxy reads");
+        client.read_to_end().await;
+        rig.records += 1;
+        let record = rig.receiver.wait_for(rig.records).await.pop().expect("as many as waited for");
+        assert_eq!(record["units"], json!({"kind": kind, "count": count}), "{record}");
+    }
+}

@@ -9,7 +9,7 @@ use llmproxy_core::{Api, Endpoint, Work};
 use super::{
     Tally, anthropic,
     json::{Member, Names, TopLevel},
-    llama, ollama, openai, responses, tgi,
+    llama, ollama, openai, responses, sound, tgi,
     totals::Place,
 };
 use crate::counts::{self, Counts};
@@ -25,6 +25,8 @@ pub(crate) enum Dialect {
     /// What reads and writes no text, as embeddings, rerank and score do, or is not known to: OpenAI's names, where there
     /// are some.
     Reading,
+    /// Transcriptions and translations.
+    Sound,
     /// OpenAI's Responses API.
     Responses,
     /// Anthropic's messages.
@@ -44,6 +46,7 @@ impl Dialect {
     pub(crate) fn of(endpoint: Endpoint) -> Self {
         match (endpoint.api(), endpoint.template()) {
             (_, "/v1/responses") => Self::Responses,
+            (_, "/v1/audio/transcriptions" | "/v1/audio/translations") => Self::Sound,
             (_, "/generate" | "/generate_stream") => Self::Tgi,
             (_, "/completion") => Self::Llama,
             (Api::Anthropic, _) => Self::Anthropic,
@@ -91,6 +94,7 @@ impl Dialect {
     pub(super) fn is_terminal(self, kind: &[u8]) -> bool {
         match self {
             Self::Responses => responses::is_terminal(kind),
+            Self::Sound => sound::is_terminal(kind),
             Self::Anthropic => anthropic::is_terminal(kind),
             _ => false,
         }
@@ -111,6 +115,7 @@ impl Dialect {
         match self {
             Self::Chat | Self::Completions | Self::Reading => openai::delta(data),
             Self::Responses => responses::delta(data),
+            Self::Sound => sound::delta(data),
             Self::Anthropic => anthropic::delta(data),
             Self::Ollama => ollama::delta(data),
             Self::Tgi => tgi::delta(data),
@@ -123,6 +128,7 @@ impl Dialect {
         match self {
             Self::Chat | Self::Completions | Self::Reading => openai::is_worth_parsing(data),
             Self::Responses => responses::is_worth_parsing(name, data),
+            Self::Sound => sound::is_worth_parsing(data),
             Self::Anthropic => anthropic::is_worth_parsing(name, data),
             Self::Ollama => ollama::is_worth_parsing(data),
             Self::Tgi => tgi::is_worth_parsing(data),
@@ -140,6 +146,11 @@ impl Dialect {
         false
     }
 
+    /// How many seconds of sound a member says.
+    pub(super) fn seconds(self, member: Member, value: &[u8]) -> Option<u64> {
+        if self == Self::Sound { sound::seconds(member, value) } else { None }
+    }
+
     /// What the head of an answer counts.
     pub(super) fn counts_of_head(self, headers: &HeaderMap) -> Option<Counts> {
         if self == Self::Tgi { tgi::counts_of_head(headers) } else { None }
@@ -151,7 +162,7 @@ impl Dialect {
             (_, Member::Timings) => Counts::of_timings(value),
             (Self::Anthropic, Member::Usage | Member::PromptUsage) => anthropic::counts(member, value),
             (Self::Tgi, Member::PartUsage) => Counts::of_usage(value),
-            (Self::Reading, Member::Usage) => Counts::of_usage(value).or_else(|| Counts::of_total(value)),
+            (Self::Reading | Self::Sound, Member::Usage) => Counts::of_usage(value).or_else(|| Counts::of_total(value)),
             (_, Member::Usage) => Counts::of_usage(value),
             (_, Member::Prompt) => counts::number(value).map(Counts::of_prompt),
             (_, Member::Completion) => counts::number(value).map(Counts::of_completion),
@@ -165,6 +176,7 @@ impl Dialect {
         match self {
             Self::Chat | Self::Completions | Self::Reading => &openai::NAMES,
             Self::Responses => &responses::NAMES,
+            Self::Sound => &sound::NAMES,
             Self::Anthropic => &anthropic::NAMES,
             Self::Ollama => &ollama::NAMES,
             Self::Tgi => &tgi::NAMES,

@@ -34,6 +34,8 @@ pub(crate) enum Member {
     Done,
     /// Why nothing follows.
     Reason,
+    /// How many seconds were listened to.
+    Duration,
     /// What went wrong.
     Error,
     /// What went wrong, in the words of a server made with FastAPI.

@@ -12,6 +12,7 @@ mod openai;
 mod packed;
 mod responses;
 mod scan;
+mod sound;
 mod strings;
 mod tally;
 mod texts;

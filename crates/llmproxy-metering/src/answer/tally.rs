@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) id: Option<Arc<str>>,
     /// The model that the backend says has answered.
     pub(crate) model: Option<Arc<str>>,
+    /// Seconds of sound that were listened to.
+    pub(crate) seconds: Option<u64>,
     /// Pieces of a stream that carried something.
     pub(crate) deltas: u64,
     /// The text in them, in bytes.
@@ -151,6 +153,7 @@ impl Tally {
                 self.error_event |= value == b"\"error\"";
             }
             Member::Done => self.terminal |= value == b"true",
+            Member::Duration => self.seconds = self.seconds.or(self.dialect.seconds(member, value)),
             Member::Index => {
                 self.index = number(value);
                 self.is_of_part |= self.dialect != Dialect::Tgi;
@@ -161,6 +164,7 @@ impl Tally {
             }
             _ => {
                 self.is_of_part |= member == Member::PartUsage;
+                self.seconds = self.dialect.seconds(member, value).or(self.seconds);
                 if let Some(counts) = self.dialect.counts(member, value) {
                     self.count(counts);
                 }
@@ -173,6 +177,7 @@ impl Tally {
         self.id = self.id.take().or(found.id);
         self.model = self.model.take().or(found.model);
         self.error = self.error.take().or(found.error);
+        self.seconds = found.seconds.or(self.seconds);
         self.terminal |= found.terminal;
         self.error_event |= found.error_event;
         (self.given, self.index, self.is_of_part) = (found.given, found.index, found.is_of_part);

@@ -164,7 +164,8 @@ pub(super) fn of_event(dialect: Dialect, data: &[u8], mut on: impl FnMut(Text, &
                 }
             }
         }
-        Dialect::Responses => {
+        // Words of a transcription.
+        Dialect::Sound | Dialect::Responses => {
             let Ok(event) = serde_json::from_slice::<Responses<'_>>(data) else { return };
             let field = match event.kind.as_deref() {
                 Some(kind) if kind.contains("reasoning") => Field::Reasoning,
@@ -210,7 +211,7 @@ pub(super) fn keys(dialect: Dialect) -> &'static [&'static str] {
         Dialect::Ollama => &["response", "content", "thinking"],
         Dialect::Tgi => &["generated_text", "text"],
         Dialect::Llama => &["content"],
-        Dialect::Reading => &[],
+        Dialect::Reading | Dialect::Sound => &[],
     }
 }
 

@@ -7,6 +7,8 @@ pub(super) enum Part {
     Model,
     /// Whether the answer is to be a stream.
     Stream,
+    /// How many are to be made.
+    Number,
     /// Another field.
     Other,
     /// A file.
@@ -114,6 +116,7 @@ impl Part {
             ("model" | "stream", true) => None,
             ("model", false) => Some(Self::Model),
             ("stream", false) => Some(Self::Stream),
+            ("n", false) => Some(Self::Number),
             // Its value would say how the other parts are to be read (RFC 7578, section 4.6).
             ("_charset_", _) => None,
             (_, true) => Some(Self::File),
@@ -224,6 +227,8 @@ mod tests {
         named("NAME=\"model\";", Some(Part::Model));
         named("name=\"Model\"", Some(Part::Other));
         named("name=\"stream\"", Some(Part::Stream));
+        named("name=\"n\"", Some(Part::Number));
+        named("name=\"n\"; filename=\"a.png\"", Some(Part::File));
         named("name=\"prompt\"", Some(Part::Other));
         named("name=\"file\"; filename=\"a.wav\"", Some(Part::File));
         named("name=\"file\"; filename=\"a.wav\"; filename*=UTF-8''%e4.wav", Some(Part::File));

@@ -216,3 +216,23 @@ proptest! {
         prop_assert_eq!(split.found(), whole.found());
     }
 }
+
+#[test]
+fn how_many_are_to_be_made_is_found_before_the_file() {
+    let check = |values: &[&[u8]], expected: Option<u64>| {
+        let name = field("n");
+        let mut parts: Vec<(&str, &[u8])> = values.iter().map(|value| (&*name, *value)).collect();
+        let model = field("model");
+        parts.extend([(&*model, &b"m"[..]), (FILE, b"RIFF"), (&*name, b"9")]);
+        assert_eq!(found(&form(&parts)).expect("clear").number, expected);
+    };
+    check(&[b"3"], Some(3));
+    check(&[b" 3 "], Some(3));
+    check(&[b"3", b"4", b"2"], Some(4));
+    check(&[b"many"], None);
+    check(&[b"\xff"], None);
+    check(&[&[b'1'; 2000]], None);
+    check(&[], None);
+    let without_model = form(&[(&field("n"), b"3"), (FILE, b"PNG")]);
+    assert_eq!(scan([&*without_model]).found().number, Some(3));
+}

@@ -193,6 +193,7 @@ impl Inspector {
         }
         let mut call = Self::unread(endpoint);
         call.read_time = read_time;
+        call.units = facts::units::images(endpoint, found.number);
         let Some(model) = found.model.as_deref() else { return Ok((call, reader.pass())) };
         call.model = Some(model.into());
         call.stream = found.stream.unwrap_or(call.stream);

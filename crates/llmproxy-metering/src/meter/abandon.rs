@@ -96,12 +96,12 @@ impl Metering {
         if let Some(heard) = &mut self.tally().heard {
             heard.leave();
         }
-        self.left = Some(Left { delivered, deltas: self.so_far().0.deltas });
+        self.left = Some(Box::new(Left { delivered, deltas: self.so_far().0.deltas }));
     }
 
     /// The pieces of a stream that have passed since. An answer in one piece has none: it is whole when it comes.
     fn deltas_since_left(&self) -> u64 {
-        self.left.map_or(0, |left| self.so_far().0.deltas.saturating_sub(left.deltas))
+        self.left.as_ref().map_or(0, |left| self.so_far().0.deltas.saturating_sub(left.deltas))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use llmproxy_core::{
-    End, Endpoint, Exchange, TokenUsage, UsageRecord,
+    End, Endpoint, Exchange, TokenUsage, UnitKind, Units, UsageRecord,
     UsageSource::{Backend, Estimated},
     UsageSources, Work,
 };
@@ -69,6 +69,7 @@ impl Outcome<'_> {
             delivered_tokens,
             usage_source,
             cost: None,
+            units: self.units(),
             latency: exchange.elapsed(),
             time_to_first_byte: exchange.time_to_first_byte(),
             time_to_first_token: exchange.time_to_first_token(),
@@ -117,18 +118,29 @@ impl Outcome<'_> {
             }
             return Some((usage, sources));
         }
-        let worked = match self.head {
+        if !self.worked() || self.endpoint.work() == Work::Other {
+            return None;
+        }
+        let usage = TokenUsage { prompt, completion: self.estimated_completion(), ..TokenUsage::default() };
+        Some((usage, UsageSources::both(Estimated)))
+    }
+
+    /// How much was done where it is not measured in tokens: what the answer says, else what was asked for.
+    fn units(&self) -> Option<Units> {
+        let seconds = self.tally.seconds.map(|count| Units { kind: UnitKind::Seconds, count });
+        let units = seconds.or_else(|| self.exchange.call()?.units);
+        units.filter(|_| *self.method == Method::POST && self.worked())
+    }
+
+    /// Whether the backend did what it was asked for, as far as it is known.
+    fn worked(&self) -> bool {
+        match self.head {
             // An error in the place of an answer is one, whatever the status.
             Some(head) if self.tally.error.is_some() && !head.counted => false,
             Some(head) => !(head.status.is_client_error() || head.status.is_server_error()),
             // Nobody waited for the answer any more; the backend was at work all the same.
             None => self.end != End::BackendFailed,
-        };
-        if !worked || self.endpoint.work() == Work::Other {
-            return None;
         }
-        let usage = TokenUsage { prompt, completion: self.estimated_completion(), ..TokenUsage::default() };
-        Some((usage, UsageSources::both(Estimated)))
     }
 
     /// Whether tokens come out of what was asked for.

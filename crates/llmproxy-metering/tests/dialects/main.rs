@@ -8,7 +8,7 @@ use std::{io::Write, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use llmproxy_core::{
-    End, UsageRecord,
+    End, UnitKind, Units, UsageRecord,
     UsageSource::{self, Backend, Estimated},
 };
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ fn tokens(record: &UsageRecord) -> Option<Tokens> {
 fn assert_same(one: &UsageRecord, other: &UsageRecord) {
     assert_eq!((one.usage, one.usage_source, one.end), (other.usage, other.usage_source, other.end));
     assert_eq!((&one.error, &one.served_model), (&other.error, &other.served_model));
-    assert_eq!(one.upstream_id, other.upstream_id);
+    assert_eq!((&one.upstream_id, one.units), (&other.upstream_id, other.units));
 }
 
 /// Splits `whole` at every byte, with an empty piece between, and into pieces of one byte. The bytes come out as they
