@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::Body;
 use llmproxy_core::{End, UsageRecord, UsageSource};
 use proptest::prelude::*;
-use support::{Records, Script, Step, data, events, exchange, metered, next, read};
+use support::{Records, Script, Step, data, events, exchange, metered, next, read, typed};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -233,7 +233,7 @@ async fn the_length_is_not_known_where_an_event_is_removed() {
     }
 }
 
-/// Pieces of streams, most of them as servers send them.
+/// Pieces of streams, most of them as servers of any kind send them.
 fn any_event() -> impl Strategy<Value = String> {
     prop_oneof![
         Just("data: {\"choices\":[{\"delta\":{\"content\":\"hé\"}}]}".to_owned()),
@@ -241,6 +241,23 @@ fn any_event() -> impl Strategy<Value = String> {
         Just("data: {\"id\":\"\",\"choices\":[],\"usage\":null}".to_owned()),
         Just("data: {\"choices\":[],\"x\":1}".to_owned()),
         Just("event: x\nid: 7\ndata: {\"a\":1,\ndata: \"b\":2}".to_owned()),
+        Just("data: {\"choices\":[\n: in between\ndata: {\"delta\":{}}]}\nretry: 3".to_owned()),
+        Just("id\ndata\ndata: \ndata: {\"choices\":[]".to_owned()),
+        Just("event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":7}}".to_owned()),
+        Just(
+            "data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":7}}}"
+                .to_owned()
+        ),
+        Just(
+            "data: {\"index\":1,\"content\":\"\",\"stop\":true,\"tokens_predicted\":7,\"tokens_evaluated\":5}"
+                .to_owned()
+        ),
+        Just(
+            "data: {\"text\":\"a\",\"meta_info\":{\"prompt_tokens\":5,\"completion_tokens\":7},\"index\":1}".to_owned()
+        ),
+        Just("{\"model\":\"m\",\"done\":true,\"prompt_eval_count\":5,\"eval_count\":7}".to_owned()),
+        Just("data: {\"error\":{\"message\":\"gone\"}}".to_owned()),
+        Just(format!("data: {{\"choices\":[],\"x\":\"{}\"}}", "x".repeat(66_000))),
         Just(": ping".to_owned()),
         Just(":".to_owned()),
         Just("data: [DONE]".to_owned()),
@@ -249,11 +266,24 @@ fn any_event() -> impl Strategy<Value = String> {
     ]
 }
 
-const USAGE_EVENTS: [&str; 4] = [
+const USAGE_EVENTS: [&str; 6] = [
     "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":7}}",
     "data:{ \"usage\" : {\"prompt_tokens\":5,\"completion_tokens\":7}, \"id\" : \"\", \"choices\" : [ ] }",
     "id: 1\ndata: {\"id\":\"choices\",\"choices\":[],\"timings\":{},\"usage\":{\"completion_tokens\":7,\"prompt_tokens\":5}}",
     "event: message\ndata: {\"object\":\"\\\"choices\\\":[{\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":12}}",
+    "data: {\"choices\":[],\n: in between\nid: 7\ndata: \"usage\":{\"prompt_tokens\":5,\ndata: \"completion_tokens\":7}}",
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":7},\"timings\":{\"prompt_n\":5,\"predicted_n\":7}}",
+];
+
+/// Whether a usage event may have been asked for there, and others of every dialect.
+const PATHS: [(&str, bool); 7] = [
+    (CHAT, true),
+    (COMPLETIONS, true),
+    ("/v1/responses", false),
+    ("/v1/messages", false),
+    ("/api/chat", false),
+    ("/generate", false),
+    ("/completion", false),
 ];
 
 fn split(stream: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {
@@ -262,42 +292,57 @@ fn split(stream: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {
     cuts.windows(2).map(|pair| stream[pair[0]..pair[1]].to_vec()).collect()
 }
 
+/// What comes out of a body of this type, in this coding, that comes like this.
+fn passed(path: &str, kind: &str, coding: &str, inject: bool, chunks: &[Vec<u8>]) -> Vec<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let exchange = exchange(path, inject);
+        let records = Records::of(&exchange);
+        let mut answer = typed(kind, Script::chunks(chunks));
+        answer.headers_mut().insert("content-encoding", coding.parse().unwrap());
+        let out = read(metered(&exchange, path, answer).await.into_body()).await;
+        records.one();
+        out
+    })
+}
+
 proptest! {
     #[test]
-    fn nothing_is_changed_but_the_event_that_the_proxy_asked_for(
-        mut list in prop::collection::vec(any_event(), 0..6),
-        usage in prop::option::of((0..USAGE_EVENTS.len(), any::<prop::sample::Index>())),
+    fn nothing_is_changed_but_the_events_that_the_proxy_asked_for(
+        list in prop::collection::vec(any_event(), 0..6),
+        usage in prop::collection::vec((0..USAGE_EVENTS.len(), any::<prop::sample::Index>()), 0..3),
         line_end in prop_oneof![Just("\n"), Just("\r\n"), Just("\r")],
         cuts in prop::collection::vec(any::<usize>(), 0..12),
+        (path, is_asked) in prop::sample::select(&PATHS[..]),
         inject in any::<bool>(),
     ) {
+        let mut list: Vec<(String, bool)> = list.into_iter().map(|event| (event, false)).collect();
+        for (which, place) in usage {
+            list.insert(place.index(list.len() + 1), (USAGE_EVENTS[which].to_owned(), true));
+        }
+        let inject = inject && is_asked;
         let end = line_end.repeat(2);
-        let render = |list: &[String]| {
-            list.iter().map(|event| event.replace('\n', line_end) + &end).collect::<String>()
+        let render = |is_whole: bool| {
+            let passes = list.iter().filter(|(_, is_usage)| is_whole || !is_usage);
+            passes.map(|(event, _)| event.replace('\n', line_end) + &end).collect::<String>()
         };
-        let mut expected = render(&list);
-        if let Some((which, place)) = usage {
-            list.insert(place.index(list.len() + 1), USAGE_EVENTS[which].to_owned());
-        }
-        let sent = render(&list);
-        if !inject {
-            expected.clone_from(&sent);
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let chunks = split(sent.as_bytes(), &cuts);
-        let (out, _) = runtime.block_on(pass(CHAT, inject, chunks.iter().map(|chunk| &**chunk).collect()));
-        prop_assert_eq!(String::from_utf8_lossy(&out), expected);
+        let chunks = split(render(true).as_bytes(), &cuts);
+        let out = passed(path, "text/event-stream", "identity", inject, &chunks);
+        prop_assert_eq!(String::from_utf8_lossy(&out), render(!inject));
     }
 
     #[test]
     fn bytes_of_any_kind_pass(
         stream in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b':'), any::<u8>()], 0..200),
+        head in prop::sample::select(vec![&b""[..], b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03", b"\x28\xb5\x2f\xfd\x00\x38", b"\x1b\x48\x00\x00"]),
         cuts in prop::collection::vec(any::<usize>(), 0..12),
+        (path, is_asked) in prop::sample::select(&PATHS[..]),
+        kind in prop::sample::select(vec!["text/event-stream", "application/x-ndjson", "application/json", "text/plain"]),
+        coding in prop::sample::select(vec!["identity", "gzip", "br", "zstd", "gzip, br"]),
         inject in any::<bool>(),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let chunks = split(&stream, &cuts);
-        let (out, _) = runtime.block_on(pass(CHAT, inject, chunks.iter().map(|chunk| &**chunk).collect()));
+        let stream = [head, &stream].concat();
+        let out = passed(path, kind, coding, inject && is_asked, &split(&stream, &cuts));
         prop_assert_eq!(out, stream);
     }
 }
