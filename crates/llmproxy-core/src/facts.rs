@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, Endpoint};
+use crate::{BoxError, Endpoint, Units};
 
 /// Who is calling. Written by auth; never holds a secret.
 ///
@@ -88,37 +88,6 @@ pub struct Call {
     pub max_output: Option<u64>,
     /// How much is asked for, where it is not measured in tokens.
     pub units: Option<Units>,
-}
-
-/// How much was asked for, or done, where it is not measured in tokens.
-///
-/// ```
-/// use llmproxy_core::{UnitKind, Units};
-///
-/// let images = Units { kind: UnitKind::Images, count: 2 };
-/// assert_eq!((images.kind.as_str(), images.count), ("images", 2));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Units {
-    /// What is counted.
-    pub kind: UnitKind,
-    /// How many.
-    pub count: u64,
-}
-
-/// What is counted in the place of tokens, or beside them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum UnitKind {
-    /// Images to be made.
-    Images,
-    /// Characters to be spoken.
-    Characters,
-    /// Documents to be ranked or scored.
-    Documents,
-    /// Texts to be embedded.
-    Inputs,
-    /// Seconds of sound that were listened to, begun ones included.
-    Seconds,
 }
 
 /// A server that does the work. Built from the configuration; what stays the same over all requests.
@@ -306,21 +275,6 @@ impl Call {
             prompt_estimate: 0,
             max_output: None,
             units: None,
-        }
-    }
-}
-
-// === impl UnitKind ===
-
-impl UnitKind {
-    /// The name that records use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Images => "images",
-            Self::Characters => "characters",
-            Self::Documents => "documents",
-            Self::Inputs => "inputs",
-            Self::Seconds => "seconds",
         }
     }
 }

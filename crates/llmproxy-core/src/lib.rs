@@ -97,6 +97,7 @@ mod facts;
 mod record;
 mod request;
 mod sink;
+mod units;
 mod upgrade;
 
 pub use answer::ApiError;
@@ -104,8 +105,9 @@ pub use client::HttpClient;
 pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
-pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target, UnitKind, Units};
+pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target};
 pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};
+pub use units::{UnitKind, Units};
 pub use upgrade::{ToBackend, Tunnel, Upgrade};
