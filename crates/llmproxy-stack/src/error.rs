@@ -37,6 +37,9 @@ pub enum StartError {
     /// The `auth` block.
     #[error(transparent)]
     Auth(#[from] AuthConfigError),
+    /// Files that `metering.tokenizers` names: what is wrong with each, a line for each.
+    #[error("{0}")]
+    Tokenizers(String),
     /// The access log's file.
     #[error(
         "the access log {output} (logging.access) can't be opened: {source}; name a file that the user that runs llmproxy may \

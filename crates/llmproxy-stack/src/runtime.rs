@@ -16,7 +16,10 @@ use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
 use llmproxy_core::{BoxError, StopFlag, UsageSink};
-use llmproxy_metering::{BodyBudget, Drains, InspectLayer, MeterLayer, Pricing};
+use llmproxy_metering::{
+    BodyBudget, Counters, Drains, InspectLayer, MeterLayer, Pricing,
+    tokens::{Asker, Tokenizers},
+};
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
@@ -29,6 +32,7 @@ use crate::{
     access_log::AccessLog,
     around::AroundLayer,
     cors::CorsLayer,
+    counting::Counting,
     error::StartError,
     measures::MetricsSink,
     metrics::RELOADS,
@@ -43,6 +47,8 @@ use crate::{
 const MAX_SMALL_ANSWER: usize = 4 << 20;
 /// How long the last lines of the access log may take; whoever should read them may have stopped reading.
 const ACCESS_LOG_GRACE: Duration = Duration::from_secs(2);
+/// How long counts may take that are still to be made when the last exchange has ended.
+const COUNT_GRACE: Duration = Duration::from_secs(5);
 /// How often limits forget idle keys.
 const SWEEP: Duration = Duration::from_secs(60);
 /// The most that the bodies of one answer may take, in bytes.
@@ -94,6 +100,7 @@ pub struct Runtime {
     limiter: Arc<RateLimiter>,
     budget: BodyBudget,
     drains: Drains,
+    counting: Counting,
     /// How long what is under way at a stop may take, and when that began.
     grace: Duration,
     stopping_since: OnceLock<Instant>,
@@ -119,6 +126,7 @@ pub(crate) struct Shared {
 struct Current {
     keys: Option<(PathBuf, KeyStore)>,
     access: Option<(AccessLogConfig, Arc<AccessLog>)>,
+    tokenizers: Tokenizers,
 }
 
 // === impl Runtime ===
@@ -140,6 +148,7 @@ impl Runtime {
     pub async fn start(config: &Config, options: Options) -> Result<Arc<Self>, StartError> {
         let clients = Clients::new();
         let client = clients.http_client(MAX_SMALL_ANSWER);
+        let counting = Counting::new(&config.metering, clients.http_client(Asker::MAX_ANSWER));
         let shared = Arc::new(Shared {
             render_metrics: options.render_metrics,
             stopping: AtomicBool::new(false),
@@ -169,6 +178,7 @@ impl Runtime {
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
             drains: Drains::default(),
+            counting,
             grace: config.server.shutdown_timeout,
             stopping_since: OnceLock::new(),
             reporters: Reporters::with_own(client, options.reporters),
@@ -267,6 +277,8 @@ impl Runtime {
         self.sweeper.abort();
         // Before the reporters: each of them ends with a record.
         self.drains.finish(*self.stopping_since.get_or_init(Instant::now) + self.grace).await;
+        // And these are records that wait for their count.
+        self.counting.finish(Instant::now() + deadline.min(COUNT_GRACE)).await;
         let left = self.reporters.flush(deadline).await;
         let mut current = self.current.lock().await;
         self.access.settings.store(Arc::default());
@@ -293,6 +305,7 @@ impl Runtime {
             AuthLayer::disabled()
         };
         let access = access_log(config, &current)?;
+        let tokenizers = Counting::load(&config.metering, &current.tokenizers).await?;
 
         // From here on nothing fails.
         self.limiter.reconfigure(&config.rate_limit);
@@ -306,12 +319,13 @@ impl Runtime {
             trusted: config.server.trusted_proxies.clone(),
             log: access.as_ref().map(|(_, log)| log.clone()),
         }));
-        let stack = self.stack(config, auth.clone(), pool.clone());
+        let counters = self.counting.counters(&config.metering, tokenizers.clone());
+        let stack = self.stack(config, auth.clone(), pool.clone(), counters);
         let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
         // Outside of the routes too: a refusal that a page can't read is no answer to it.
         let cors = CorsLayer::new(&config.server.cors);
         self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path, cors.as_ref()));
-        *current = Current { keys, access };
+        *current = Current { keys, access, tokenizers };
         Ok(())
     }
 
@@ -321,6 +335,7 @@ impl Runtime {
         config: &Config,
         auth: AuthLayer,
         pool: Arc<Pool>,
+        counters: Counters,
     ) -> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
     + Clone
     + Send
@@ -343,7 +358,7 @@ impl Runtime {
             // Who and how big are known now. Settles by the record.
             .layer(RateLimitLayer::new(self.limiter.clone()))
             // One record for each request, whatever the retries further in.
-            .layer(self.meter(config))
+            .layer(self.meter(config, counters))
             // Picks a backend for each attempt; in flight until the last byte.
             .layer(balance)
             // Time limits of one attempt, and a visible end when its backend dies.
@@ -354,9 +369,10 @@ impl Runtime {
         ServiceBuilder::new().layer(RespondLayer::new()).service(with_small_bodies(inner))
     }
 
-    fn meter(&self, config: &Config) -> MeterLayer {
+    fn meter(&self, config: &Config, counters: Counters) -> MeterLayer {
         MeterLayer::new()
             .with_pricing(Arc::new(Pricing::new(&config.pricing)))
+            .with_counters(counters)
             .with_abort(&config.abort, self.drains.clone())
     }
 
