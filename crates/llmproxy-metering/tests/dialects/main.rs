@@ -254,4 +254,5 @@ mod openai;
 mod packed;
 mod reading;
 mod responses;
+mod servers;
 mod tgi;
