@@ -49,7 +49,7 @@ pub(crate) struct Names {
     pub(super) top: &'static [(&'static str, Member)],
     /// An object at the top whose members are of interest too, and these.
     pub(super) inside: Option<(&'static str, &'static [(&'static str, Member)])>,
-    /// Whether a list of such objects stands there, of which the first is of interest.
+    /// Whether a list of such objects stands there.
     pub(super) in_list: bool,
 }
 
@@ -270,7 +270,9 @@ impl TopLevel {
                 }
                 self.place = Place::Key;
                 match (byte, self.inside) {
+                    (b'}', Inside::Yes) if self.is_in_list => self.inside = Inside::Next,
                     (b'}', Inside::Yes) => self.inside = Inside::No,
+                    (b',', Inside::Next) if self.is_in_list => {}
                     (b',', Inside::Next) => self.inside = Inside::No,
                     (b',', _) => {}
                     (b']', _) if self.is_in_list => (self.is_in_list, self.inside) = (false, Inside::No),

@@ -7,7 +7,8 @@
 //! (vLLM's `continuous_usage_stats`), as zeros until it is known (Ollama), as null, or not at all.
 //!
 //! Beside a choice it is that choice's; where there are none it is the whole answer's. Only llama.cpp has an event of the
-//! latter kind for each choice, with its `timings`, and they add up.
+//! latter kind for each choice, with its `timings`, and they add up. Its plain answer has all choices and the usage of the
+//! first alone.
 
 use std::sync::LazyLock;
 
@@ -77,8 +78,8 @@ pub(super) const NAMES: Names = Names {
         ("error", Member::Error),
         ("detail", Member::Detail),
     ],
-    inside: None,
-    in_list: false,
+    inside: Some(("choices", &[("index", Member::Index)])),
+    in_list: true,
 };
 
 /// The members of a chunk of a stream that is too large to be read whole, so that it has a choice.

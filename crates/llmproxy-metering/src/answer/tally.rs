@@ -44,6 +44,9 @@ pub(crate) struct Tally {
     given: Option<Given>,
     index: Option<u64>,
     is_of_part: bool,
+    // Choices in a plain answer, and whether llama.cpp's timings stand beside them.
+    choices: u64,
+    has_timings: bool,
     totals: Totals,
 }
 
@@ -157,6 +160,7 @@ impl Tally {
             Member::Index => {
                 self.index = number(value);
                 self.is_of_part |= self.dialect != Dialect::Tgi;
+                self.choices = self.choices.saturating_add(1);
             }
             Member::Item => {
                 self.end_object();
@@ -196,6 +200,7 @@ impl Tally {
 
     /// llama.cpp counts beside or instead of usage.
     pub(super) fn timings(&mut self, counts: Counts) {
+        self.has_timings = true;
         self.given = Some(match self.given {
             Some(known) => Given { counts: known.counts.or_else(counts), ..known },
             None => Given { counts, by_timings: true },
@@ -237,7 +242,14 @@ impl Tally {
         if let Some(given) = self.given {
             totals.count(self.place(), given, self.deltas, self.is_delta);
         }
-        let (mut counts, since) = totals.sum(self.deltas)?;
+        let (mut counts, mut since) = totals.sum(self.deltas)?;
+        // llama.cpp puts several choices into the answer of the first, and says nothing of the others.
+        if self.has_timings && self.choices > 1 && self.dialect.takes_stream_options() {
+            since = since.saturating_add(counts.completion.unwrap_or(0).saturating_mul(self.choices - 1));
+            if self.dialect == Dialect::Completions {
+                counts = counts.prompt_alone().times(self.choices).or_else(counts);
+            }
+        }
         if self.dialect.leaves_out_zeros() && self.terminal && self.deltas == 0 {
             counts = counts.or_else(Counts::of_completion(0));
         }

@@ -120,6 +120,23 @@ async fn a_plain_answer_says_it_at_its_top() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn llama_cpp_s_plain_answer_of_several_choices_has_the_usage_of_one() {
+    let answer = |choices: &str| {
+        format!(
+            r#"{{"choices":[{choices}],"usage":{{"completion_tokens":7,"prompt_tokens":5}},"id":"c","timings":{{"cache_n":3,"prompt_n":2,"predicted_n":7}}}}"#
+        )
+    };
+    let choice = |index: u64| format!(r#"{{"finish_reason":"stop","index":{index},"message":{{"content":"a"}}}}"#);
+    check_json(CHAT, &answer(&choice(0)), (5, 7, Backend)).await;
+    let three = answer(&[choice(0), choice(1), choice(2)].join(","));
+    check_json(CHAT, &three, (5, 21, Estimated)).await;
+    check_json(COMPLETIONS, &three, (15, 21, Estimated)).await;
+    // Others say it of all.
+    let timings = three.find(",\"timings\"").unwrap();
+    check_json(CHAT, &format!("{}}}", &three[..timings]), (5, 7, Backend)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn half_a_count_is_completed_by_an_estimate_which_is_then_what_it_is_called() {
     let json = r#"{"choices":[],"usage":{"completion_tokens":7}}"#;
     check_json(CHAT, json, (GUESS, 7, Estimated)).await;

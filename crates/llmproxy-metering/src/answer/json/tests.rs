@@ -18,11 +18,12 @@ const ANSWER: &str = r#" {"id" : "chatcmpl-1","object":"chat.completion","choice
 #[test]
 fn members_at_the_top_are_found_at_any_split() {
     let expected = members(&[ANSWER.as_bytes()]);
-    assert_eq!(expected.len(), 4);
+    assert_eq!(expected.len(), 5);
     assert_eq!(expected[0], (Member::Id, r#""chatcmpl-1""#.into()));
-    assert_eq!(expected[1], (Member::Usage, r#"{"prompt_tokens":5,"details":{"a":[1,"}",2]}}"#.into()));
-    assert_eq!(expected[2], (Member::Model, r#""m\"n""#.into()));
-    assert_eq!(expected[3], (Member::Timings, "null".into()));
+    assert_eq!(expected[1], (Member::Index, "0".into()));
+    assert_eq!(expected[2], (Member::Usage, r#"{"prompt_tokens":5,"details":{"a":[1,"}",2]}}"#.into()));
+    assert_eq!(expected[3], (Member::Model, r#""m\"n""#.into()));
+    assert_eq!(expected[4], (Member::Timings, "null".into()));
     for at in 0..ANSWER.len() {
         let (head, tail) = ANSWER.as_bytes().split_at(at);
         assert_eq!(members(&[head, tail]), expected, "{at}");
@@ -67,15 +68,17 @@ fn members_of_the_object_inside_are_found_and_those_of_no_other() {
 }
 
 #[test]
-fn members_of_the_first_choice_are_found() {
+fn members_of_each_choice_are_found() {
     let check = |json: &str, expected: &[(Member, &str)]| {
         check(|_| TopLevel::new(&super::super::openai::EVENT_NAMES), json, expected);
     };
     let (index, usage) = ((Member::Index, "3"), (Member::Usage, "{}"));
     check(r#"{"choices" : [ {"delta":{"index":0},"index":3} ] ,"usage":{}}"#, &[index, usage]);
-    check(r#"{"usage":{},"choices":[{"index":3},{"index":4,"usage":1},[{"index":5}]]}"#, &[usage, index]);
+    let next = (Member::Index, "4");
+    check(r#"{"usage":{},"choices":[{"index":3},{"index":4,"usage":1}]}"#, &[usage, index, next]);
+    check(r#"{"choices":[{"index":3} , {"x":[{"index":0}],"index":4}],"index":0,"usage":{}}"#, &[index, next, usage]);
     check(r#"{"choices":[],"index":0,"usage":{}}"#, &[usage]);
-    check(r#"{"choices":[1,{"index":0}],"usage":{}}"#, &[usage]);
+    check(r#"{"choices":[1,"{",{"index":3}],"usage":{}}"#, &[index, usage]);
     check(r#"{"choices":null,"x":[{"index":0}],"usage":{}}"#, &[usage]);
     check(r#"{"choices":{"index":3},"usage":{}}"#, &[index, usage]);
 }
