@@ -91,7 +91,7 @@ impl Default for InspectConfig {
 // === impl MeteringConfig ===
 
 impl MeteringConfig {
-    /// 1: a thread counts some hundred thousand tokens a second.
+    /// 1: a thread counts most of a million tokens a second.
     pub const DEFAULT_COUNT_THREADS: usize = 1;
     /// 65,536.
     pub const DEFAULT_COUNT_QUEUE: usize = 65_536;

@@ -9,6 +9,8 @@
 //!   asked (completed, refused, broken off, dropped before or after its head), each sink in the exchange is given one
 //!   and the same record, once.
 //!
+//! What no backend tells is counted by [`tokens`], which stands alone: it is given text and numbers come out.
+//!
 //! ```
 //! use std::sync::{Arc, Mutex};
 //!

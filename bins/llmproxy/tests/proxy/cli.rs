@@ -52,6 +52,33 @@ async fn check_names_every_mistake_at_once() {
 }
 
 #[tokio::test]
+async fn check_loads_the_tokenizers() {
+    let folder = Folder::new();
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("the folder is ours");
+    let checked = async |entries: &str| {
+        let yaml = format!("backends: [{{url: 'http://localhost:11434'}}]\nmetering:\n  tokenizers:\n{entries}");
+        write("config.yaml", &yaml);
+        let output = run(&folder, &["check"]).await;
+        (output.status.code(), text(&output.stderr))
+    };
+    let entry = |file: &str| format!("    - {{models: ['qwen*'], file: {file}}}\n");
+    write(
+        "words.json",
+        r#"{"version":"1.0","added_tokens":[],"pre_tokenizer":{"type":"Whitespace"},"model":{"type":"WordLevel","unk_token":"?","vocab":{"?":0}}}"#,
+    );
+    assert_eq!(checked(&entry("words.json")).await, (Some(0), String::new()));
+    write("other.json", "{\"a\": 1}");
+    let (code, told) = checked(&(entry("other.json") + &entry("words.json") + &entry("config.yaml"))).await;
+    assert_eq!(code, Some(1), "{told}");
+    for part in ["metering.tokenizers: other.json is no tokenizer that can be used", "config.yaml is no tokenizer"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let (code, told) = checked(&entry("none.json")).await;
+    assert_eq!(code, Some(64), "{told}");
+    assert!(told.contains("metering.tokenizers[0].file") && told.contains("none.json can't be read"), "{told}");
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_explained() {
     let backend = Backend::start(script::hang()).await;
     let folder = Folder::new();

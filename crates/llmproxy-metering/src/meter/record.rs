@@ -150,7 +150,7 @@ impl Outcome<'_> {
 
     fn estimated_prompt(&self) -> u64 {
         let by_size = self.exchange.call().map_or(0, |call| call.prompt_estimate);
-        let learned = self.learned.and_then(|learned| learned.prompt_tokens(self.model(), by_size * BYTES_PER_TOKEN));
+        let learned = self.learned.and_then(|learned| learned.prompt_tokens(self.model(), by_size));
         learned.unwrap_or(by_size)
     }
 

@@ -10,9 +10,7 @@ use llmproxy_core::{Backend, End, TokenUsage, UsageRecord, UsageSink, UsageSourc
 
 use super::record::Outcome;
 use crate::{
-    Counters, Pricing,
-    estimate::BYTES_PER_TOKEN,
-    metrics,
+    Counters, Pricing, metrics,
     tokens::{self, Learned, Question, Totals, Uncounted},
 };
 
@@ -40,7 +38,7 @@ pub(super) fn learn(learned: &Learned, outcome: &Outcome<'_>, record: &UsageReco
     let model = outcome.model();
     if sources.prompt == UsageSource::Backend {
         let by_size = outcome.exchange.call().map_or(0, |call| call.prompt_estimate);
-        learned.observe_prompt(model, by_size * BYTES_PER_TOKEN, usage.prompt);
+        learned.observe_prompt(model, by_size, usage.prompt);
     }
     // What breaks off may have been counted before its last piece, or after.
     if sources.completion == UsageSource::Backend && outcome.generates() && record.end == End::Complete {

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use crate::metrics;
+use crate::{estimate::BYTES_PER_TOKEN, metrics};
 
 /// So many models are told apart; those beyond are learned of together.
 const MAX_MODELS: usize = 256;
@@ -56,9 +56,10 @@ struct Ratio(AtomicU64);
 // === impl Learned ===
 
 impl Learned {
-    /// The tokens that `bytes` of a prompt's text will be for `model`, about; `None` as long as nothing is known of it.
-    pub fn prompt_tokens(&self, model: &str, bytes: u64) -> Option<u64> {
-        self.of(model).prompt.tokens(bytes)
+    /// The tokens that a prompt will be for `model`, about, where `estimate` is what it would be at four bytes each, as
+    /// [`Call::prompt_estimate`](llmproxy_core::Call::prompt_estimate) says; `None` as long as nothing is known of it.
+    pub fn prompt_tokens(&self, model: &str, estimate: u64) -> Option<u64> {
+        self.of(model).prompt.tokens(estimate.saturating_mul(BYTES_PER_TOKEN))
     }
 
     /// The tokens that `bytes` of an answer's text will be for `model`, about; `None` as long as nothing is known of it.
@@ -66,9 +67,9 @@ impl Learned {
         self.of(model).completion.tokens(bytes)
     }
 
-    /// A prompt of `bytes` of text was `tokens`.
-    pub fn observe_prompt(&self, model: &str, bytes: u64, tokens: u64) {
-        self.of_new(model).prompt.observe("prompt", bytes, tokens);
+    /// A prompt for which `estimate` was said was `tokens`.
+    pub fn observe_prompt(&self, model: &str, estimate: u64, tokens: u64) {
+        self.of_new(model).prompt.observe("prompt", estimate.saturating_mul(BYTES_PER_TOKEN), tokens);
     }
 
     /// An answer of `bytes` of text was `tokens`.
@@ -129,10 +130,10 @@ mod tests {
     #[test]
     fn models_and_kinds_are_learned_of_apart() {
         let learned = Learned::default();
-        learned.observe_prompt("a", 200, 100);
-        assert_eq!(learned.prompt_tokens("a", 200), Some(100));
+        learned.observe_prompt("a", 50, 100);
+        assert_eq!(learned.prompt_tokens("a", 50), Some(100));
         assert_eq!(learned.completion_tokens("a", 200), None);
-        assert_eq!(learned.prompt_tokens("b", 200), None);
+        assert_eq!(learned.prompt_tokens("b", 50), None);
     }
 
     #[test]
@@ -159,9 +160,9 @@ mod tests {
     fn names_of_models_are_bounded_and_those_beyond_learn_together() {
         let learned = Learned::default();
         for index in 0..MAX_MODELS * 2 {
-            learned.observe_prompt(&format!("model-{index}"), 200, 100);
+            learned.observe_prompt(&format!("model-{index}"), 50, 100);
         }
         assert_eq!(learned.0.models.read().unwrap().len(), MAX_MODELS);
-        assert_eq!(learned.prompt_tokens("never-seen", 200), Some(100));
+        assert_eq!(learned.prompt_tokens("never-seen", 50), Some(100));
     }
 }

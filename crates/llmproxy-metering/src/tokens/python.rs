@@ -7,6 +7,9 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 
+/// So deep is a value written; a request can't nest deeper, but a template can.
+const MAX_DEPTH: usize = 128;
+
 /// How `json.dumps` is asked to write.
 struct Json<'a> {
     indent: Option<usize>,
@@ -48,15 +51,16 @@ pub(super) fn str(value: &Value) -> String {
         ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
         _ => {
             let mut out = String::new();
-            repr(value, &mut out);
+            repr(value, 0, &mut out);
             out
         }
     }
 }
 
 /// `repr(value)`: what stands in a list that is printed.
-fn repr(value: &Value, out: &mut String) {
+fn repr(value: &Value, depth: usize, out: &mut String) {
     match value.kind() {
+        _ if depth > MAX_DEPTH => out.push_str("..."),
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => number(value, out),
@@ -65,9 +69,9 @@ fn repr(value: &Value, out: &mut String) {
             out.push('{');
             for (index, (key, value)) in pairs(value).into_iter().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                repr(&key, out);
+                repr(&key, depth + 1, out);
                 out.push_str(": ");
-                repr(&value, out);
+                repr(&value, depth + 1, out);
             }
             out.push('}');
         }
@@ -75,7 +79,7 @@ fn repr(value: &Value, out: &mut String) {
             out.push('[');
             for (index, value) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                repr(&value, out);
+                repr(&value, depth + 1, out);
             }
             out.push(']');
         }
@@ -135,6 +139,9 @@ fn float(number: f64, out: &mut String) -> std::fmt::Result {
 impl Json<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         match value.kind() {
+            _ if depth > MAX_DEPTH => {
+                return Err(Error::new(ErrorKind::InvalidOperation, "it is nested too deep to be JSON"));
+            }
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => number(value, out),
@@ -249,6 +256,13 @@ mod tests {
             "[1e-07, 1e+16, 1.2345678901234568e+17, 0.0001, 1.0, -0.5, 100000.0, 12345678901234567890]",
         );
         check("\"\\u0001\\u007f\"", &[], "\"\\u0001\u{7f}\"");
+    }
+
+    #[test]
+    fn what_is_nested_without_end_does_not_take_the_stack() {
+        let deep = (0..1000).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
+        assert!(tojson(&deep, std::iter::empty::<(&str, Value)>().collect()).is_err());
+        assert!(str(&deep).contains("[...]"));
     }
 
     #[test]
