@@ -20,6 +20,7 @@ pub(crate) fn run() -> bool {
             Step::new("fmt", fmt),
             tidy::step(),
             Step::new("clippy", clippy),
+            Step::new("clippy without tokenizers", clippy_lean),
             Step::new("doc", doc),
             Step::new("deny", deny),
             bench::budget_step(),
@@ -33,6 +34,12 @@ fn fmt() -> Result<(), String> {
 
 fn clippy() -> Result<(), String> {
     run_command(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+/// What a build without the binary's features has in the place of what they bring.
+fn clippy_lean() -> Result<(), String> {
+    let words = "clippy --package llmproxy --no-default-features --locked -- -D warnings";
+    run_command(&mut cargo(words.split(' ')))
 }
 
 fn doc() -> Result<(), String> {

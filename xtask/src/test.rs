@@ -17,6 +17,9 @@ pub(crate) fn run(args: &[String]) -> bool {
     let words = command_line(args);
     let mut steps = vec![Step::new("cargo test", move || run_command(&mut cargo(words)))];
     if is_whole(args) {
+        steps.push(Step::new("without tokenizers", || {
+            run_command(&mut cargo("test --locked --package llmproxy-metering".split(' ')))
+        }));
         steps.push(Step::new("interleavings", interleavings));
         steps.push(Step::new("OpenAI's SDK", || {
             let python = interop::python_sdk()?;
