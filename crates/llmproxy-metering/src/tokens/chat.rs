@@ -79,6 +79,7 @@ impl Chat {
                         chat.exact = false;
                         let result = member(&part, "content").unwrap_or_default();
                         chat.say("tool", result, takes);
+                        chat.answers(member(&part, "tool_use_id"));
                     }
                     _ => said.push(part),
                 }
@@ -93,7 +94,10 @@ impl Chat {
             }
             chat.exact = false;
             let content = chat.content(&content, takes);
-            let call = |call: &Value| function(member(call, "name"), "arguments", member(call, "input"), None);
+            let call = |call: &Value| {
+                let made = function(member(call, "name"), "arguments", member(call, "input"), None);
+                named("id", member(call, "id"), made)
+            };
             let calls = Value::from_iter(calls.iter().map(call));
             chat.messages.push(Value::from_pairs([("role", role), ("content", content), ("tool_calls", calls)]));
         }
@@ -124,7 +128,7 @@ impl Chat {
                     }
                     Some("function_call") => {
                         let call = function(member(&item, "name"), "arguments", member(&item, "arguments"), None);
-                        let call = arguments_parsed(&call);
+                        let call = named("id", member(&item, "call_id"), arguments_parsed(&call));
                         let (role, content) = (Value::from("assistant"), chat.content(&Value::from(()), takes));
                         let calls = Value::from(vec![call]);
                         chat.messages.push(Value::from_pairs([
@@ -135,6 +139,7 @@ impl Chat {
                     }
                     Some("function_call_output") => {
                         chat.say("tool", member(&item, "output").unwrap_or_default(), takes);
+                        chat.answers(member(&item, "call_id"));
                     }
                     Some(_) => chat.exact = false,
                 }
@@ -187,6 +192,13 @@ impl Chat {
     fn say(&mut self, role: &str, content: Value, takes: Takes) {
         let content = self.content(&content, takes);
         self.messages.push(Value::from_pairs([("role", Value::from(role)), ("content", content)]));
+    }
+
+    /// The last message is what came of the call with this id.
+    fn answers(&mut self, id: Option<Value>) {
+        if let Some(message) = self.messages.pop() {
+            self.messages.push(named("tool_call_id", id, message));
+        }
     }
 
     /// A message with its content as the template takes it, and calls of tools as values rather than as JSON in a string.
@@ -251,6 +263,12 @@ impl Chat {
 
 fn text_part(text: &Value) -> Value {
     Value::from_pairs([("type", Value::from("text")), ("text", text.clone())])
+}
+
+/// `map` with one member more, if there is one, in front of the others.
+fn named(name: &'static str, value: Option<Value>, map: Value) -> Value {
+    let first = value.map(|value| (Value::from(name), value));
+    Value::from_pairs(first.into_iter().chain(pairs(&map)))
 }
 
 /// A function as OpenAI's chat has it, to be called or that was called.

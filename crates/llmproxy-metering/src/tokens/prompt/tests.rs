@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use proptest::{collection::vec, prelude::*, sample::select};
+
 use super::*;
 use crate::tokens::trained;
 
@@ -226,6 +228,16 @@ fn responses_are_turned_into_a_chat() {
 }
 
 #[test]
+fn what_a_tool_said_is_told_by_the_call() {
+    let template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}:{{ c.function.name }};{% endfor %}{{ m.tool_call_id }}{% endfor %}";
+    let tokenizer = letters(&[("default", template)]);
+    let responses = r#"{"input":[{"type":"function_call","call_id":"c1","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c1","output":"42"}]}"#;
+    check_with(&tokenizer, "/v1/responses", responses, "c1:f;c1", true);
+    let anthropic = r#"{"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"c1","name":"f","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"c1","content":"42"}]}]}"#;
+    check_with(&tokenizer, "/v1/messages", anthropic, "c1:f;c1", false);
+}
+
+#[test]
 fn what_has_no_prompt_is_not_counted() {
     let tokenizer = letters(&[("default", CHAT)]);
     let check = |path, body: &str| {
@@ -253,4 +265,62 @@ fn a_prompt_longer_than_a_window_is_counted_exactly() {
     let whole = tokenizer.offsets(&text).unwrap().len() as u64 + 1;
     let counted = tokenizer.count_prompt(Endpoint::of("/v1/completions"), body.as_bytes());
     assert_eq!(counted, Some(Counted { tokens: whole, exact: true }));
+}
+
+/// JSON with the names that matter in any place.
+fn any_json() -> impl Strategy<Value = serde_json::Value> {
+    const NAMES: [&str; 20] = [
+        "messages",
+        "role",
+        "content",
+        "type",
+        "text",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "tools",
+        "prompt",
+        "input",
+        "inputs",
+        "system",
+        "raw",
+        "instructions",
+        "output",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "parameters",
+    ];
+    const TEXTS: [&str; 10] =
+        ["user", "text", "message", "function_call", "tool_use", "tool_result", "{\"a\":[1]}", "{", "", "é\u{0}"];
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        select(&TEXTS[..]).prop_map(Into::into),
+    ];
+    leaf.prop_recursive(6, 60, 6, |inner| {
+        let member = (select(&NAMES[..]).prop_map(String::from), inner.clone());
+        let object = vec(member, 0..6).prop_map(|members| serde_json::Value::Object(members.into_iter().collect()));
+        prop_oneof![vec(inner, 0..5).prop_map(serde_json::Value::Array), object]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_request_that_makes_no_sense_does_no_harm(
+        members in vec((select(&["messages", "prompt", "input", "inputs", "system", "tools", "instructions", "continue_final_message"][..]), any_json()), 1..5),
+        path in select(&["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/api/chat", "/api/generate", "/completion"][..]),
+    ) {
+        thread_local!(static TOKENIZER: Arc<Tokenizer> = letters(&[("default", CHAT)]));
+        let body: serde_json::Map<_, _> = members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let body = serde_json::Value::Object(body).to_string();
+        // Whatever it is counted as: it is not a panic, and it is not more than all of it could be.
+        let counted = TOKENIZER.with(|tokenizer| tokenizer.count_prompt(Endpoint::of(path), body.as_bytes()));
+        let most = 40 * body.len() as u64 + 100;
+        prop_assert!(counted.is_none_or(|counted| counted.tokens <= most), "{counted:?} of {body}");
+    }
 }
