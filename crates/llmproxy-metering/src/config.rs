@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use crate::tokens::Limits;
+use crate::{Pattern, tokens::Limits};
 
 /// How much of a request is read, and how long that may take.
 ///
@@ -58,7 +58,7 @@ pub struct MeteringConfig {
 #[serde(default)]
 pub struct TokenizerConfig {
     /// The models that it is for: names in which `*` stands for anything.
-    pub models: Vec<String>,
+    pub models: Vec<Pattern>,
     /// The model's `tokenizer.json`.
     pub file: PathBuf,
     /// The model's `tokenizer_config.json` with its chat template, or the template itself in a file that ends in `.jinja`. Default:
@@ -131,7 +131,7 @@ impl MeteringConfig {
             if tokenizer.models.is_empty() {
                 wrong("models", "names no model; name those that it is for, such as [\"qwen*\"]".into());
             }
-            if tokenizer.models.iter().any(String::is_empty) {
+            if tokenizer.models.iter().any(|model| model.as_str().is_empty()) {
                 wrong("models", "a name is empty; write `*` for any model".into());
             }
             let files = [("file", Some(&tokenizer.file)), ("config", tokenizer.config.as_ref())];

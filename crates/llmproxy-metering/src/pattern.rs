@@ -42,6 +42,12 @@ impl Pattern {
     }
 }
 
+impl From<&str> for Pattern {
+    fn from(pattern: &str) -> Self {
+        Self::new(pattern)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@ mod chaos;
 mod cli;
 mod connections;
 mod cors;
+mod counting;
 mod dialects;
 mod drain;
 mod endings;

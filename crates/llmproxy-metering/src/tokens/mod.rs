@@ -37,7 +37,6 @@ mod counting;
 mod done;
 mod error;
 mod learned;
-mod pattern;
 mod pool;
 mod set;
 

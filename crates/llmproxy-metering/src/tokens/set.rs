@@ -2,8 +2,8 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
-use super::{Tokenizer, TokenizerError, pattern};
-use crate::TokenizerConfig;
+use super::{Tokenizer, TokenizerError};
+use crate::{Pattern, TokenizerConfig};
 
 /// The tokenizers of a configuration, each for the models that fit its patterns. Clones are the same set.
 #[derive(Clone, Debug, Default)]
@@ -11,7 +11,7 @@ pub struct Tokenizers(Arc<[Entry]>);
 
 #[derive(Debug)]
 struct Entry {
-    models: Vec<String>,
+    models: Vec<Pattern>,
     stamps: Vec<Stamp>,
     tokenizer: Arc<Tokenizer>,
 }
@@ -76,7 +76,7 @@ impl Tokenizers {
 
     /// The tokenizer of `model`: that of the first entry with a pattern that fits.
     pub fn find(&self, model: &str) -> Option<Arc<Tokenizer>> {
-        let fits = |entry: &&Entry| entry.models.iter().any(|pattern| pattern::fits(pattern, model));
+        let fits = |entry: &&Entry| entry.models.iter().any(|pattern| pattern.matches(model));
         self.0.iter().find(fits).map(|entry| entry.tokenizer.clone())
     }
 

@@ -1,0 +1,332 @@
+//! What a backend does not tell is counted: by the model's own tokenizer, by the backend's, or else by what answers before
+//! have taught.
+
+use llmproxy_testkit::{Backend, Client, DONE, Receiver, Requests, Seen, Wire, script};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Folder, Proxy, command, within};
+
+const CHAT: &str = "/v1/chat/completions";
+const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream")];
+/// Each word is a token, and so is each run of punctuation.
+const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+    "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+    "model":{"type":"WordLevel","vocab":{"[UNK]":0},"unk_token":"[UNK]"}}"#;
+/// Of each message two words beside its own, and two at the end.
+const TEMPLATE: &str = "{% for message in messages %}begin {{ message.role }} {{ message.content }} {% endfor %}\
+                        {% if add_generation_prompt %}begin assistant{% endif %}";
+
+/// A proxy that counts, before one backend, and who is told of the records.
+struct Setting {
+    proxy: Proxy,
+    requests: Requests,
+    receiver: Receiver,
+    yaml: Value,
+    _backend: Backend,
+    _files: Folder,
+}
+
+impl Setting {
+    /// With a tokenizer for the model `m` and whatever else `metering` says.
+    async fn with(metering: Value) -> Self {
+        let files = tokenizer(TOKENIZER);
+        let (backend, requests) = Backend::stepped().await;
+        let receiver = Receiver::start().await;
+        let mut yaml = yaml(&backend, &receiver);
+        yaml["metering"] = json!({"tokenizers": [{"models": ["m*"], "file": files.join("tokenizer.json")}]});
+        for (key, value) in metering.as_object().expect("a map") {
+            yaml["metering"][key] = value.clone();
+        }
+        let proxy = Proxy::start(&yaml.to_string()).await;
+        Self { proxy, requests, receiver, yaml, _backend: backend, _files: files }
+    }
+
+    /// A client that has each of `pieces` of its stream, and the backend's side of it.
+    async fn stream(&mut self, pieces: &[&str]) -> (Client, Wire) {
+        let mut client = Client::connect(self.proxy.address()).await;
+        client.send_json(CHAT, &[], &ask(true)).await;
+        let (_, mut wire) = self.requests.next().await;
+        wire.head(200, EVENTS).await.expect("the proxy reads");
+        for piece in pieces {
+            let event = event(piece);
+            wire.chunk(&event).await.expect("the proxy reads");
+            client.expect_piece(&event).await;
+        }
+        (client, wire)
+    }
+}
+
+/// A folder with a tokenizer and a chat template.
+fn tokenizer(json: &str) -> Folder {
+    let files = Folder::new();
+    std::fs::write(files.join("tokenizer.json"), json).expect("the folder is ours");
+    let config = json!({"chat_template": TEMPLATE}).to_string();
+    std::fs::write(files.join("tokenizer_config.json"), config).expect("the folder is ours");
+    files
+}
+
+fn yaml(backend: &Backend, receiver: &Receiver) -> Value {
+    json!({
+        "backends": [{"url": backend.url(), "models": ["m", "other"]}],
+        "health_check": {"enabled": false},
+        "usage": {"enabled": true, "reporters": [{"name": "r", "type": "webhook", "webhook": {"url": receiver.url()}}]},
+    })
+}
+
+fn ask(stream: bool) -> Value {
+    json!({"model": "m", "stream": stream, "messages": [{"role": "user", "content": "one two three"}]})
+}
+
+fn event(text: &str) -> String {
+    format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
+}
+
+fn counts(record: &Value) -> Value {
+    let of = |key: &str| record[key].clone();
+    json!([of("prompt_tokens"), of("prompt_usage_source"), of("completion_tokens"), of("completion_usage_source")])
+}
+
+/// begin user one two three begin assistant.
+const PROMPT: u64 = 7;
+
+#[tokio::test]
+async fn a_stream_without_usage_is_counted_by_the_models_tokenizer() {
+    let mut setting = Setting::with(json!({})).await;
+    // Seams within words: two pieces are one token.
+    let (mut client, mut wire) = setting.stream(&["Hel", "lo ", "world", ", and", " all"]).await;
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    client.read_to_end().await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 5, "counted"]), "{record}");
+    assert_eq!((&record["usage_source"], &record["total_tokens"]), (&json!("counted"), &json!(12)));
+}
+
+#[tokio::test]
+async fn whoever_leaves_is_counted_what_it_was_given() {
+    let mut setting = Setting::with(json!({})).await;
+    let (client, mut wire) = setting.stream(&["one ", "tw", "o thr"]).await;
+    client.leave();
+    within("the backend to see it", wire.client_gone()).await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 3, "counted"]), "{record}");
+    assert_eq!((&record["end"], &record["delivered_tokens"]), (&json!("client_gone"), &json!(3)), "{record}");
+}
+
+#[tokio::test]
+async fn whoever_leaves_before_the_head_is_counted_its_prompt() {
+    let mut setting = Setting::with(json!({})).await;
+    let mut client = Client::connect(setting.proxy.address()).await;
+    client.send_json(CHAT, &[], &ask(true)).await;
+    let (_, mut wire) = setting.requests.next().await;
+    client.leave();
+    within("the backend to see it", wire.client_gone()).await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 0, "counted"]), "{record}");
+}
+
+#[tokio::test]
+async fn what_the_backend_says_stands_and_how_far_the_count_is_off_is_shown() {
+    let mut setting = Setting::with(json!({})).await;
+    let (mut client, mut wire) = setting.stream(&["one two"]).await;
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3}}\n\n";
+    wire.chunk([usage, DONE].concat()).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    client.read_to_end().await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([9, "backend", 3, "backend"]), "{record}");
+    let metrics = setting.proxy.metrics().await;
+    for (kind, drift) in [("kind=\"prompt\"", -2.0), ("kind=\"completion\"", -1.0)] {
+        assert_eq!(metrics.sum("llmproxy_usage_drift_tokens_sum", &[kind]), drift, "{kind}");
+        assert_eq!(metrics.sum("llmproxy_usage_drift_tokens_bucket", &[kind, "le=\"-4\""]), 0.0);
+        assert_eq!(metrics.sum("llmproxy_usage_drift_tokens_bucket", &[kind, "le=\"-1\""]), 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_plain_answer_without_usage_is_counted_and_a_call_of_a_tool_is_an_estimate() {
+    let mut setting = Setting::with(json!({})).await;
+    let message = json!({"role": "assistant", "content": "four \"words\" are here", "reasoning_content": "hm hm"});
+    let called =
+        json!({"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}});
+    let mut client = Client::connect(setting.proxy.address()).await;
+    client.send_json(CHAT, &[], &ask(false)).await;
+    let (_, wire) = setting.requests.next().await;
+    wire.json(200, &json!({"choices": [{"index": 0, "message": message}]})).await.expect("the proxy reads");
+    client.read_to_end().await;
+    // Its quotes are tokens.
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 8, "counted"]), "{record}");
+
+    let (mut client, mut wire) = setting.stream(&[]).await;
+    wire.chunk(format!("data: {}\n\n{DONE}", json!({"choices": [called]}))).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    client.read_to_end().await;
+    let record = setting.receiver.wait_for(2).await.remove(1);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 2, "estimated"]), "{record}");
+}
+
+#[tokio::test]
+async fn a_drained_answer_says_what_was_delivered_in_the_same_tokens() {
+    let mut setting = Setting::with(json!({"on_abort": "drain"})).await;
+    let (client, mut wire) = setting.stream(&["one two thr"]).await;
+    client.leave();
+    assert_eq!(setting.proxy.ended().await["end"], "client_gone");
+    for piece in ["ee four", " five"] {
+        wire.chunk(event(piece)).await.expect("the proxy reads");
+    }
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 5, "counted"]), "{record}");
+    assert_eq!(record["delivered_tokens"], 3, "{record}");
+}
+
+#[tokio::test]
+async fn counts_that_find_no_place_are_estimates_and_a_metric_says_so() {
+    let mut setting = Setting::with(json!({"count_queue_bytes": 16})).await;
+    let (mut client, mut wire) = setting.stream(&["one", " two", " three"]).await;
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    client.read_to_end().await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("estimated"), &json!(3)), "{record}");
+    let refused = setting.proxy.metrics().await.sum("llmproxy_usage_count_refused_total", &["reason=\"full\""]);
+    assert_eq!(refused, 1.0);
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_what_is_to_be_counted_yet() {
+    let mut setting = Setting::with(json!({})).await;
+    let mut pieces = Vec::new();
+    for _ in 0..50 {
+        pieces.push("word ".repeat(2000));
+    }
+    let (mut client, mut wire) = setting.stream(&[]).await;
+    let read = tokio::spawn(async move { client.read_to_end().await });
+    for piece in &pieces {
+        wire.chunk(event(piece)).await.expect("the proxy reads");
+    }
+    setting.proxy.signal(Signal::TERM);
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    read.await.expect("no panic");
+    assert!(setting.proxy.exit().await.success());
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 100_000, "counted"]), "{record}");
+}
+
+#[tokio::test]
+async fn a_reload_may_bring_a_tokenizer_and_one_that_is_none_changes_nothing() {
+    let mut setting = Setting::with(json!({})).await;
+    let tokenizers = setting.yaml["metering"].take();
+    setting.proxy.reload(&setting.yaml.to_string(), "reloaded").await;
+    let (client, _wire) = setting.stream(&["one two"]).await;
+    client.leave();
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!(record["usage_source"], "estimated", "{record}");
+
+    setting.yaml["metering"] = tokenizers;
+    setting.proxy.reload(&setting.yaml.to_string(), "reloaded").await;
+    let broken = tokenizer("{\"model\": 7}");
+    let mut yaml = setting.yaml.clone();
+    yaml["metering"]["tokenizers"][0]["file"] = json!(broken.join("tokenizer.json"));
+    std::fs::write(setting.proxy.folder().join("config.yaml"), yaml.to_string()).expect("the folder is ours");
+    setting.proxy.signal(Signal::HUP);
+    let line = setting.proxy.logged("nothing was changed").await.to_string();
+    assert!(line.contains("metering.tokenizers") && line.contains("tokenizer.json"), "{line}");
+    let (client, _wire) = setting.stream(&["one two"]).await;
+    client.leave();
+    let record = setting.receiver.wait_for(2).await.remove(1);
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 2, "counted"]), "{record}");
+}
+
+#[tokio::test]
+async fn a_tokenizer_that_is_none_is_named_by_check_and_at_the_start() {
+    let files = tokenizer("no json");
+    let path = files.join("tokenizer.json");
+    let yaml = json!({"backends": [{"url": "http://localhost:1"}], "metering": {"tokenizers": [{"models": ["*"], "file": path}]}});
+    let config = files.join("config.yaml");
+    std::fs::write(&config, yaml.to_string()).expect("the folder is ours");
+    for arguments in [&["check", "--config"][..], &["--config"][..]] {
+        let output = command(&files).args(arguments).arg(&config).output();
+        let output = within("it to give up", output).await.expect("the binary starts");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains("metering.tokenizers") && said.contains("tokenizer.json"), "{said}");
+    }
+}
+
+/// vLLM's `/tokenize`: a token for each letter of a text, 40 for each chat.
+fn counting_backend(seen: Seen, wire: Wire) -> impl Future<Output = std::io::Result<()>> {
+    let answer = match &*seen.path {
+        "/tokenize" => {
+            let asked = seen.json();
+            let count = asked["prompt"].as_str().map_or(40, str::len);
+            json!({"count": count, "max_model_len": 1000, "tokens": vec![1; count]})
+        }
+        _ => json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": "letters"}}]}),
+    };
+    async move { wire.json(200, &answer).await }
+}
+
+#[tokio::test]
+async fn a_backend_is_asked_what_it_did_not_say_where_there_is_no_tokenizer() {
+    let backend = Backend::start(counting_backend).await;
+    let receiver = Receiver::start().await;
+    let mut yaml = yaml(&backend, &receiver);
+    yaml["metering"] = json!({"ask_backend": true});
+    let proxy = Proxy::start(&yaml.to_string()).await;
+    let mut client = Client::connect(proxy.address()).await;
+    assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
+    let record = receiver.wait_for(1).await.remove(0);
+    assert_eq!(counts(&record), json!([40, "counted", 7, "counted"]), "{record}");
+    let asked = backend.seen().iter().filter(|seen| seen.path == "/tokenize").count();
+    assert_eq!(asked, 3, "what it is, the prompt, and the text");
+    assert_eq!(proxy.metrics().await.sum("llmproxy_usage_count_asked_total", &["result=\"counted\""]), 2.0);
+}
+
+#[tokio::test]
+async fn a_backend_that_can_not_be_asked_costs_an_estimate_and_nothing_else() {
+    let backend = Backend::start(|seen: Seen, wire: Wire| async move {
+        let content = json!({"choices": [{"message": {"content": "eight by"}}]});
+        let status = if seen.path == "/tokenize" { 404 } else { 200 };
+        wire.json(status, &content).await
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let mut yaml = yaml(&backend, &receiver);
+    yaml["metering"] = json!({"ask_backend": true});
+    let proxy = Proxy::start(&yaml.to_string()).await;
+    let mut client = Client::connect(proxy.address()).await;
+    assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
+    let record = receiver.wait_for(1).await.remove(0);
+    assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("estimated"), &json!(2)), "{record}");
+}
+
+#[tokio::test]
+async fn what_a_token_is_is_learned_of_answers_that_tell() {
+    // Two bytes for a token, until it says nothing any more.
+    let usage = json!({"prompt_tokens": 30, "completion_tokens": 20});
+    let text = "0123456789".repeat(4);
+    let told = json!({"choices": [{"message": {"content": text}}], "usage": usage});
+    let untold = json!({"choices": [{"message": {"content": text}}]});
+    let backend = Backend::start(script::json(200, told)).await;
+    let receiver = Receiver::start().await;
+    let proxy = Proxy::start(&yaml(&backend, &receiver).to_string()).await;
+    let mut client = Client::connect(proxy.address()).await;
+    for _ in 0..3 {
+        assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
+    }
+    backend.set_script(script::json(200, untold));
+    assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
+    let records = receiver.wait_for(4).await;
+    assert_eq!(counts(&records[2]), json!([30, "backend", 20, "backend"]));
+    assert_eq!(counts(&records[3]), json!([30, "estimated", 20, "estimated"]));
+    let error = "llmproxy_usage_estimate_error_ratio";
+    let metrics = proxy.metrics().await;
+    // The first taught, the two after it showed how good that was.
+    assert_eq!(metrics.sum(&format!("{error}_count"), &["kind=\"completion\""]), 2.0);
+    assert_eq!(metrics.sum(&format!("{error}_sum"), &["kind=\"completion\""]), 2.0);
+}
