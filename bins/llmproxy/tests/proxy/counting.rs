@@ -271,16 +271,21 @@ fn counting_backend(seen: Seen, wire: Wire) -> impl Future<Output = std::io::Res
     async move { wire.json(200, &answer).await }
 }
 
-#[tokio::test]
-async fn a_backend_is_asked_what_it_did_not_say_where_there_is_no_tokenizer() {
-    let backend = Backend::start(counting_backend).await;
+/// The record of one question, of a proxy that asks `backend` what it did not say.
+async fn asking(backend: &Backend) -> (Proxy, Value) {
     let receiver = Receiver::start().await;
-    let mut yaml = yaml(&backend, &receiver);
+    let mut yaml = yaml(backend, &receiver);
     yaml["metering"] = json!({"ask_backend": true});
     let proxy = Proxy::start(&yaml.to_string()).await;
     let mut client = Client::connect(proxy.address()).await;
     assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
-    let record = receiver.wait_for(1).await.remove(0);
+    (proxy, receiver.wait_for(1).await.remove(0))
+}
+
+#[tokio::test]
+async fn a_backend_is_asked_what_it_did_not_say_where_there_is_no_tokenizer() {
+    let backend = Backend::start(counting_backend).await;
+    let (proxy, record) = asking(&backend).await;
     assert_eq!(counts(&record), json!([40, "counted", 7, "counted"]), "{record}");
     let asked = backend.seen().iter().filter(|seen| seen.path == "/tokenize").count();
     assert_eq!(asked, 3, "what it is, the prompt, and the text");
@@ -295,13 +300,7 @@ async fn a_backend_that_can_not_be_asked_costs_an_estimate_and_nothing_else() {
         wire.json(status, &content).await
     })
     .await;
-    let receiver = Receiver::start().await;
-    let mut yaml = yaml(&backend, &receiver);
-    yaml["metering"] = json!({"ask_backend": true});
-    let proxy = Proxy::start(&yaml.to_string()).await;
-    let mut client = Client::connect(proxy.address()).await;
-    assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
-    let record = receiver.wait_for(1).await.remove(0);
+    let (_, record) = asking(&backend).await;
     assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("estimated"), &json!(2)), "{record}");
 }
 
