@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// Requests refused for their body, by `reason`: [`InspectError::code`](crate::InspectError::code).
 pub const REFUSED: &str = "llmproxy_inspect_refused_total";
@@ -65,8 +65,8 @@ pub(crate) fn count_took(time: Duration) {
     histogram!(COUNT_SECONDS).record(time);
 }
 
-pub(crate) fn estimate_error(kind: &'static str, ratio: f64) {
-    histogram!(ESTIMATE_ERROR, "kind" => kind).record(ratio);
+pub(crate) fn estimate_error(kind: &'static str) -> Histogram {
+    histogram!(ESTIMATE_ERROR, "kind" => kind)
 }
 
 pub(crate) fn drift(kind: &'static str, tokens: f64) {

@@ -3,10 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, RwLock,
+        Arc, OnceLock, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
+
+use ::metrics::Histogram;
 
 use crate::{estimate::BYTES_PER_TOKEN, metrics};
 
@@ -49,9 +51,13 @@ struct Model {
     completion: Ratio,
 }
 
-/// Bytes for each token, as the bits of a float; 0 where nothing is known yet.
 #[derive(Debug, Default)]
-struct Ratio(AtomicU64);
+struct Ratio {
+    /// Bytes for each token, as the bits of a float; 0 where nothing is known yet.
+    known: AtomicU64,
+    /// Where its error is shown; found once, since a look-up takes longer than all else here.
+    error: OnceLock<Histogram>,
+}
 
 // === impl Learned ===
 
@@ -100,7 +106,7 @@ impl Learned {
 
 impl Ratio {
     fn tokens(&self, bytes: u64) -> Option<u64> {
-        let bits = self.0.load(Ordering::Relaxed);
+        let bits = self.known.load(Ordering::Relaxed);
         (bits != 0).then(|| (bytes as f64 / f64::from_bits(bits)).ceil() as u64)
     }
 
@@ -109,14 +115,15 @@ impl Ratio {
             return;
         }
         if let Some(estimate) = self.tokens(bytes) {
-            metrics::estimate_error(kind, estimate as f64 / tokens as f64);
+            let error = self.error.get_or_init(|| metrics::estimate_error(kind));
+            error.record(estimate as f64 / tokens as f64);
         }
         if tokens < MIN_TOKENS {
             return;
         }
         let seen = (bytes as f64 / tokens as f64).clamp(RANGE.0, RANGE.1);
         // Two at once may both have been known to neither; each has its weight all the same.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
+        let _ = self.known.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
             let known = if bits == 0 { seen } else { f64::from_bits(bits) };
             Some((known + (seen - known) * WEIGHT).to_bits())
         });
