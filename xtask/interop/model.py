@@ -5,8 +5,9 @@ embedding is a unit vector of its own, so that the output matrix alone decides w
 logarithms of how often that happens in TEXT. Such a model babbles in the manner of the text, ends by itself, and its
 tokens are counted by the same code that counts those of a large one.
 
-Written are FOLDER/tiny.gguf, and FOLDER/slow.gguf, which says the same and takes longer for each token. With
---safetensors it is FOLDER/tiny-hf, as vLLM loads it: config.json, model.safetensors, tokenizer.json and what belongs to them.
+Written are FOLDER/tiny.gguf, and FOLDER/slow.gguf, which says the same and takes longer for each token, and
+FOLDER/tokenizer.json with FOLDER/tokenizer_config.json, by which others count the same tokens. With --safetensors it is
+FOLDER/tiny-hf, as vLLM loads it: config.json, model.safetensors, and the same tokenizer.
 """
 
 import collections
@@ -29,6 +30,7 @@ CONTEXT = 131072
 
 # In the manner of ChatML, with tools and calls of tools as JSON between tags, which is what servers know how to read.
 CHAT_TEMPLATE = """\
+{{- bos_token -}}
 {%- if tools -%}
 <|im_start|>system
 You may call these functions:
@@ -61,13 +63,12 @@ def words(text):
 
 
 def learn(text):
-    """Pieces and what was merged into them, in that order, by byte pair encoding."""
+    """Pieces in the order in which they were made by byte pair encoding, and each word in them."""
     counts = collections.Counter(words(text))
     spelled = {word: list(word) for word in counts}
     pieces = sorted({letter for word in counts for letter in word})
     # Every letter that a JSON answer or a prompt may need, so that few of them fall back to bytes.
     pieces += [letter for letter in map(chr, range(33, 127)) if letter not in pieces]
-    merges = []
     while BYTES + 256 + len(pieces) < VOCABULARY:
         pairs = collections.Counter()
         for word, letters in spelled.items():
@@ -78,13 +79,12 @@ def learn(text):
             pieces += [f"<unused{n}>" for n in range(VOCABULARY - BYTES - 256 - len(pieces))]
             break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append(best)
         merged = "".join(best)
         if merged not in pieces:
             pieces.append(merged)
         for word, letters in spelled.items():
             spelled[word] = merge(letters, best)
-    return pieces, merges, spelled
+    return pieces, spelled
 
 
 def merge(letters, pair):
@@ -186,7 +186,7 @@ def tensors(follows, layers, feed_forward, kind):
         yield block + "ffn_down.weight", zeros(VOCABULARY, feed_forward)
 
 
-def safetensors(folder, pieces, merges, follows):
+def safetensors(folder, pieces, follows):
     from safetensors.numpy import save_file
 
     folder.mkdir(exist_ok=True)
@@ -232,11 +232,20 @@ def safetensors(folder, pieces, merges, follows):
         "eos_token_id": EOS,
         "torch_dtype": "float32",
     }
+    write_json(folder, config=config, generation_config={"bos_token_id": BOS, "eos_token_id": EOS})
+    tokenizer(folder, pieces)
+
+
+def tokenizer(folder, pieces):
     tokens = all_tokens(pieces)
+    # Two pieces may become any piece that there is, the earliest first, however it was learned: so says the GGUF file.
+    known = set(pieces)
+    halves = lambda piece: ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+    merges = [pair for piece in pieces for pair in halves(piece) if known.issuperset(pair)]
     special = lambda id: {"id": id, "content": tokens[id], "special": id < PAUSE, "normalized": False} | dict.fromkeys(
         ["single_word", "lstrip", "rstrip"], False
     )
-    tokenizer = {
+    encoding = {
         "version": "1.0",
         "added_tokens": [special(id) for id in range(BYTES)],
         "normalizer": {
@@ -267,10 +276,10 @@ def safetensors(folder, pieces, merges, follows):
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": {token: id for id, token in enumerate(tokens)},
-            "merges": [list(pair) for pair in merges],
+            "merges": merges,
         },
     }
-    tokenizer_config = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
@@ -278,25 +287,25 @@ def safetensors(folder, pieces, merges, follows):
         "chat_template": CHAT_TEMPLATE,
         "model_max_length": CONTEXT,
     }
-    for name, content in [
-        ("config", config),
-        ("generation_config", {"bos_token_id": BOS, "eos_token_id": EOS}),
-        ("tokenizer", tokenizer),
-        ("tokenizer_config", tokenizer_config),
-    ]:
+    write_json(folder, tokenizer=encoding, tokenizer_config=config)
+
+
+def write_json(folder, **contents):
+    for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def main():
     text, folder = pathlib.Path(sys.argv[1]).read_text(), pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    pieces, merges, spelled = learn(text)
+    pieces, spelled = learn(text)
     follows = bigrams(text, pieces, spelled)
     if sys.argv[3:] == ["--safetensors"]:
-        safetensors(folder / "tiny-hf", pieces, merges, follows)
+        safetensors(folder / "tiny-hf", pieces, follows)
     else:
         gguf(folder / "tiny.gguf", pieces, follows, layers=1, feed_forward=64)
         gguf(folder / "slow.gguf", pieces, follows, layers=8, feed_forward=2048)
+        tokenizer(folder, pieces)
 
 
 main()

