@@ -26,11 +26,23 @@ const BYTES_PER_TOKEN: u64 = 4;
 
 /// The count of one text that comes piece by piece; exact for the whole, and its memory does not grow with it.
 ///
-/// Nothing is put around the text: no token for its beginning or its end.
+/// Nothing is put around the text: no token for its beginning or its end. It is what a model has said, so that a space at its
+/// beginning is a part of its first word, also for a tokenizer that puts another before every text.
 #[derive(Debug)]
 pub struct Run {
     tokenizer: Arc<Tokenizer>,
     window: Window,
+    begin: Begin,
+}
+
+/// What the text begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// Nothing yet.
+    Open,
+    /// A space that was left out, since the tokenizer will put it there. If nothing follows it is a token.
+    Space,
+    Text,
 }
 
 /// [`Run`] without the tokenizer.
@@ -53,22 +65,38 @@ struct Places<'a> {
 impl Run {
     /// The count of a text of which nothing has come yet.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Window::default() }
+        let begin = if tokenizer.doubles_space() { Begin::Open } else { Begin::Text };
+        Self { tokenizer, window: Window::default(), begin }
     }
 
     /// The text goes on with `text`.
-    pub fn push(&mut self, text: &str) {
-        self.window.push(&self.tokenizer, text);
+    pub fn push(&mut self, mut text: &str) {
+        if let (Begin::Open, Some(rest)) = (self.begin, text.strip_prefix(' ')) {
+            self.begin = Begin::Space;
+            text = rest;
+        }
+        if !text.is_empty() {
+            self.begin = Begin::Text;
+            self.window.push(&self.tokenizer, text);
+        }
     }
 
     /// The text's tokens, if this were its end.
     pub fn so_far(&self) -> Counted {
-        self.window.clone().finish(&self.tokenizer)
+        self.count(self.window.clone())
     }
 
     /// The text's tokens, now that it is at its end.
-    pub fn finish(self) -> Counted {
-        self.window.finish(&self.tokenizer)
+    pub fn finish(mut self) -> Counted {
+        let window = std::mem::take(&mut self.window);
+        self.count(window)
+    }
+
+    fn count(&self, window: Window) -> Counted {
+        match self.begin {
+            Begin::Space => Counted { tokens: 1, exact: true },
+            Begin::Open | Begin::Text => window.finish(&self.tokenizer),
+        }
     }
 }
 
@@ -200,7 +228,8 @@ mod tests {
     fn check(text: &str, sizes: &[usize]) -> Result<Vec<&'static str>, TestCaseError> {
         let mut inexact = Vec::new();
         for (name, tokenizer) in trained::ALL.iter() {
-            let whole = tokenizer.offsets(text).unwrap().len() as u64;
+            let said = if tokenizer.doubles_space() { text.strip_prefix(' ').unwrap_or(text) } else { text };
+            let whole = tokenizer.offsets(said).unwrap().len() as u64;
             let mut run = Run::new(tokenizer.clone());
             let mut rest = text;
             for size in sizes.iter().cycle() {
@@ -293,6 +322,27 @@ mod tests {
         let mut run = Run::new(trained::ALL[0].1.clone());
         run.push("");
         assert_eq!(run.finish(), Counted::NONE);
+    }
+
+    #[test]
+    fn a_space_at_the_beginning_is_a_part_of_the_first_word() {
+        let check = |name: &str, text: &str, expected| {
+            let (_, tokenizer) = trained::ALL.iter().find(|(known, _)| *known == name).unwrap();
+            for at in 0..=text.len() {
+                let mut run = Run::new(tokenizer.clone());
+                run.push(&text[..at]);
+                run.push(&text[at..]);
+                assert_eq!(run.so_far(), Counted { tokens: expected, exact: true }, "{name}: {text:?}");
+                assert_eq!(run.finish().tokens, expected, "{name}: {text:?}");
+            }
+        };
+        for name in ["llama", "metaspace", "byte level"] {
+            check(name, " the", 1);
+            check(name, " the text", 2);
+        }
+        check("llama", "the", 1);
+        check("llama", " ", 1);
+        check("llama", "\n", 2);
     }
 
     #[test]

@@ -8,12 +8,14 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokenizers::PostProcessor as _;
+use tokenizers::{NormalizedString, Normalizer as _, PostProcessor as _};
 
 use super::{Counted, TokenizerError, template::Template, text::Window};
 
 /// The largest file that is read, in bytes; the largest vocabularies take 40 MB.
 const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// How SentencePiece writes a space.
+const SPACE: char = '\u{2581}';
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -22,6 +24,8 @@ pub struct Tokenizer {
     encoder: tokenizers::Tokenizer,
     /// Tokens that a server puts around a text which is no chat: `<s>` and the like.
     around: u64,
+    /// Whether a text that begins with a space is given another one.
+    doubles_space: bool,
     template: Option<Template>,
 }
 
@@ -92,7 +96,7 @@ impl Tokenizer {
             Template::new(named, specials)
                 .map_err(|error| TokenizerError::Template { file: path.clone(), problem: error.to_string() })
         });
-        Ok(Self { encoder, around, template: template.transpose()? })
+        Ok(Self { doubles_space: doubles_space(&encoder), encoder, around, template: template.transpose()? })
     }
 
     /// The files that `load` reads or would read if they were there.
@@ -122,6 +126,12 @@ impl Tokenizer {
         self.around
     }
 
+    /// Whether a text that begins with a space is given another one, as Llama 2's tokenizer does: it puts one before every
+    /// text, which stands there already where a model has begun with a word.
+    pub(super) fn doubles_space(&self) -> bool {
+        self.doubles_space
+    }
+
     pub(super) fn template(&self) -> Option<&Template> {
         self.template.as_ref()
     }
@@ -133,7 +143,7 @@ impl Tokenizer {
         let named: Vec<_> = templates.iter().map(|(name, source)| ((*name).into(), (*source).into())).collect();
         let specials = specials.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
         let template = (!named.is_empty()).then(|| Template::new(named, specials).unwrap());
-        Arc::new(Self { encoder, around, template })
+        Arc::new(Self { doubles_space: doubles_space(&encoder), encoder, around, template })
     }
 }
 
@@ -160,6 +170,12 @@ fn encoder(file: &Path, json: &[u8]) -> Result<(tokenizers::Tokenizer, u64), Tok
     encoder.with_padding(None);
     encoder.with_truncation(None).map_err(|error| parse(error.to_string()))?;
     Ok((encoder, around))
+}
+
+fn doubles_space(encoder: &tokenizers::Tokenizer) -> bool {
+    let mut text = NormalizedString::from(" a");
+    let is_normal = encoder.get_normalizer().is_some_and(|normalizer| normalizer.normalize(&mut text).is_ok());
+    is_normal && text.get().chars().take_while(|sign| [' ', SPACE].contains(sign)).count() > 1
 }
 
 /// The file with the configuration and the one with the template, of those that are there.
