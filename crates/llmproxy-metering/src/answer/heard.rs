@@ -42,7 +42,7 @@ const MAX_TEXTS: usize = 128;
 
 impl Heard {
     pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool) -> Self {
-        let strings = (!is_stream).then(|| Strings::new(texts::keys(dialect)));
+        let strings = (!is_stream).then(|| Strings::new(texts::keys(dialect), texts::calls(dialect)));
         Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true }
     }
 
@@ -75,6 +75,7 @@ impl Heard {
             }
             Piece::End => self.ended = self.ended.saturating_add(1),
         });
+        self.is_text_alone &= !strings.has_calls();
         len
     }
 

@@ -10,6 +10,8 @@ use super::json::end_or_escape;
 #[derive(Debug)]
 pub(crate) struct Strings {
     keys: &'static [&'static str],
+    calls: &'static [&'static str],
+    has_calls: bool,
     place: Place,
     // Whether the string that is being read is one of interest.
     is_text: bool,
@@ -59,10 +61,16 @@ const MAX_DECODED: usize = 4096;
 // === impl Strings ===
 
 impl Strings {
-    /// Finds the texts under `keys`.
-    pub(crate) fn new(keys: &'static [&'static str]) -> Self {
+    /// Finds the texts under `keys`, and whether there is anything under one of `calls`.
+    pub(crate) fn new(keys: &'static [&'static str], calls: &'static [&'static str]) -> Self {
         let decoded = Vec::new();
-        Self { keys, place: Place::Outside, is_text: false, key: [0; LONGEST_KEY], key_len: 0, decoded }
+        let (place, key) = (Place::Outside, [0; LONGEST_KEY]);
+        Self { keys, calls, has_calls: false, place, is_text: false, key, key_len: 0, decoded }
+    }
+
+    /// Whether there was a call of a tool in it.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.has_calls
     }
 
     /// Takes the next piece of the answer.
@@ -92,10 +100,16 @@ impl Strings {
     }
 
     fn begin(&mut self) {
-        let key = &self.key[..usize::from(self.key_len).min(LONGEST_KEY)];
-        self.is_text = self.place == Place::Colon && self.keys.iter().any(|name| name.as_bytes() == key);
+        self.is_text = self.is_behind(self.keys);
+        self.has_calls |= self.is_behind(self.calls);
         self.place = Place::String;
         self.key_len = 0;
+    }
+
+    /// Whether what begins here is the value of one of `keys`.
+    fn is_behind(&self, keys: &[&str]) -> bool {
+        let key = &self.key[..usize::from(self.key_len).min(LONGEST_KEY)];
+        self.place == Place::Colon && keys.iter().any(|name| name.as_bytes() == key)
     }
 
     fn between(&mut self, byte: u8) {
@@ -103,7 +117,10 @@ impl Strings {
             (b' ' | b'\t' | b'\r' | b'\n', _) => {}
             (b':', Place::Behind) => self.place = Place::Colon,
             (b'"', _) => self.begin(),
-            _ => self.place = Place::Outside,
+            _ => {
+                self.has_calls |= byte == b'{' && self.is_behind(self.calls);
+                self.place = Place::Outside;
+            }
         }
     }
 
@@ -259,7 +276,7 @@ mod tests {
     use super::*;
 
     fn texts(pieces: &[&[u8]]) -> Vec<String> {
-        let mut strings = Strings::new(&["content", "text", "reasoning_content"]);
+        let mut strings = Strings::new(&["content", "text", "reasoning_content"], &[]);
         let (mut all, mut current) = (Vec::new(), String::new());
         for piece in pieces {
             strings.feed(piece, |piece| match piece {
@@ -292,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_tools_are_noticed_at_any_split() {
+        let check = |json: &str, expected| {
+            for at in 0..=json.len() {
+                let mut strings = Strings::new(&["content", "arguments"], &["arguments"]);
+                let (head, tail) = json.as_bytes().split_at(at);
+                strings.feed(head, |_| {});
+                strings.feed(tail, |_| {});
+                assert_eq!(strings.has_calls(), expected, "{json} at {at}");
+            }
+        };
+        check(r#"{"content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}"#, true);
+        check(r#"{"content":"a","tool_calls":[{"function":{"name":"f","arguments" : {"city":"b"}}}]}"#, true);
+        check(r#"{"content":"\"arguments\":\"","tool_calls":[]}"#, false);
+        check(r#"{"content":"a","arguments":null,"x":"arguments"}"#, false);
+    }
+
+    #[test]
     fn escapes_stand_for_what_they_mean() {
         check(r#"{"text":"a\n\t\\\/\u00e9\ud83d\ude00z"}"#, &["a\n\t\\/é😀z"]);
         check(r#"{"text":"Grüße, 世界 😀"}"#, &["Grüße, 世界 😀"]);
@@ -312,7 +346,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded() {
-        let mut strings = Strings::new(&["text"]);
+        let mut strings = Strings::new(&["text"], &[]);
         let (long, mut length) = (format!(r#"{{"text":"{}"}}"#, "é".repeat(1 << 20)), 0);
         strings.feed(long.as_bytes(), |piece| {
             if let Piece::Text(text) = piece {

@@ -215,6 +215,15 @@ pub(super) fn keys(dialect: Dialect) -> &'static [&'static str] {
     }
 }
 
+/// The keys under which a plain answer has what a tool is called with: a text, or an object.
+pub(super) fn calls(dialect: Dialect) -> &'static [&'static str] {
+    match dialect {
+        Dialect::Chat | Dialect::Completions | Dialect::Responses | Dialect::Ollama => &["arguments"],
+        Dialect::Anthropic => &["input"],
+        Dialect::Tgi | Dialect::Llama | Dialect::Reading | Dialect::Sound => &[],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
