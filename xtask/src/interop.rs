@@ -6,6 +6,7 @@
 //! recorded.
 
 mod clients;
+mod counting;
 mod leaving;
 mod pair;
 mod rig;
@@ -63,6 +64,7 @@ async fn all(engine: Engine) -> Result<Vec<Row>, String> {
             let embed =
                 Server::llama(&scratch, "tiny.gguf", EMBEDDING_MODEL, &["--embeddings", "--pooling", "mean"]).await?;
             rows.extend(behind(&proxy, &scratch, &[&chat, &embed]).await?);
+            rows.extend(counting::rows(&proxy, &scratch, &chat).await?);
             drop((chat, embed));
             // Slow enough to be caught between two batches of a prompt.
             let slow = Server::llama(&scratch, "slow.gguf", MODEL, &["-b", "64", "-ub", "64"]).await?;

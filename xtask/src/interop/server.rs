@@ -216,7 +216,7 @@ pub(crate) fn free_address() -> Result<SocketAddr, String> {
 }
 
 /// The sum of the series `name`.
-fn sum(metrics: &str, name: &str) -> u64 {
+pub(crate) fn sum(metrics: &str, name: &str) -> u64 {
     let values = metrics.lines().filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let is_it = series == name || series.strip_prefix(name).is_some_and(|labels| labels.starts_with('{'));
