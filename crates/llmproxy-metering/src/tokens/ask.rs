@@ -62,8 +62,16 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     /// `None` where it offers nothing, or not now.
-    kind: Option<Kind>,
+    server: Option<Server>,
     until: Instant,
+}
+
+/// What is known of a backend that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Server {
+    kind: Kind,
+    /// Whether a text that begins with a space is given another one, as Llama 2's tokenizer does.
+    doubles_space: bool,
 }
 
 /// Whose `/tokenize` it is.
@@ -172,20 +180,20 @@ impl Asker {
         }
         let Ok(_turn) = self.0.at_once.acquire().await else { return Err(Problem::Failed) };
         let url = backend.url_text();
-        let kind = match self.known(&url) {
-            Some(Known { kind, .. }) => kind.ok_or(Problem::Unknown)?,
+        let server = match self.known(&url) {
+            Some(Known { server, .. }) => server.ok_or(Problem::Unknown)?,
             None => {
-                let kind = self.learn(backend, model).await;
-                let (kind, lasts) = match kind {
-                    Ok(kind) => (Ok(kind), REMEMBERED),
+                let server = self.learn(backend, model).await;
+                let (server, lasts) = match server {
+                    Ok(server) => (Ok(server), REMEMBERED),
                     Err(Problem::Unknown) => (Err(Problem::Unknown), LEFT_ALONE),
                     Err(problem) => (Err(problem), BREATHER),
                 };
-                self.remember(url.clone(), kind.ok(), lasts);
-                kind?
+                self.remember(url.clone(), server.ok(), lasts);
+                server?
             }
         };
-        let counted = question.put(self, kind, backend, model).await;
+        let counted = question.put(self, server, backend, model).await;
         if matches!(counted, Err(Problem::Unknown | Problem::Failed)) {
             // Perhaps something else is there now.
             self.remember(url, None, BREATHER);
@@ -193,9 +201,9 @@ impl Asker {
         counted
     }
 
-    async fn learn(&self, backend: &Arc<Backend>, model: Option<&str>) -> Result<Kind, Problem> {
+    async fn learn(&self, backend: &Arc<Backend>, model: Option<&str>) -> Result<Server, Problem> {
         let answer = self.post(backend, "/tokenize", question::for_anybody(model)).await?;
-        question::kind(&answer).ok_or(Problem::Unknown)
+        question::server(&answer).ok_or(Problem::Unknown)
     }
 
     fn known(&self, url: &str) -> Option<Known> {
@@ -203,7 +211,7 @@ impl Asker {
         known.get(url).copied().filter(|known| known.until > Instant::now())
     }
 
-    fn remember(&self, url: String, kind: Option<Kind>, lasts: Duration) {
+    fn remember(&self, url: String, server: Option<Server>, lasts: Duration) {
         let now = Instant::now();
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_BACKENDS && !known.contains_key(&url) {
@@ -212,7 +220,7 @@ impl Asker {
                 return;
             }
         }
-        known.insert(url, Known { kind, until: now + lasts });
+        known.insert(url, Known { server, until: now + lasts });
     }
 
     async fn post(&self, backend: &Arc<Backend>, path: &str, body: Vec<u8>) -> Result<Bytes, Problem> {

@@ -5,15 +5,17 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use llmproxy_core::{Api, Backend, Endpoint, Work};
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 
-use super::{Asker, Kind, Problem};
+use super::{Asker, Kind, Problem, Server};
 use crate::tokens::Counted;
 
 /// The largest question, in bytes: what is longer takes a server longer than it may take.
 const MAX_QUESTION: usize = 1024 * 1024;
 /// So many texts of one request are asked for, one after the other.
 const MAX_TEXTS: usize = 16;
+/// How SentencePiece writes a space.
+const SPACE: char = '\u{2581}';
 /// What a template makes a prompt of.
 const OF_TEMPLATE: [&str; 6] = [
     "messages",
@@ -65,22 +67,57 @@ enum Texts {
     Lists(Vec<Vec<u32>>),
 }
 
-/// A short text, put in the way of each of them.
+/// A token with its text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Piece {
+    /// vLLM's.
+    Text(String),
+    /// llama.cpp's, and TGI's.
+    Named {
+        #[serde(alias = "text")]
+        piece: String,
+    },
+    Other(IgnoredAny),
+}
+
+/// A short text, put in the way of each of them. It begins with a space, and its tokens are to be shown.
 pub(super) fn for_anybody(model: Option<&str>) -> Vec<u8> {
-    text(None, model, "a", true)
+    let mut question = text(None, model, " a", false);
+    question.extend([("with_pieces".to_owned(), true.into()), ("return_token_strs".to_owned(), true.into())]);
+    bytes(question)
 }
 
 /// Whose answer it is.
-pub(super) fn kind(answer: &Bytes) -> Option<Kind> {
-    if serde_json::from_slice::<Vec<IgnoredAny>>(answer).is_ok() {
-        return Some(Kind::Tgi);
-    }
-    let answer: Answer = serde_json::from_slice(answer).ok()?;
-    if answer.count.is_some() { Some(Kind::Vllm) } else { answer.tokens.map(|_| Kind::LlamaCpp) }
+pub(super) fn server(answer: &Bytes) -> Option<Server> {
+    let kind = if serde_json::from_slice::<Vec<IgnoredAny>>(answer).is_ok() {
+        Kind::Tgi
+    } else {
+        let answer: Answer = serde_json::from_slice(answer).ok()?;
+        if answer.count.is_some() { Kind::Vllm } else { answer.tokens.map(|_| Kind::LlamaCpp)? }
+    };
+    Some(Server { kind, doubles_space: doubles_space(answer) })
+}
+
+/// Whether the tokens of a text that begins with a space begin with two.
+fn doubles_space(answer: &Bytes) -> bool {
+    let shown = |members: &Members<'_>| {
+        let name = ["token_strs", "tokens"].into_iter().find(|name| members.contains_key(*name))?;
+        serde_json::from_str::<Vec<Piece>>(members[name].get()).ok()
+    };
+    let pieces = match serde_json::from_slice::<Members<'_>>(answer) {
+        Ok(members) => shown(&members),
+        Err(_) => serde_json::from_slice(answer).ok(),
+    };
+    let signs = pieces.iter().flatten().flat_map(|piece| match piece {
+        Piece::Text(piece) | Piece::Named { piece } => piece.chars(),
+        Piece::Other(_) => "".chars(),
+    });
+    signs.take_while(|sign| [' ', SPACE].contains(sign)).count() > 1
 }
 
 /// The question for a text's tokens; for anybody where it is not known who is asked.
-fn text(kind: Option<Kind>, model: Option<&str>, text: &str, special: bool) -> Vec<u8> {
+fn text(kind: Option<Kind>, model: Option<&str>, text: &str, special: bool) -> serde_json::Map<String, Value> {
     let vllm = json!({"model": model, "prompt": text, "add_special_tokens": special});
     let llama = json!({"content": text, "add_special": special});
     let tgi = json!({"inputs": text, "add_special_tokens": special});
@@ -93,7 +130,11 @@ fn text(kind: Option<Kind>, model: Option<&str>, text: &str, special: bool) -> V
     if model.is_none() {
         question.remove("model");
     }
-    serde_json::Value::Object(question).to_string().into_bytes()
+    question
+}
+
+fn bytes(question: serde_json::Map<String, Value>) -> Vec<u8> {
+    Value::Object(question).to_string().into_bytes()
 }
 
 // === impl Question ===
@@ -113,22 +154,27 @@ impl Question {
         Some(Counted { tokens: tokens as u64, exact: true })
     }
 
-    /// Asks, in the way of `kind`.
+    /// Asks, in the way of `server`.
     pub(super) async fn put(
         &self,
         asker: &Asker,
-        kind: Kind,
+        server: Server,
         backend: &Arc<Backend>,
         model: Option<&str>,
     ) -> Result<Counted, Problem> {
+        let kind = server.kind;
         let one = async |said: &str, special| {
             if said.len() > MAX_QUESTION {
                 return Err(Problem::Unfit);
             }
-            let answer = asker.post(backend, "/tokenize", text(Some(kind), model, said, special)).await?;
+            let answer = asker.post(backend, "/tokenize", bytes(text(Some(kind), model, said, special))).await?;
             count(&answer).ok_or(Problem::Failed)
         };
         match self {
+            // The space before the first word is a part of it, and is put there again.
+            Self::Text(text) if server.doubles_space && text.len() > 1 => {
+                Ok(Counted { tokens: one(text.strip_prefix(' ').unwrap_or(text), false).await?, exact: true })
+            }
             Self::Text(text) => Ok(Counted { tokens: one(text, false).await?, exact: true }),
             Self::Prompt { body, .. } if body.len() > MAX_QUESTION => Err(Problem::Unfit),
             // Their conversations would have to be turned into another API's, and Ollama's templates can't be asked for.

@@ -97,6 +97,41 @@ async fn each_kind_is_known_by_its_first_answer_and_asked_in_its_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_space_that_the_model_has_begun_with_is_not_put_there_again() {
+    let check = async |shown: Value, text: &str, expected: &str| {
+        let answer = shown.clone();
+        let (asker, asked) = asker(move |_, json| {
+            let is_first = json["with_pieces"] == true && json["return_token_strs"] == true;
+            Some((200, if is_first { answer.clone() } else { json!({"count": 3, "tokens": [1, 2, 3]}) }))
+        });
+        assert_eq!(asker.ask(&backend(), None, &Question::Text(text.into())).await, exactly(3));
+        let asked = asked.lock().unwrap();
+        let (_, json) = &asked[1];
+        assert_eq!(json.get("content").or(json.get("prompt")), Some(&json!(expected)), "{shown}");
+    };
+    let llama = |pieces: &[&str]| {
+        let tokens: Vec<_> = pieces.iter().map(|piece| json!({"id": 1, "piece": piece})).collect();
+        json!({"tokens": tokens})
+    };
+    let vllm = |pieces: &[&str]| json!({"count": 2, "max_model_len": 9, "tokens": [1, 2], "token_strs": pieces});
+    for (shown, doubles) in [
+        (llama(&[" ", " a"]), true),
+        (llama(&["  ", "a"]), true),
+        (vllm(&["▁", "▁a"]), true),
+        (llama(&[" a"]), false),
+        (llama(&[" ", "a"]), false),
+        (vllm(&["Ġa"]), false),
+        (json!({"tokens": [1, 2]}), false),
+        (json!({"count": 2, "tokens": [1, 2], "token_strs": null}), false),
+        (json!({"tokens": [{"id": 1, "piece": [32, 32]}]}), false),
+    ] {
+        check(shown.clone(), " the", if doubles { "the" } else { " the" }).await;
+        check(shown.clone(), "the", "the").await;
+        check(shown, " ", " ").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chat_is_asked_for_with_all_that_its_template_is_told() {
     let (asker, asked) = asker(vllm);
     let body = json!({
@@ -230,7 +265,7 @@ fn what_the_runtime_takes_along_is_told() {
 fn no_more_backends_are_remembered_than_there_may_be() {
     let (asker, _) = asker(vllm);
     for index in 0..MAX_BACKENDS + 10 {
-        asker.remember(format!("http://b{index}"), Some(Kind::Tgi), REMEMBERED);
+        asker.remember(format!("http://b{index}"), Some(Server { kind: Kind::Tgi, doubles_space: false }), REMEMBERED);
     }
     assert_eq!(asker.0.known.lock().unwrap().len(), MAX_BACKENDS);
 }
