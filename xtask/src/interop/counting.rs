@@ -41,9 +41,15 @@ pub(crate) async fn rows(proxy: &Path, scratch: &Scratch, server: &Server) -> Re
     }
     rows.push(drift(&mut told).await?);
     for stream in [false, true] {
-        rows.push(choices(&mut told, &mut count, server, stream).await?);
+        rows.push(choices("counted", &mut told, &mut count, server, stream).await?);
     }
     drop(told);
+
+    let mut estimating = Bench::start(proxy, scratch, server, false, Metering::Estimate).await?;
+    for stream in [false, true] {
+        rows.push(choices("estimated", &mut estimating, &mut count, server, stream).await?);
+    }
+    drop(estimating);
 
     let mut hidden = Bench::start(proxy, scratch, server, true, Metering::Tokenizer { drain: false }).await?;
     for stream in [false, true] {
@@ -106,21 +112,22 @@ async fn drift(bench: &mut Bench) -> Result<Row, String> {
     })
 }
 
-/// Two choices: the sum is recorded, whatever the server says of it.
-async fn choices(bench: &mut Bench, count: &mut Count, server: &Server, stream: bool) -> Result<Row, String> {
+/// Two choices: the sum is recorded, whatever the server says of it. It tells of the first alone in a plain answer; the other
+/// is counted, or `by` an estimate as long as the first, which it is here.
+async fn choices(by: &str, bench: &mut Bench, count: &mut Count, server: &Server, stream: bool) -> Result<Row, String> {
     let mut request = request(json!([{"role": "user", "content": "Hello there"}]), stream);
     request["n"] = 2.into();
     let before = server.counted().await?;
     let asked = bench.ask(&request, count).await?;
     let truly = server.counted().await? - before;
     let mut tally = Tally::default();
-    if stream {
-        tally.check(&asked, truly, "backend", "complete");
-    } else {
-        // It tells of the first alone.
-        tally.check(&asked, Counted { prompt: truly.prompt, ..asked.counted }, "counted", "complete");
-    }
-    let mut row = tally.row(if stream { "streamed" } else { "plain" }, "two choices");
+    let (expected, source) = match (stream, by) {
+        (true, _) => (truly, "backend"),
+        (false, "counted") => (Counted { prompt: truly.prompt, ..asked.counted }, by),
+        (false, _) => (truly, by),
+    };
+    tally.check(&asked, expected, source, "complete");
+    let mut row = tally.row(if stream { "streamed" } else { "plain" }, &format!("two choices, {source}"));
     row.server = format!("{truly} in all, {} told", asked.told);
     Ok(row)
 }

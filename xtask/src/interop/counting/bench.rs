@@ -27,6 +27,8 @@ pub(super) enum Metering {
     Tokenizer { drain: bool },
     /// It asks the backend.
     AskBackend,
+    /// It does not; where the backend does not tell, it estimates.
+    Estimate,
 }
 
 /// The proxy, a filter, and a server.
@@ -59,6 +61,7 @@ impl Bench {
         let filter = Filter::start(server.address, hides).await;
         let metering = match metering {
             Metering::AskBackend => "ask_backend: true".to_owned(),
+            Metering::Estimate => "ask_backend: false".to_owned(),
             Metering::Tokenizer { drain } => format!(
                 "on_abort: {}, tokenizers: [{{models: ['{}'], file: '{}'}}]",
                 if drain { "drain" } else { "delivered" },
