@@ -366,3 +366,13 @@ async fn the_longest_wait_is_between_two_pieces_that_carry_something() {
     assert_eq!(record.time_per_output_token(), Some(Duration::from_micros(432_500)));
     assert_eq!(record.queue_time, None, "no balancer said so");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_piece_that_is_too_long_for_a_token_is_estimated_by_its_size() {
+    let piece = |text: &str| {
+        format!("data: {{\"id\":\"c\",\"model\":\"m\",\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
+    };
+    check_plain(CHAT, &[piece(&"many words ".repeat(100)).as_str(), DONE].concat(), (11, 275, UsageSource::Estimated))
+        .await;
+    check_plain(CHAT, &[piece("sixteen letters!").as_str(), DONE].concat(), (11, 1, UsageSource::Estimated)).await;
+}

@@ -136,6 +136,9 @@ async fn what_the_backend_says_stands_and_how_far_the_count_is_off_is_shown() {
     client.read_to_end().await;
     let record = setting.receiver.wait_for(1).await.remove(0);
     assert_eq!(counts(&record), json!([9, "backend", 3, "backend"]), "{record}");
+    // The record did not wait for it.
+    let compared = async { while setting.proxy.metrics().await.sum("llmproxy_usage_drift_tokens_count", &[]) < 2.0 {} };
+    within("the count to be compared", compared).await;
     let metrics = setting.proxy.metrics().await;
     for (kind, drift) in [("kind=\"prompt\"", -2.0), ("kind=\"completion\"", -1.0)] {
         assert_eq!(metrics.sum("llmproxy_usage_drift_tokens_sum", &[kind]), drift, "{kind}");

@@ -70,6 +70,13 @@ impl Metering {
         };
         let body = self.body.take();
         match heard {
+            // Nobody need wait for what is only to be compared.
+            Some((Listener::Counting(counting), is_text_alone)) if settling.is_told() => {
+                let figures = settling.figures();
+                settling.tell();
+                counting.finish(move |totals| figures.compare(Counted::of(totals, is_text_alone)));
+            }
+            _ if settling.is_told() => settling.tell(),
             Some((Listener::Counting(counting), is_text_alone)) => {
                 counting.finish(move |totals| settling.count(Counted::of(totals, is_text_alone)));
             }

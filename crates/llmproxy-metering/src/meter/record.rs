@@ -31,6 +31,8 @@ pub(super) struct Outcome<'a> {
     pub(super) refused: Option<StatusCode>,
 }
 
+/// Pieces of a stream that are longer than that on average, in bytes, have several tokens each.
+const LONG_TOKEN: u64 = 16;
 /// nginx's number for a client that closed its request.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
@@ -160,13 +162,18 @@ impl Outcome<'_> {
     }
 
     /// By what was learned of the model's tokens; no less than the pieces, each of which has one. Where nothing is known, by
-    /// the pieces, or where they are not read by the size. Of an answer that was read on, no less than was delivered.
+    /// the pieces, unless they are too long to be tokens, or where they are not read by the size. Of an answer that was read
+    /// on, no less than was delivered.
     fn estimated_completion(&self) -> u64 {
         let bytes = self.tally.text_bytes;
         let learned = || self.learned.and_then(|learned| learned.completion_tokens(self.model(), bytes));
         let estimate = match self.head {
             _ if !self.generates() => 0,
-            Some(head) if head.counted => self.tally.deltas.max(learned().unwrap_or(0)),
+            Some(head) if head.counted => {
+                let is_many = bytes > self.tally.deltas.saturating_mul(LONG_TOKEN);
+                let by_size = if is_many { bytes.div_ceil(BYTES_PER_TOKEN) } else { 0 };
+                self.tally.deltas.max(learned().unwrap_or(by_size))
+            }
             _ if bytes > 0 => learned().unwrap_or(bytes.div_ceil(BYTES_PER_TOKEN)),
             _ => self.bytes / BYTES_PER_TOKEN,
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use llmproxy_core::{Backend, End, TokenUsage, UsageRecord, UsageSink, UsageSource};
+use llmproxy_core::{Backend, End, TokenUsage, UsageRecord, UsageSink, UsageSource, UsageSources};
 
 use super::record::Outcome;
 use crate::{
@@ -30,6 +30,14 @@ pub(super) struct Counted {
     completion: Option<tokens::Counted>,
     /// Of the completion, what the client was given that left before its end.
     delivered: Option<tokens::Counted>,
+}
+
+/// What a record says, to be compared with what is counted later.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Figures {
+    usage: TokenUsage,
+    sources: Option<UsageSources>,
+    is_whole: bool,
 }
 
 /// Learns from an answer that its backend counted what a token of the model is.
@@ -61,6 +69,18 @@ impl Settling {
     /// Whether there is anything to be counted.
     pub(super) fn has_usage(&self) -> bool {
         self.record.usage.is_some()
+    }
+
+    /// Whether the backend has said all that there is to be said.
+    pub(super) fn is_told(&self) -> bool {
+        let all = UsageSources::both(UsageSource::Backend);
+        self.record.usage_source == Some(all) && self.record.delivered_tokens.is_none()
+    }
+
+    /// What the record says.
+    pub(super) fn figures(&self) -> Figures {
+        let usage = self.record.usage.unwrap_or_default();
+        Figures { usage, sources: self.record.usage_source, is_whole: self.record.end == End::Complete }
     }
 
     /// Puts in what was counted, wherever the backend did not say it, and tells the record.
@@ -149,6 +169,18 @@ fn put(
         *source = if counted.exact { UsageSource::Counted } else { UsageSource::Estimated };
     } else if counted.exact && is_whole {
         metrics::drift(kind, counted.tokens as f64 - *tokens as f64);
+    }
+}
+
+// === impl Figures ===
+
+impl Figures {
+    /// Shows how far what was counted is from what the backend said.
+    pub(super) fn compare(self, counted: Counted) {
+        let Some(mut sources) = self.sources else { return };
+        let TokenUsage { mut prompt, mut completion, .. } = self.usage;
+        put(counted.prompt, &mut prompt, &mut sources.prompt, "prompt", true);
+        put(counted.completion, &mut completion, &mut sources.completion, "completion", self.is_whole);
     }
 }
 
