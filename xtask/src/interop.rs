@@ -3,7 +3,7 @@
 //! Real inference servers behind it, real client libraries in front of it. Everything is installed into
 //! `target/interop`, at the versions that [`scratch`] names, and stays there for the next run. Three figures are compared
 //! for each thing that a client did: what the client was told, what the server counted by itself, and what the proxy
-//! recorded.
+//! recorded. Where the proxy has to count, a fourth one is what another program makes of the same text.
 
 mod clients;
 mod counting;
