@@ -50,6 +50,8 @@ pub enum Work {
 
 const TABLE: &[Endpoint] = &[
     at("/v1/chat/completions", Api::OpenAi, Work::Chat),
+    // vLLM's: several conversations in one request.
+    at("/v1/chat/completions/batch", Api::OpenAi, Work::Chat),
     at("/v1/completions", Api::OpenAi, Work::Completion),
     at("/v1/embeddings", Api::OpenAi, Work::Embedding),
     at("/v1/models", Api::OpenAi, Work::Other),
