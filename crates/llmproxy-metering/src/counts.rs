@@ -22,6 +22,9 @@ pub(crate) struct Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Part(Option<NonZeroU64>);
 
+/// What is more is no count. Sums of what is less, over all there will ever be, fit into a number.
+const MAX_COUNT: u64 = 1 << 40;
+
 /// OpenAI's object: chat and completions name the one pair, all that came later the other.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -185,14 +188,17 @@ impl Counts {
 
     /// The whole, with what is missing taken from an estimate.
     pub(crate) fn or(&self, prompt: u64, completion: u64) -> TokenUsage {
+        let prompt = self.prompt.map_or(prompt, |prompt| {
+            let apart = [self.read_apart, self.written_apart].into_iter().filter_map(Part::get);
+            apart.fold(prompt, u64::saturating_add)
+        });
+        let completion = self.completion.unwrap_or(completion);
         TokenUsage {
-            prompt: self.prompt.map_or(prompt, |prompt| {
-                let apart = [self.read_apart, self.written_apart].into_iter().filter_map(Part::get);
-                apart.fold(prompt, u64::saturating_add)
-            }),
-            completion: self.completion.unwrap_or(completion),
-            cached: self.cached.get().or(self.read_apart.get()),
-            reasoning: self.reasoning.get(),
+            prompt,
+            completion,
+            // Parts are no more than the whole, whatever a server says.
+            cached: self.cached.get().or(self.read_apart.get()).map(|cached| cached.min(prompt)),
+            reasoning: self.reasoning.get().map(|reasoning| reasoning.min(completion)),
         }
     }
 }
@@ -231,7 +237,9 @@ pub(crate) fn number(json: &[u8]) -> Option<u64> {
 }
 
 fn of_value(value: &Value) -> Option<u64> {
-    value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64))
+    let whole =
+        value.as_u64().or_else(|| value.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64))?;
+    (whole <= MAX_COUNT).then_some(whole)
 }
 
 #[cfg(test)]
@@ -270,7 +278,9 @@ mod tests {
 
     #[test]
     fn what_counts_nothing_is_nothing() {
-        for json in ["{}", "null", "[]", "{", r#"{"seconds":1}"#, r#"{"prompt_tokens":-1}"#] {
+        for json in
+            ["{}", "null", "[]", "{", r#"{"seconds":1}"#, r#"{"prompt_tokens":-1}"#, r#"{"prompt_tokens":1e30}"#]
+        {
             assert_eq!(Counts::of_usage(json.as_bytes()), None, "{json}");
         }
     }
