@@ -165,8 +165,11 @@ fn put(
 ) {
     let Some(counted) = counted else { return };
     if *source != UsageSource::Backend {
-        *tokens = counted.tokens;
-        *source = if counted.exact { UsageSource::Counted } else { UsageSource::Estimated };
+        // Where text is missing from a count, the estimate may know of it.
+        (*tokens, *source) = match counted.exact {
+            true => (counted.tokens, UsageSource::Counted),
+            false => (counted.tokens.max(*tokens), UsageSource::Estimated),
+        };
     } else if counted.exact && is_whole {
         metrics::drift(kind, counted.tokens as f64 - *tokens as f64);
     }
