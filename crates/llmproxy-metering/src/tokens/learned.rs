@@ -14,10 +14,13 @@ use crate::{estimate::BYTES_PER_TOKEN, metrics};
 
 /// So many models are told apart; those beyond are learned of together.
 const MAX_MODELS: usize = 256;
-/// What can be true: one byte is up to two tokens, and whole lines of spaces are one.
-const RANGE: (f64, f64) = (0.5, 16.0);
-/// How much of what is known the next answer replaces.
+/// What text is like in any language. Beyond that, something was counted that is no text, or text that was not: pictures, what
+/// a client writes into a member that its server ignores. One client's requests must not spoil the estimates of others.
+const RANGE: (f64, f64) = (1.5, 8.0);
+/// How much of what is known the next answer replaces, at the most.
 const WEIGHT: f64 = 0.05;
+/// An answer of so many tokens does; a shorter one, of which more is its template's, as much less.
+const FULL_WEIGHT: f64 = 256.0;
 /// Below so many tokens an answer says more about its template than about the text.
 const MIN_TOKENS: u64 = 8;
 
@@ -122,10 +125,11 @@ impl Ratio {
             return;
         }
         let seen = (bytes as f64 / tokens as f64).clamp(RANGE.0, RANGE.1);
+        let weight = WEIGHT * (tokens as f64 / FULL_WEIGHT).min(1.0);
         // Two at once may both have been known to neither; each has its weight all the same.
         let _ = self.known.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
             let known = if bits == 0 { seen } else { f64::from_bits(bits) };
-            Some((known + (seen - known) * WEIGHT).to_bits())
+            Some((known + (seen - known) * weight).to_bits())
         });
     }
 }
