@@ -64,6 +64,8 @@ struct Price {
 impl PricingConfig {
     /// US dollars, as everybody's price lists have it.
     pub const DEFAULT_CURRENCY: &str = "USD";
+    /// A millionth of the unit for a million tokens: less is not told from 0.
+    pub const MIN_PRICE: f64 = 0.000_001;
     /// A million tokens for a million of the unit: whoever writes more has missed the comma.
     pub const MAX_PRICE: f64 = 1_000_000.0;
 
@@ -78,11 +80,14 @@ impl PricingConfig {
                 let message = "must list the models that the price is for, such as [\"qwen*\"]";
                 found.push((format!("models[{index}].models"), message.to_owned()));
             }
+            if entry.models.iter().any(|model| model.as_str().is_empty()) {
+                found.push((format!("models[{index}].models"), "a name is empty; write `*` for any model".to_owned()));
+            }
             let prices =
                 [("input", Some(entry.input)), ("cached_input", entry.cached_input), ("output", Some(entry.output))];
             for (key, price) in prices {
-                if price.is_some_and(|price| !(0.0..=Self::MAX_PRICE).contains(&price)) {
-                    let message = "must be the price of a million tokens, from 0 to 1000000";
+                if price.is_some_and(|price| price != 0.0 && !(Self::MIN_PRICE..=Self::MAX_PRICE).contains(&price)) {
+                    let message = "must be the price of a million tokens: 0, or from 0.000001 to 1000000";
                     found.push((format!("models[{index}].{key}"), message.to_owned()));
                 }
             }
@@ -175,9 +180,21 @@ mod tests {
 
     #[test]
     fn what_is_no_price_is_refused_by_name() {
-        let config =
-            PricingConfig { currency: " ".into(), models: vec![PriceConfig::default(), entry("m", -1.0, f64::NAN)] };
+        let config = PricingConfig {
+            currency: " ".into(),
+            models: vec![PriceConfig::default(), entry("m", -1.0, f64::NAN), entry("", 1e-7, 0.0)],
+        };
         let keys: Vec<String> = config.validate().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["currency", "models[0].models", "models[1].input", "models[1].output"]);
+        assert_eq!(
+            keys,
+            [
+                "currency",
+                "models[0].models",
+                "models[1].input",
+                "models[1].output",
+                "models[2].models",
+                "models[2].input"
+            ]
+        );
     }
 }
