@@ -62,14 +62,20 @@ impl Counters {
     }
 
     /// Waits until all that is to be counted is, but no longer than until `deadline`. What is left is estimated, and so is
-    /// all that comes later. Whoever is being asked must have answered by then, too.
+    /// all that comes later; each has been told when this is through. Whoever is being asked must have answered by then, too.
     ///
     /// # Cancel safety
     ///
     /// Dropped before it is through, the counting goes on as before.
     pub async fn finish(&self, deadline: tokio::time::Instant) {
         if let Some(asker) = &self.asker {
-            asker.drain(deadline).await;
+            let cut = asker.drain(deadline).await;
+            if cut > 0 {
+                tracing::warn!(
+                    cut,
+                    "backends were still to be asked for tokens when the time was over; their records are estimates"
+                );
+            }
         }
         let left = self.pool.drain(deadline).await;
         if left > 0 {

@@ -21,7 +21,7 @@ pub const ESTIMATE_ERROR: &str = "llmproxy_usage_estimate_error_ratio";
 /// Tokens that were counted less those that the backend counted of the same, by `kind`: `prompt` or `completion`.
 pub const DRIFT: &str = "llmproxy_usage_drift_tokens";
 /// Questions to backends for a number of tokens, by `result`: `counted`, `unknown` (it offers no such thing), `unfit`
-/// (there is no way to ask it for this), `failed`, `busy`.
+/// (there is no way to ask it for this), `failed`, `busy`, `stopped` (the proxy did).
 pub const ASKED: &str = "llmproxy_usage_count_asked_total";
 
 /// The upper bounds of each histogram's buckets, in the histogram's unit, for whoever exports.

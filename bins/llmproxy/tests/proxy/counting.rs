@@ -1,6 +1,8 @@
 //! What a backend does not tell is counted: by the model's own tokenizer, by the backend's, or else by what answers before
 //! have taught.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use llmproxy_testkit::{Backend, Client, DONE, Receiver, Requests, Seen, Wire, script};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -305,6 +307,36 @@ async fn a_backend_that_can_not_be_asked_costs_an_estimate_and_nothing_else() {
     .await;
     let (_, record) = asking(&backend).await;
     assert_eq!((&record["usage_source"], &record["completion_tokens"]), (&json!("estimated"), &json!(2)), "{record}");
+}
+
+#[tokio::test]
+async fn a_stop_loses_no_record_that_waits_for_a_backend_to_be_asked() {
+    // It answers, but so slowly that the time is over before the last question.
+    let backend = Backend::start(|seen: Seen, wire: Wire| async move {
+        if seen.path == "/tokenize" {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        counting_backend(seen, wire).await
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let mut yaml = yaml(&backend, &receiver);
+    yaml["metering"] = json!({"ask_backend": true});
+    let mut proxy = Proxy::start(&yaml.to_string()).await;
+    let mut client = Client::connect(proxy.address()).await;
+    for _ in 0..20 {
+        assert_eq!(client.post_json(CHAT, &ask(false)).await.status, 200);
+    }
+    client.leave();
+    proxy.signal(Signal::TERM);
+    proxy.logged("their records are estimates").await;
+    assert!(proxy.exit().await.success());
+    let records = receiver.wait_for(20).await;
+    let ids: BTreeSet<_> = records.iter().map(|record| record["request_id"].to_string()).collect();
+    assert_eq!((records.len(), ids.len()), (20, 20));
+    // What had its answer keeps it.
+    assert!(records.iter().any(|record| record["prompt_usage_source"] == "counted"));
+    assert!(records.iter().any(|record| record["usage_source"] == "estimated"));
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use http::{Method, Request, StatusCode, header::CONTENT_TYPE};
 use llmproxy_core::{Backend, HttpClient};
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -34,7 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Questions that are put at once, to all backends together.
 const AT_ONCE: usize = 4;
 /// Questions that may be open, those that wait included.
-const PLACES: u32 = 256;
+const PLACES: usize = 256;
+/// How long questions that are cut may take to tell so; it is a turn of their tasks.
+const CUT: Duration = Duration::from_secs(1);
 /// How long it is remembered what a backend is.
 const REMEMBERED: Duration = Duration::from_secs(600);
 /// How long one that offers nothing is left alone.
@@ -57,6 +59,17 @@ struct Shared {
     known: Mutex<HashMap<String, Known>>,
     at_once: Semaphore,
     places: Arc<Semaphore>,
+    /// A place has become free.
+    idle: Notify,
+    /// True from the end of the proxy on.
+    stopped: watch::Sender<bool>,
+}
+
+/// The place of a question that is open.
+struct Place {
+    /// Taken only to be let go before anybody hears of it.
+    permit: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +119,9 @@ impl Asker {
             client,
             known: Mutex::default(),
             at_once: Semaphore::new(AT_ONCE),
-            places: Arc::new(Semaphore::new(PLACES as usize)),
+            places: Arc::new(Semaphore::new(PLACES)),
+            idle: Notify::new(),
+            stopped: watch::Sender::new(false),
         }))
     }
 
@@ -146,27 +161,64 @@ impl Asker {
     ) {
         let done = Done::new(done);
         let Ok(runtime) = Handle::try_current() else { return done.call(Err(Uncounted::Failed)) };
-        let Ok(place) = self.0.places.clone().try_acquire_owned() else {
+        if *self.0.stopped.borrow() {
+            metrics::asked("stopped");
+            return done.call(Err(Uncounted::Stopped));
+        }
+        let Ok(permit) = self.0.places.clone().try_acquire_owned() else {
             metrics::asked("busy");
-            return done.call(Err(if self.0.places.is_closed() { Uncounted::Stopped } else { Uncounted::Full }));
+            return done.call(Err(Uncounted::Full));
         };
+        let place = Place { permit: Some(permit), shared: self.0.clone() };
         let asker = self.clone();
         runtime.spawn(async move {
-            done.call(asker.ask(&backend, model.as_deref(), &question).await);
+            let mut stopped = asker.0.stopped.subscribe();
+            let counted = tokio::select! {
+                counted = asker.ask(&backend, model.as_deref(), &question) => counted,
+                _ = stopped.wait_for(|stopped| *stopped) => {
+                    metrics::asked("stopped");
+                    Err(Uncounted::Stopped)
+                }
+            };
+            // Whoever hears of it may have another question, so the place is let go after that.
+            done.call(counted);
             drop(place);
         });
     }
 
-    /// Waits until nothing is open, but no longer than until `deadline`; for the end of the proxy. Nothing more is asked
-    /// then.
+    /// Waits until nothing is open, but no longer than until `deadline`; for the end of the proxy. Until then more may be
+    /// asked, as what comes after an answer. Then all that is open ends at once, and what comes later too, as
+    /// [`Uncounted::Stopped`]. Gives the number of those that were cut; each has been told by then.
     ///
     /// # Cancel safety
     ///
     /// Dropped before it is through it goes on as before.
-    pub async fn drain(&self, deadline: Instant) {
-        // All places together are there only when nobody has one; what is left open ends with the runtime.
-        let _ = timeout_at(deadline, self.0.places.acquire_many(PLACES)).await;
-        self.0.places.close();
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        let _ = timeout_at(deadline, self.idle()).await;
+        let cut = self.open();
+        self.0.stopped.send_replace(true);
+        if timeout(CUT, self.idle()).await.is_err() {
+            tracing::warn!(left = self.open(), "questions to backends did not end when they were cut");
+        }
+        cut
+    }
+
+    /// Waits until nothing is open.
+    async fn idle(&self) {
+        loop {
+            let idle = self.0.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.open() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// Questions that are open.
+    fn open(&self) -> usize {
+        PLACES - self.0.places.available_permits()
     }
 
     async fn counted(
@@ -260,7 +312,16 @@ impl Asker {
 
 impl fmt::Debug for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("free_places", &self.0.places.available_permits()).finish()
+        f.debug_struct("Asker").field("open", &self.open()).finish()
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.shared.idle.notify_waiters();
     }
 }
 

@@ -240,12 +240,46 @@ async fn what_is_submitted_ends_once_and_past_the_places_at_once() {
     assert!(ends.try_recv().is_err());
     tokio::task::yield_now().await;
     assert!(asked.lock().unwrap().len() <= AT_ONCE);
-    asker.drain(Instant::now() + Duration::from_secs(60)).await;
+    assert_eq!(asker.drain(Instant::now() + Duration::from_secs(60)).await, 0);
     for _ in 0..PLACES {
         assert_eq!(ends.recv().await, Some(Err(Uncounted::Failed)));
     }
     submit(&asker);
     assert_eq!(ends.try_recv(), Ok(Err(Uncounted::Stopped)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_open_when_the_time_is_over_is_told_before_that_goes_on() {
+    let (asker, _) = asker(|_, _| None);
+    let (ended, mut ends) = mpsc::channel(1000);
+    for _ in 0..PLACES {
+        // What comes after it is no question any more.
+        let (again, ended) = (asker.clone(), ended.clone());
+        asker.submit(backend(), None, Question::Text("a".into()), move |first| {
+            again.submit(backend(), None, Question::Text("b".into()), move |then| {
+                ended.try_send((first, then)).unwrap();
+            });
+        });
+    }
+    // Those under way, and those that wait for their turn.
+    assert_eq!(asker.drain(Instant::now() + TIMEOUT / 2).await, PLACES);
+    for _ in 0..PLACES {
+        assert_eq!(ends.try_recv(), Ok((Err(Uncounted::Stopped), Err(Uncounted::Stopped))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_an_answer_is_asked_while_a_stop_has_time() {
+    let (asker, _) = asker(vllm);
+    let (ended, mut ends) = mpsc::channel(1);
+    let again = asker.clone();
+    asker.submit(backend(), None, Question::Text("one".into()), move |first| {
+        again.submit(backend(), None, Question::Text("four".into()), move |then| {
+            ended.try_send((first, then)).unwrap();
+        });
+    });
+    assert_eq!(asker.drain(Instant::now() + Duration::from_secs(5)).await, 0);
+    assert_eq!(ends.try_recv(), Ok((exactly(3), exactly(4))));
 }
 
 #[test]
