@@ -12,7 +12,8 @@ pub const BUFFERED_BYTES: &str = "llmproxy_inspect_buffered_bytes";
 pub const WITHHELD: &str = "llmproxy_usage_events_withheld_total";
 /// Steps of counting tokens that wait or are at work: a prompt, a piece of an answer, an end.
 pub const COUNT_PENDING: &str = "llmproxy_usage_count_pending";
-/// Exchanges whose tokens were to be counted and could not be, by `reason`: `full`, `failed` or `stopped`. They are estimated.
+/// Exchanges whose tokens were to be counted and could not be, or not all, by `reason`: `full`, `failed`, `template` or
+/// `stopped`. What is left is estimated.
 pub const COUNT_REFUSED: &str = "llmproxy_usage_count_refused_total";
 /// Time that the counting of tokens takes, for each step, in seconds.
 pub const COUNT_SECONDS: &str = "llmproxy_usage_count_seconds";

@@ -202,6 +202,57 @@ async fn counts_that_find_no_place_are_estimates_and_a_metric_says_so() {
 }
 
 #[tokio::test]
+async fn an_answer_is_counted_whatever_its_prompt_is() {
+    let mut setting = Setting::with(json!({})).await;
+    // What a parser makes of half a sign is not agreed on.
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"one two three \ud83d"}]}"#;
+    let mut client = Client::connect(setting.proxy.address()).await;
+    let json = [("content-type", "application/json")];
+    client.send("POST", CHAT, &json, body.as_bytes()).await;
+    let (_, wire) = setting.requests.next().await;
+    wire.json(200, &json!({"choices": [{"message": {"content": "four words are here"}}]}))
+        .await
+        .expect("the proxy reads");
+    client.read_to_end().await;
+    let record = setting.receiver.wait_for(1).await.remove(0);
+    assert_eq!((&record["completion_tokens"], &record["completion_usage_source"]), (&json!(4), &json!("counted")));
+    assert_eq!(record["prompt_usage_source"], "estimated", "{record}");
+    let refused = setting.proxy.metrics().await.sum("llmproxy_usage_count_refused_total", &["reason=\"failed\""]);
+    assert_eq!(refused, 1.0);
+}
+
+#[tokio::test]
+async fn a_template_that_fails_at_every_chat_is_told_of_once() {
+    let mut setting = Setting::with(json!({})).await;
+    let files = tokenizer(TOKENIZER);
+    let template = files.join("chat_template.jinja");
+    std::fs::write(&template, "{{ raise_exception('it is broken') }}").expect("the folder is ours");
+    setting.yaml["metering"]["tokenizers"][0]["file"] = json!(files.join("tokenizer.json"));
+    setting.proxy.reload(&setting.yaml.to_string(), "reloaded").await;
+    for index in 0..3 {
+        let mut client = Client::connect(setting.proxy.address()).await;
+        client.send_json(CHAT, &[], &ask(false)).await;
+        let (_, wire) = setting.requests.next().await;
+        let answer = json!({"choices": [{"message": {"content": "four words are here"}}]});
+        wire.json(200, &answer).await.expect("the proxy reads");
+        client.read_to_end().await;
+        let record = setting.receiver.wait_for(index + 1).await.remove(index);
+        assert_eq!(counts(&record), json!([3, "estimated", 4, "counted"]), "{record}");
+    }
+    let refused = setting.proxy.metrics().await.sum("llmproxy_usage_count_refused_total", &["reason=\"template\""]);
+    assert_eq!(refused, 3.0);
+    let line = setting.proxy.logged("the chat template failed").await;
+    assert!(line.to_string().contains("it is broken"), "{line}");
+    assert_eq!(line["file"], template.display().to_string(), "{line}");
+    setting.proxy.signal(Signal::HUP);
+    while {
+        let line = setting.proxy.logged("").await.to_string();
+        assert!(!line.contains("the chat template failed"), "{line}");
+        !line.contains("reloaded")
+    } {}
+}
+
+#[tokio::test]
 async fn a_stop_waits_for_what_is_to_be_counted_yet() {
     let mut setting = Setting::with(json!({})).await;
     let mut pieces = Vec::new();

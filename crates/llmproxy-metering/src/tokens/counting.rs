@@ -10,6 +10,7 @@ use super::{
     Counted, Run, Tokenizer, Uncounted,
     pool::{Lane, Pool},
 };
+use crate::metrics;
 
 pub use super::pool::Limits;
 
@@ -39,7 +40,7 @@ pub struct Counting {
 /// What an exchange came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
-    /// The prompt; `None` where none was given to count.
+    /// The prompt; `None` where none was given to count, or none that could be.
     pub prompt: Option<Counted>,
     /// All texts together.
     pub completion: Counted,
@@ -51,8 +52,6 @@ pub struct Totals {
 struct Sums {
     tokenizer: Arc<Tokenizer>,
     prompt: Option<Counted>,
-    /// The prompt was none that could be counted.
-    failed: bool,
     runs: BTreeMap<u32, Run>,
     /// Whether texts were mixed up for want of places.
     mixed: bool,
@@ -74,7 +73,7 @@ impl CountPool {
 
     /// Begins to count an exchange.
     pub fn start(&self, tokenizer: Arc<Tokenizer>) -> Counting {
-        let sums = Sums { tokenizer, prompt: None, failed: false, runs: BTreeMap::new(), mixed: false, marked: None };
+        let sums = Sums { tokenizer, prompt: None, runs: BTreeMap::new(), mixed: false, marked: None };
         Counting { lane: self.0.lane(sums), gathered: BTreeMap::new() }
     }
 
@@ -102,7 +101,10 @@ impl Counting {
     pub fn prompt(&mut self, endpoint: Endpoint, body: Bytes) {
         self.lane.then(body.len() as u64, move |sums| {
             sums.prompt = sums.tokenizer.count_prompt(endpoint, &body);
-            sums.failed |= sums.prompt.is_none();
+            if sums.prompt.is_none() {
+                // The text of the answer is counted all the same.
+                metrics::count_refused(Uncounted::Failed.reason());
+            }
         });
     }
 
@@ -132,7 +134,7 @@ impl Counting {
     /// there is no place to wait. It must not block for long.
     pub fn finish(mut self, done: impl FnOnce(Result<Totals, Uncounted>) + Send + 'static) {
         self.hand_over_all();
-        self.lane.finish(move |sums| done(sums.and_then(Sums::totals)));
+        self.lane.finish(move |sums| done(sums.map(Sums::totals)));
     }
 
     fn hand_over_all(&mut self) {
@@ -156,11 +158,8 @@ impl Sums {
         self.runs.entry(part).or_insert_with(|| Run::new(self.tokenizer.clone())).push(text);
     }
 
-    fn totals(self) -> Result<Totals, Uncounted> {
-        if self.failed {
-            return Err(Uncounted::Failed);
-        }
-        Ok(Totals { prompt: self.prompt, completion: self.completion(), marked: self.marked })
+    fn totals(self) -> Totals {
+        Totals { prompt: self.prompt, completion: self.completion(), marked: self.marked }
     }
 
     fn completion(&self) -> Counted {

@@ -48,7 +48,13 @@ impl Tokenizer {
     fn rendered(&self, chat: &Chat) -> Option<String> {
         let mut context = chat.context.clone();
         context.push(("messages".to_owned(), Value::from(chat.messages.clone())));
-        let mut prompt = self.template()?.render(context).ok()?;
+        let mut prompt = match self.template()?.render(context) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.template_failed(&error);
+                return None;
+            }
+        };
         if chat.continues {
             let last = chat.messages.last().and_then(|message| member(message, "content"))?;
             let text = match last.as_str() {

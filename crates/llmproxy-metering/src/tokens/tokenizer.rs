@@ -4,18 +4,27 @@ use std::{
     fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use minijinja::ErrorKind;
 use serde::Deserialize;
 use tokenizers::{NormalizedString, Normalizer as _, PostProcessor as _};
 
 use super::{Counted, TokenizerError, template::Template, text::Window};
+use crate::metrics;
 
 /// The largest file that is read, in bytes; the largest vocabularies take 40 MB.
 const MAX_FILE: u64 = 256 * 1024 * 1024;
 /// How SentencePiece writes a space.
 const SPACE: char = '\u{2581}';
+/// Why a prompt is counted without its template, for the metric.
+const TEMPLATE_REFUSED: &str = "template";
+/// So much of a template's own words is logged, in characters.
+const MAX_TOLD: usize = 300;
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -27,6 +36,10 @@ pub struct Tokenizer {
     /// Whether a text that begins with a space is given another one.
     doubles_space: bool,
     template: Option<Template>,
+    /// Where the template is from.
+    template_file: Option<PathBuf>,
+    /// Whether the log has been told that the template fails.
+    has_failed: AtomicBool,
 }
 
 /// What stands in `tokenizer_config.json` and matters here.
@@ -92,11 +105,12 @@ impl Tokenizer {
             (None, Some(template)) => config_file.as_ref().map(|path| (path, template.named())),
             (None, None) => None,
         };
+        let found = template.as_ref().map(|(path, _)| (*path).clone());
         let template = template.map(|(path, named)| {
             Template::new(named, specials)
                 .map_err(|error| TokenizerError::Template { file: path.clone(), problem: error.to_string() })
         });
-        Ok(Self { doubles_space: doubles_space(&encoder), encoder, around, template: template.transpose()? })
+        Ok(Self::new(encoder, around, template.transpose()?, found))
     }
 
     /// The files that `load` reads or would read if they were there.
@@ -136,6 +150,25 @@ impl Tokenizer {
         self.template.as_ref()
     }
 
+    /// The template made no prompt of a conversation. That may be the conversation's fault or, at every one, the template's, so
+    /// the log is told of the first.
+    pub(super) fn template_failed(&self, error: &minijinja::Error) {
+        metrics::count_refused(TEMPLATE_REFUSED);
+        let is_bound = matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure);
+        if is_bound || self.has_failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // What the template says may have a piece of the conversation in it.
+        let problem: String = error.to_string().chars().take(MAX_TOLD).collect();
+        let file = self.template_file.as_deref().unwrap_or(Path::new("")).display();
+        tracing::warn!(
+            %file,
+            error = problem,
+            "the chat template failed, so that this prompt is estimated; if it fails at every chat, mend it or name another \
+             with metering.tokenizers[].config (told once for each tokenizer)"
+        );
+    }
+
     /// A tokenizer of a test's own.
     #[cfg(test)]
     pub(super) fn of(json: &str, templates: &[(&str, &str)], specials: &[(&'static str, &str)]) -> Arc<Self> {
@@ -143,7 +176,17 @@ impl Tokenizer {
         let named: Vec<_> = templates.iter().map(|(name, source)| ((*name).into(), (*source).into())).collect();
         let specials = specials.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
         let template = (!named.is_empty()).then(|| Template::new(named, specials).unwrap());
-        Arc::new(Self { doubles_space: doubles_space(&encoder), encoder, around, template })
+        Arc::new(Self::new(encoder, around, template, None))
+    }
+
+    fn new(
+        encoder: tokenizers::Tokenizer,
+        around: u64,
+        template: Option<Template>,
+        template_file: Option<PathBuf>,
+    ) -> Self {
+        let has_failed = AtomicBool::new(false);
+        Self { doubles_space: doubles_space(&encoder), encoder, around, template, template_file, has_failed }
     }
 }
 
