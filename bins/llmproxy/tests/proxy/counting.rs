@@ -202,6 +202,49 @@ async fn counts_that_find_no_place_are_estimates_and_a_metric_says_so() {
 }
 
 #[tokio::test]
+async fn no_prompt_takes_memory_or_time_beyond_its_size() {
+    // As Llama 3 writes tools.
+    let template = ["{% for tool in tools or [] %}{{ tool | tojson(indent=4) }}{% endfor %}", TEMPLATE].concat();
+    let mut setting = Setting::with(json!({})).await;
+    let files = tokenizer(TOKENIZER);
+    std::fs::write(files.join("chat_template.jinja"), template).expect("the folder is ours");
+    setting.yaml["metering"]["tokenizers"][0]["file"] = json!(files.join("tokenizer.json"));
+    setting.proxy.reload(&setting.yaml.to_string(), "reloaded").await;
+
+    let deep = |entries: usize| format!("{}{}{}", "[".repeat(110), vec!["1"; entries].join(","), "]".repeat(110));
+    let tools = |entries| format!(r#"{{"model":"m","messages":[],"tools":[{{"x":{}}}]}}"#, deep(entries));
+    let messages =
+        |count: usize| format!(r#"{{"model":"m","messages":[{}]}}"#, vec![r#"{"role":"u"}"#; count].join(","));
+    let prompt = format!(r#"{{"model":"m","prompt":[{}]}}"#, vec!["1"; 4_000_000].join(","));
+    let before = setting.proxy.peak();
+    let bodies = [
+        // Too large, too many values, and what is just small enough to be tried.
+        (CHAT, tools(2_000_000), "estimated"),
+        (CHAT, messages(600_000), "estimated"),
+        (CHAT, tools(60_000), "estimated"),
+        (CHAT, messages(20_000), "counted"),
+        ("/v1/completions", prompt, "counted"),
+    ];
+    for (index, (path, body, source)) in bodies.into_iter().enumerate() {
+        let mut client = Client::connect(setting.proxy.address()).await;
+        client.send("POST", path, &[("content-type", "application/json")], body.as_bytes()).await;
+        let (_, wire) = setting.requests.next().await;
+        let answer =
+            json!({"choices": [{"text": "four words are here", "message": {"content": "four words are here"}}]});
+        wire.json(200, &answer).await.expect("the proxy reads");
+        client.read_to_end().await;
+        let record = setting.receiver.wait_for(index + 1).await.remove(index);
+        let sources = (&record["prompt_usage_source"], &record["completion_usage_source"]);
+        assert_eq!(sources, (&json!(source), &json!("counted")), "{index}: {record}");
+        // What is not counted is estimated by its size.
+        assert!(record["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 10_000), "{index}: {record}");
+        // The bodies themselves, up to 9 MB each and in several buffers, included.
+        let grown = (setting.proxy.peak() - before) / 1024;
+        assert!(grown < 160, "{index}: {grown} MiB");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_is_counted_whatever_its_prompt_is() {
     let mut setting = Setting::with(json!({})).await;
     // What a parser makes of half a sign is not agreed on.

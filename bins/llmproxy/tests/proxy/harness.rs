@@ -142,6 +142,14 @@ impl Proxy {
         line.trim_end_matches(" kB").trim().parse().expect("a number")
     }
 
+    /// The most memory that it has had at any time, in KiB, with what it shares.
+    pub(crate) fn peak(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+        line.trim_end_matches(" kB").trim().parse().expect("a number")
+    }
+
     pub(crate) async fn metrics(&self) -> Metrics {
         Metrics::parse(&get(self.address, "/metrics").await.1)
     }

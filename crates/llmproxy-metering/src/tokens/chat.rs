@@ -2,7 +2,11 @@
 
 use minijinja::{Value, value::ValueKind};
 
-use super::{python::pairs, template::Takes};
+use super::{
+    bounds::{MAX_VALUES, values},
+    python::pairs,
+    template::Takes,
+};
 
 /// A conversation.
 pub(super) struct Chat {
@@ -14,6 +18,8 @@ pub(super) struct Chat {
     pub(super) continues: bool,
     /// Whether all of it can be counted exactly.
     pub(super) exact: bool,
+    /// Values that may yet be made of JSON in strings.
+    left: usize,
 }
 
 /// The member `name` of a map, unless it is null.
@@ -128,7 +134,7 @@ impl Chat {
                     }
                     Some("function_call") => {
                         let call = function(member(&item, "name"), "arguments", member(&item, "arguments"), None);
-                        let call = named("id", member(&item, "call_id"), arguments_parsed(&call));
+                        let call = named("id", member(&item, "call_id"), chat.arguments_parsed(&call));
                         let (role, content) = (Value::from("assistant"), chat.content(&Value::from(()), takes));
                         let calls = Value::from(vec![call]);
                         chat.messages.push(Value::from_pairs([
@@ -169,7 +175,7 @@ impl Chat {
     fn new(body: &Value) -> Self {
         // It is cut to a length.
         let exact = member(body, "truncate_prompt_tokens").is_none();
-        Self { messages: Vec::new(), context: Vec::new(), continues: false, exact }
+        Self { messages: Vec::new(), context: Vec::new(), continues: false, exact, left: MAX_VALUES }
     }
 
     fn tell(&mut self, name: &str, value: Value) {
@@ -211,7 +217,7 @@ impl Chat {
             .map(|(name, value)| match name.as_str() {
                 Some("tool_calls") => {
                     let calls = entries(&value);
-                    (name, Value::from_iter(calls.iter().map(arguments_parsed)))
+                    (name, Value::from_iter(calls.iter().map(|call| self.arguments_parsed(call))))
                 }
                 // Ollama's pictures.
                 Some("images") => {
@@ -259,6 +265,34 @@ impl Chat {
         }
         if takes == Takes::Text { Value::from(texts.join("\n")) } else { Value::from(parts) }
     }
+
+    /// A call whose arguments are a value. Clients send JSON in a string; templates write them as JSON again.
+    fn arguments_parsed(&mut self, call: &Value) -> Value {
+        let Some(function) = member(call, "function") else { return call.clone() };
+        let parsed = |(name, value): (Value, Value)| {
+            let is_json = name.as_str() == Some("arguments") && value.kind() == ValueKind::String;
+            let json = value.as_str().filter(|_| is_json).map(|json| if json.is_empty() { "{}" } else { json });
+            let value = json.and_then(|json| self.parsed(json)).unwrap_or(value);
+            (name, value)
+        };
+        let function = Value::from_pairs(pairs(&function).into_iter().map(parsed));
+        let members = pairs(call).into_iter().map(|(name, value)| match name.as_str() {
+            Some("function") => (name, function.clone()),
+            _ => (name, value),
+        });
+        Value::from_pairs(members)
+    }
+
+    /// The value of JSON in a string; `None` where it is none, or more than there is room for.
+    fn parsed(&mut self, json: &str) -> Option<Value> {
+        let parsed = values(json.as_bytes(), self.left).and_then(|count| {
+            self.left -= count;
+            serde_json::from_str(json).ok()
+        });
+        // Its text goes to the template as it is, which a server would not do, or could not.
+        self.exact &= parsed.is_some();
+        parsed
+    }
 }
 
 fn text_part(text: &Value) -> Value {
@@ -276,21 +310,4 @@ fn function(name: Option<Value>, key: &'static str, value: Option<Value>, descri
     let members = [("name", name), ("description", description), (key, value)];
     let members = members.into_iter().filter_map(|(key, value)| Some((key, value?)));
     Value::from_pairs([("type", Value::from("function")), ("function", Value::from_pairs(members))])
-}
-
-/// A call whose arguments are a value. Clients send JSON in a string; templates write them as JSON again.
-fn arguments_parsed(call: &Value) -> Value {
-    let Some(function) = member(call, "function") else { return call.clone() };
-    let parsed = |(name, value): (Value, Value)| {
-        let is_json = name.as_str() == Some("arguments") && value.kind() == ValueKind::String;
-        let json = value.as_str().filter(|_| is_json).map(|json| if json.is_empty() { "{}" } else { json });
-        let value = json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(value);
-        (name, value)
-    };
-    let function = Value::from_pairs(pairs(&function).into_iter().map(parsed));
-    let members = pairs(call).into_iter().map(|(name, value)| match name.as_str() {
-        Some("function") => (name, function.clone()),
-        _ => (name, value),
-    });
-    Value::from_pairs(members)
 }

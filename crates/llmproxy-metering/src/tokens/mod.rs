@@ -47,7 +47,11 @@ mod tokenizer;
 mod tokenizer;
 
 #[cfg(feature = "tokenizers")]
+mod bounds;
+#[cfg(feature = "tokenizers")]
 mod chat;
+#[cfg(feature = "tokenizers")]
+mod plain;
 #[cfg(feature = "tokenizers")]
 mod prompt;
 #[cfg(feature = "tokenizers")]

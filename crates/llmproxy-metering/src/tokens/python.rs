@@ -7,6 +7,8 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 
+use super::template::MAX_PROMPT;
+
 /// So deep is a value written; a request can't nest deeper, but a template can.
 const MAX_DEPTH: usize = 128;
 
@@ -60,7 +62,7 @@ pub(super) fn str(value: &Value) -> String {
 /// `repr(value)`: what stands in a list that is printed.
 fn repr(value: &Value, depth: usize, out: &mut String) {
     match value.kind() {
-        _ if depth > MAX_DEPTH => out.push_str("..."),
+        _ if depth > MAX_DEPTH || out.len() > MAX_PROMPT => out.push_str("..."),
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => number(value, out),
@@ -139,6 +141,10 @@ fn float(number: f64, out: &mut String) -> std::fmt::Result {
 impl Json<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         match value.kind() {
+            // It grows faster than the value where that is indented.
+            _ if out.len() > MAX_PROMPT => {
+                return Err(Error::new(ErrorKind::OutOfFuel, "the JSON is longer than any prompt"));
+            }
             _ if depth > MAX_DEPTH => {
                 return Err(Error::new(ErrorKind::InvalidOperation, "it is nested too deep to be JSON"));
             }
@@ -263,6 +269,15 @@ mod tests {
         let deep = (0..1000).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
         assert!(tojson(&deep, std::iter::empty::<(&str, Value)>().collect()).is_err());
         assert!(str(&deep).contains("[...]"));
+    }
+
+    #[test]
+    fn json_ends_where_it_grows_longer_than_any_prompt() {
+        let wide = Value::from(vec![1; 30_000]);
+        let deep = (0..100).fold(wide, |inner, _| Value::from(vec![inner]));
+        let written = |indent: usize| tojson(&deep, [("indent", Value::from(indent))].into_iter().collect());
+        assert!(written(1).unwrap().len().unwrap() > 3_000_000);
+        assert_eq!(written(4).unwrap_err().kind(), ErrorKind::OutOfFuel);
     }
 
     #[test]

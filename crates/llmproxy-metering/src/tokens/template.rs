@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io};
 
 use jiff::ZonedDateTime;
-use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
+use minijinja::{Environment, Error, ErrorKind, State, Value, syntax::SyntaxConfig, value::Kwargs};
 use minijinja_contrib::pycompat;
 
 use super::python;
@@ -11,8 +11,10 @@ use super::python;
 /// Steps that a template may take, a second or so of them: some hundred for each message, and one for each 64 bytes that it
 /// copies.
 const FUEL: u64 = 4_000_000;
-/// The longest prompt that is made, in bytes: more than any context holds.
-const MAX_PROMPT: usize = 64 * 1024 * 1024;
+/// The longest prompt that is made, in bytes: two million tokens and more.
+pub(super) const MAX_PROMPT: usize = 8 * 1024 * 1024;
+/// To write a value as JSON takes this many bytes for a step: longer than to copy them.
+const JSON_BYTES: u64 = 16;
 /// The most that a template may nest.
 const MAX_DEPTH: usize = 120;
 /// The template for requests with tools, where a model has one.
@@ -56,7 +58,11 @@ impl Template {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_DEPTH);
         environment.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value))?));
-        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("tojson", |state: &State<'_, '_>, value: &Value, args: Kwargs| {
+            let json = python::tojson(value, args)?;
+            state.consume_fuel(json.len().unwrap_or_default() as u64 / JSON_BYTES)?;
+            Ok(json)
+        });
         environment.add_filter("string", |value: &Value| python::str(value));
         // None is neither in Python, and a text and a map are both.
         environment

@@ -10,7 +10,6 @@ use std::{
     },
 };
 
-use minijinja::ErrorKind;
 use serde::Deserialize;
 use tokenizers::{NormalizedString, Normalizer as _, PostProcessor as _};
 
@@ -154,8 +153,7 @@ impl Tokenizer {
     /// the log is told of the first.
     pub(super) fn template_failed(&self, error: &minijinja::Error) {
         metrics::count_refused(TEMPLATE_REFUSED);
-        let is_bound = matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure);
-        if is_bound || self.has_failed.swap(true, Ordering::Relaxed) {
+        if self.has_failed.swap(true, Ordering::Relaxed) {
             return;
         }
         // What the template says may have a piece of the conversation in it.

@@ -258,6 +258,29 @@ fn what_has_no_prompt_is_not_counted() {
 }
 
 #[test]
+fn a_conversation_is_no_longer_than_memory_allows_and_tokens_are_as_many_as_there_are() {
+    let tokenizer = letters(&[("default", CHAT)]);
+    let count = |path, body: &str| tokenizer.count_prompt(Endpoint::of(path), body.as_bytes());
+    let many = |entry: &str, count: usize| vec![entry; count].join(",");
+    let chat = |entries: &str| format!(r#"{{"messages":[{{"role":"user","content":"Hi"}}],"more":[{entries}]}}"#);
+    assert!(count("/v1/chat/completions", &chat(&many("{}", 60_000))).is_some_and(|counted| counted.exact));
+    assert_eq!(count("/v1/chat/completions", &chat(&many("{}", 70_000))), None);
+    assert_eq!(count("/v1/chat/completions", &chat(&format!("\"{}\"", "x".repeat(MAX_CHAT)))), None);
+    let completion = format!(r#"{{"prompt":[{}]}}"#, many("1", 1_000_000));
+    assert_eq!(count("/v1/completions", &completion), Some(Counted { tokens: 1_000_000, exact: true }));
+    let generate = format!(r#"{{"prompt":"Hi","raw":true,"context":[{}]}}"#, many("1", 100_000));
+    assert_eq!(count("/api/generate", &generate), Some(Counted { tokens: 3, exact: false }));
+    // Values in a string are values, too.
+    let call = |arguments: &str| {
+        let call = serde_json::json!({"function": {"name": "f", "arguments": arguments}});
+        serde_json::json!({"messages": [{"role": "a", "content": "", "tool_calls": [call]}]}).to_string()
+    };
+    let arguments = |count| format!("[{}]", many("0", count));
+    assert!(count("/v1/chat/completions", &call(&arguments(60_000))).is_some_and(|counted| counted.exact));
+    assert!(count("/v1/chat/completions", &call(&arguments(70_000))).is_some_and(|counted| !counted.exact));
+}
+
+#[test]
 fn a_prompt_longer_than_a_window_is_counted_exactly() {
     let (_, tokenizer) = &trained::ALL[0];
     let text = include_str!("../text.rs").repeat(3);
