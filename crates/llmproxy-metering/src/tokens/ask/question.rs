@@ -25,6 +25,10 @@ const OF_TEMPLATE: [&str; 6] = [
     "continue_final_message",
     "add_special_tokens",
 ];
+/// What else makes a prompt of a chat, or may. Where a server is not told it by the question its answer is not exact.
+const MAY_SHAPE: [&str; 4] = ["chat_template", "documents", "reasoning_effort", "truncate_prompt_tokens"];
+/// Members that make another prompt of a text than the text itself.
+const NOT_PLAIN: [&str; 5] = ["truncate_prompt_tokens", "truncate", "suffix", "prompt_embeds", "input_prefix"];
 /// Where one of these stands in messages there may be more than text, of which no template makes tokens.
 const NO_TEXT: [&str; 5] = ["\"image", "audio\"", "audio_url\"", "\"video", "\"file\""];
 
@@ -151,7 +155,7 @@ impl Question {
             Texts::Lists(lists) => lists.iter().map(Vec::len).sum(),
             Texts::One(_) | Texts::Many(_) => return None,
         };
-        Some(Counted { tokens: tokens as u64, exact: true })
+        Some(Counted { tokens: tokens as u64, exact: is_plain(body) })
     }
 
     /// Asks, in the way of `server`.
@@ -184,35 +188,39 @@ impl Question {
             Self::Prompt { endpoint, body } if endpoint.work() == Work::Chat => {
                 let members: Members<'_> = serde_json::from_slice(body).map_err(|_| Problem::Unfit)?;
                 let messages = members.get("messages").ok_or(Problem::Unfit)?.get();
-                let exact = !NO_TEXT.iter().any(|sign| messages.contains(sign));
+                let exact = !NO_TEXT.iter().any(|sign| messages.contains(sign)) && kind.is_told_all(&members);
                 let tokens = match kind {
                     Kind::Vllm => {
-                        let answer = asker.post(backend, "/tokenize", of_template(&members, model)?).await?;
+                        let answer = asker.post(backend, "/tokenize", of_template(kind, &members, model)?).await?;
                         count(&answer).ok_or(Problem::Failed)?
                     }
                     Kind::Tgi => {
-                        let answer = asker.post(backend, "/chat_tokenize", of_template(&members, model)?).await?;
+                        let answer = asker.post(backend, "/chat_tokenize", of_template(kind, &members, model)?).await?;
                         count(&answer).ok_or(Problem::Failed)?
                     }
                     Kind::LlamaCpp => {
-                        let answer = asker.post(backend, "/apply-template", of_template(&members, model)?).await?;
+                        let answer =
+                            asker.post(backend, "/apply-template", of_template(kind, &members, model)?).await?;
                         let answer: Answer = serde_json::from_slice(&answer).map_err(|_| Problem::Failed)?;
                         one(&answer.prompt.ok_or(Problem::Failed)?, true).await?
                     }
                 };
                 Ok(Counted { tokens, exact })
             }
-            Self::Prompt { body, .. } => match texts(body).ok_or(Problem::Unfit)? {
-                Texts::One(text) => Ok(Counted { tokens: one(&text, true).await?, exact: true }),
-                Texts::Many(texts) if texts.len() <= MAX_TEXTS => {
-                    let mut tokens = 0;
-                    for text in texts {
-                        tokens += one(&text, true).await?;
-                    }
-                    Ok(Counted { tokens, exact: true })
+            Self::Prompt { body, .. } => {
+                let texts = match texts(body).ok_or(Problem::Unfit)? {
+                    Texts::One(text) => vec![text],
+                    Texts::Many(texts) if texts.len() <= MAX_TEXTS => texts,
+                    _ => return Err(Problem::Unfit),
+                };
+                // The others do not know how to leave them out.
+                let special = kind != Kind::Vllm || !is_switched_off(body, "add_special_tokens");
+                let mut tokens = 0;
+                for text in texts {
+                    tokens += one(&text, special).await?;
                 }
-                _ => Err(Problem::Unfit),
-            },
+                Ok(Counted { tokens, exact: is_plain(body) })
+            }
         }
     }
 }
@@ -226,10 +234,10 @@ fn count(answer: &Bytes) -> Option<u64> {
 }
 
 /// What a template is told, and the model's name there.
-fn of_template(members: &Members<'_>, model: Option<&str>) -> Result<Vec<u8>, Problem> {
+fn of_template(kind: Kind, members: &Members<'_>, model: Option<&str>) -> Result<Vec<u8>, Problem> {
     let model = serde_json::value::to_raw_value(&model).map_err(|_| Problem::Failed)?;
     let mut question: BTreeMap<&str, &RawValue> =
-        OF_TEMPLATE.iter().filter_map(|name| Some((*name, *members.get(*name)?))).collect();
+        OF_TEMPLATE.iter().chain(kind.is_told()).filter_map(|name| Some((*name, *members.get(*name)?))).collect();
     let own = members.get("model").copied();
     if let Some(model) = if model.get() == "null" { own } else { Some(&*model) } {
         question.insert("model", model);
@@ -237,9 +245,52 @@ fn of_template(members: &Members<'_>, model: Option<&str>) -> Result<Vec<u8>, Pr
     serde_json::to_vec(&question).map_err(|_| Problem::Failed)
 }
 
+/// Whether the model is given the texts of `body`, all of them and nothing else.
+fn is_plain(body: &Bytes) -> bool {
+    let has_none = |members: &Members<'_>| !NOT_PLAIN.iter().any(|name| is_said(members, name));
+    let Ok(members) = serde_json::from_slice::<Members<'_>>(body) else { return false };
+    let parameters = members.get("parameters").map(|parameters| serde_json::from_str::<Members<'_>>(parameters.get()));
+    has_none(&members) && parameters.is_none_or(|parameters| parameters.is_ok_and(|members| has_none(&members)))
+}
+
+fn is_switched_off(body: &Bytes, name: &str) -> bool {
+    let members = serde_json::from_slice::<Members<'_>>(body);
+    members.is_ok_and(|members| members.get(name).is_some_and(|value| value.get() == "false"))
+}
+
+/// Whether there is such a member, and it is not null.
+fn is_said(members: &Members<'_>, name: &str) -> bool {
+    members.get(name).is_some_and(|value| value.get() != "null")
+}
+
 /// The texts of a completion's prompt.
 fn texts(body: &Bytes) -> Option<Texts> {
     let members: Members<'_> = serde_json::from_slice(body).ok()?;
     let texts = ["prompt", "input", "inputs"].into_iter().find_map(|name| members.get(name))?;
     serde_json::from_str(texts.get()).ok()
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// What of a chat it takes by its question beyond what all of them do. llama.cpp and TGI read that as they read a chat.
+    fn is_told(self) -> &'static [&'static str] {
+        match self {
+            Self::Vllm => &["chat_template"],
+            Self::LlamaCpp => {
+                &["tool_choice", "response_format", "json_schema", "parallel_tool_calls", "reasoning_effort"]
+            }
+            Self::Tgi => &["tool_choice", "tool_prompt", "response_format", "guideline"],
+        }
+    }
+
+    /// Whether nothing in `members` makes another prompt than the one that it is asked about.
+    fn is_told_all(self, members: &Members<'_>) -> bool {
+        let told = self.is_told();
+        // Some leave the tools out then.
+        let hides_tools = members.get("tool_choice").is_some_and(|choice| choice.get() == "\"none\"")
+            && is_said(members, "tools")
+            && !told.contains(&"tool_choice");
+        !hides_tools && MAY_SHAPE.iter().all(|name| told.contains(name) || !is_said(members, name))
+    }
 }

@@ -149,6 +149,55 @@ async fn a_chat_is_asked_for_with_all_that_its_template_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_question_leaves_out_is_not_counted_exactly() {
+    type Server = fn(&str, &Value) -> Answer;
+    let check = async |server: Server, path: &str, more: Value, told: &[&str], exact: bool| {
+        let (asker, asked) = asker(server);
+        let mut body =
+            json!({"messages": [{"role": "user", "content": "Hi"}], "tools": [{}], "prompt": "Hi", "inputs": "Hi"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let counted = asker.ask(&backend(), None, &prompt(path, body)).await;
+        assert_eq!(counted.map(|counted| counted.exact), Ok(exact), "{path} {more}");
+        let asked = asked.lock().unwrap();
+        // The first question is what it is.
+        let has = |name: &str| asked[1].1.get(name).is_some();
+        assert!(
+            told.iter().all(|name| has(name))
+                && told.len() == more.as_object().unwrap().keys().filter(|name| has(name)).count()
+        );
+    };
+    let chat = "/v1/chat/completions";
+    let none = json!({"documents": null, "truncate_prompt_tokens": null, "chat_template": null, "tool_choice": "auto"});
+    check(vllm, chat, none, &["chat_template"], true).await;
+    check(vllm, chat, json!({"chat_template": "x"}), &["chat_template"], true).await;
+    check(tgi, chat, json!({"chat_template": "x"}), &[], false).await;
+    for server in [vllm as Server, llama_cpp, tgi] {
+        check(server, chat, json!({"truncate_prompt_tokens": 1}), &[], false).await;
+        check(server, chat, json!({"documents": [{"text": "a"}]}), &[], false).await;
+    }
+    check(vllm, chat, json!({"reasoning_effort": "high"}), &[], false).await;
+    check(llama_cpp, chat, json!({"reasoning_effort": "high"}), &["reasoning_effort"], true).await;
+    check(vllm, chat, json!({"tool_choice": "none"}), &[], false).await;
+    check(tgi, chat, json!({"tool_choice": "none"}), &["tool_choice"], true).await;
+
+    let completion = "/v1/completions";
+    check(vllm, completion, json!({"suffix": "x"}), &[], false).await;
+    check(vllm, completion, json!({"truncate_prompt_tokens": 1}), &[], false).await;
+    check(vllm, completion, json!({"echo": true, "suffix": null}), &[], true).await;
+    check(tgi, "/generate", json!({"parameters": {"truncate": 2}}), &[], false).await;
+    check(tgi, "/generate", json!({"parameters": {"max_new_tokens": 2}}), &[], true).await;
+    let tokens = prompt(completion, json!({"prompt": [1, 2], "suffix": "x"}));
+    assert_eq!(asker(vllm).0.ask(&backend(), None, &tokens).await, Ok(Counted { tokens: 2, exact: false }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_around_a_text_are_left_out_where_the_server_does() {
+    let switched_off = prompt("/v1/completions", json!({"prompt": "four", "add_special_tokens": false}));
+    assert_eq!(asker(vllm).0.ask(&backend(), None, &switched_off).await, exactly(4));
+    assert_eq!(asker(llama_cpp).0.ask(&backend(), None, &switched_off).await, exactly(5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_picture_is_not_counted_exactly() {
     let (asker, _) = asker(vllm);
     let parts = json!([{"type": "image_url", "image_url": {"url": "data:x"}}]);
