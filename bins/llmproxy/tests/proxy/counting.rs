@@ -44,6 +44,17 @@ impl Setting {
         Self { proxy, requests, receiver, yaml, _backend: backend, _files: files }
     }
 
+    /// The record of a stream of these bytes, whole and without usage.
+    async fn stream_of(&mut self, bytes: &[u8]) -> Value {
+        let before = self.receiver.bodies().len();
+        let (mut client, mut wire) = self.stream(&[]).await;
+        wire.chunk(bytes.to_vec()).await.expect("the proxy reads");
+        wire.chunk(DONE).await.expect("the proxy reads");
+        wire.finish().await.expect("the proxy reads");
+        client.read_to_end().await;
+        self.receiver.wait_for(before + 1).await.remove(before)
+    }
+
     /// A client that has each of `pieces` of its stream, and the backend's side of it.
     async fn stream(&mut self, pieces: &[&str]) -> (Client, Wire) {
         let mut client = Client::connect(self.proxy.address()).await;
@@ -170,6 +181,26 @@ async fn a_plain_answer_without_usage_is_counted_and_a_call_of_a_tool_is_an_esti
     client.read_to_end().await;
     let record = setting.receiver.wait_for(2).await.remove(1);
     assert_eq!(counts(&record), json!([PROMPT, "counted", 2, "estimated"]), "{record}");
+}
+
+#[tokio::test]
+async fn a_stream_that_can_not_be_read_in_full_is_an_estimate() {
+    let mut setting = Setting::with(json!({})).await;
+    let surrogate = br#"data: {"choices":[{"index":0,"delta":{"content":"a b c \ud83d"}}]}"#;
+    let utf8 = b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"one \xe4\xb8 two\"}}]}";
+    let twice = br#"data: {"choices":[{"index":0,"delta":{"content":"one two","content":" three"}}]}"#;
+    let message = br#"data: {"choices":[{"index":0,"message":{"content":"one two three"}}]}"#;
+    let function = br#"data: {"choices":[{"index":0,"delta":{"function_call":{"name":"f","arguments":"one two"}}}]}"#;
+    // Of what is said elsewhere nothing is read, and it is no less than the estimate.
+    let elsewhere = br#"data: {"choices":[{"index":0,"delta":{"content":"a"},"more":{"content":"forty bytes, of which each four are said to be a token"}}]}"#;
+    let rows: [(&[u8], u64); 6] = [(surrogate, 4), (utf8, 2), (twice, 3), (message, 3), (function, 3), (elsewhere, 14)];
+    for (event, tokens) in rows {
+        let record = setting.stream_of(&[event, b"\n\n"].concat()).await;
+        assert_eq!(counts(&record), json!([PROMPT, "counted", tokens, "estimated"]), "{record}");
+    }
+    let null = br#"data: {"choices":[{"index":null,"delta":{"content":"one two three"}}]}"#;
+    let record = setting.stream_of(&[null, &b"\n\n"[..]].concat()).await;
+    assert_eq!(counts(&record), json!([PROMPT, "counted", 3, "counted"]), "{record}");
 }
 
 #[tokio::test]

@@ -20,6 +20,19 @@ pub(crate) struct Heard {
     ended: u32,
     /// Whether there was more to be counted than text: a call of a tool, which is written in the model's own way.
     is_text_alone: bool,
+    /// Whether there was text that was not handed on, or may have been.
+    is_in_part: bool,
+}
+
+/// What came of an answer.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Who has heard it.
+    pub(crate) listener: Listener,
+    /// Whether that is all there was to be counted: text, and no calls of tools.
+    pub(crate) is_text_alone: bool,
+    /// Whether there was more text than was heard, or may have been.
+    pub(crate) is_in_part: bool,
 }
 
 /// Who wants it.
@@ -43,16 +56,16 @@ const MAX_TEXTS: usize = 128;
 impl Heard {
     pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool) -> Self {
         let strings = (!is_stream).then(|| Strings::new(texts::keys(dialect), texts::calls(dialect)));
-        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true }
+        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true, is_in_part: false }
     }
 
-    /// The text of an event, which may be `cut`.
-    pub(super) fn event(&mut self, dialect: Dialect, data: &[u8], cut: bool) {
-        self.is_text_alone &= !cut;
+    /// The text of an event, which may be `cut`; a scan has found so many bytes of it.
+    pub(super) fn event(&mut self, dialect: Dialect, data: &[u8], found: u64, cut: bool) {
+        self.is_in_part |= cut;
         if matches!(self.listener, Listener::Nobody) {
             return;
         }
-        texts::of_event(dialect, data, |text, piece| {
+        let is_whole = texts::of_event(dialect, data, found, |text, piece| {
             self.is_text_alone &= !matches!(text.field, Field::Name | Field::Arguments);
             let place = self.texts.iter().position(|known| *known == text).unwrap_or_else(|| {
                 if self.texts.len() < MAX_TEXTS {
@@ -62,6 +75,7 @@ impl Heard {
             });
             self.listener.hear(place as u32, piece);
         });
+        self.is_in_part |= !is_whole;
     }
 
     /// The next piece of an answer that is no stream. Returns how much text was in it, in bytes.
@@ -86,9 +100,10 @@ impl Heard {
         }
     }
 
-    /// Who has heard it all, and whether that is all there was to be counted.
-    pub(crate) fn finish(self) -> (Listener, bool) {
-        (self.listener, self.is_text_alone)
+    /// Who has heard it, and whether that is all there was to be counted.
+    pub(crate) fn finish(self) -> Finished {
+        let Self { listener, is_text_alone, is_in_part, .. } = self;
+        Finished { listener, is_text_alone: is_text_alone && !is_in_part, is_in_part }
     }
 }
 

@@ -22,7 +22,7 @@ mod withhold;
 mod zstd;
 
 pub(crate) use dialect::Dialect;
-pub(crate) use heard::{Heard, Listener};
+pub(crate) use heard::{Finished, Heard, Listener};
 pub(crate) use json::TopLevel;
 pub(crate) use large::Large;
 pub(crate) use lines::Lines;

@@ -86,8 +86,8 @@ impl Tally {
         let delta = dialect.delta(data);
         seen.delta = delta.is_some();
         self.text_bytes += delta.unwrap_or(0);
-        if let Some(heard) = self.heard.as_mut().filter(|_| seen.delta) {
-            heard.event(dialect, data, event.truncated);
+        if let (Some(heard), Some(found)) = (&mut self.heard, delta) {
+            heard.event(dialect, data, found, event.truncated);
         }
         self.is_delta = seen.delta;
         // One of several parts had its last event, and more comes of another.

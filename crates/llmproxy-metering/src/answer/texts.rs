@@ -3,8 +3,12 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::Dialect;
+use super::{
+    Dialect,
+    strings::{Piece, Strings},
+};
 
 /// A text among those of an answer: a choice's content, what it thinks, the arguments of a call. The same in all events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,8 +40,7 @@ struct OpenAi<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Choice<'a> {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     #[serde(borrow)]
     text: Option<Cow<'a, str>>,
     delta: Option<Delta<'a>>,
@@ -55,13 +58,14 @@ struct Delta<'a> {
     #[serde(borrow)]
     reasoning: Option<Cow<'a, str>>,
     tool_calls: Option<Vec<ToolCall<'a>>>,
+    /// What a call was before there could be several.
+    function_call: Option<Function<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct ToolCall<'a> {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     function: Option<Function<'a>>,
 }
 
@@ -69,18 +73,17 @@ struct ToolCall<'a> {
 struct Function<'a> {
     #[serde(borrow)]
     name: Option<Cow<'a, str>>,
+    /// JSON in a text, or as it is.
     #[serde(borrow)]
-    arguments: Option<Cow<'a, str>>,
+    arguments: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Responses<'a> {
     #[serde(borrow, rename = "type")]
     kind: Option<Cow<'a, str>>,
-    #[serde(default)]
-    output_index: u32,
-    #[serde(default)]
-    content_index: u32,
+    output_index: Option<u32>,
+    content_index: Option<u32>,
     #[serde(borrow)]
     delta: Option<Cow<'a, str>>,
 }
@@ -88,8 +91,7 @@ struct Responses<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Anthropic<'a> {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     delta: Option<Block<'a>>,
     content_block: Option<Block<'a>>,
 }
@@ -117,18 +119,19 @@ struct Ollama<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
 struct Message<'a> {
     #[serde(borrow)]
     content: Option<Cow<'a, str>>,
     #[serde(borrow)]
     thinking: Option<Cow<'a, str>>,
+    tool_calls: Option<Vec<ToolCall<'a>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Native<'a> {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     #[serde(borrow)]
     content: Option<Cow<'a, str>>,
     token: Option<Token<'a>>,
@@ -140,42 +143,70 @@ struct Token<'a> {
     text: Option<Cow<'a, str>>,
 }
 
-/// Hands each piece of text in an event on. What is no event of the dialect has none.
-pub(super) fn of_event(dialect: Dialect, data: &[u8], mut on: impl FnMut(Text, &str)) {
-    let mut piece = |choice, field, part, text: Option<Cow<'_, str>>| {
+/// Hands each piece of text in an event on, of which a scan has found so many bytes. Says whether that is all of it: what
+/// is not written as the dialect has it is found by its keys, or not at all.
+pub(super) fn of_event(dialect: Dialect, data: &[u8], found: u64, mut on: impl FnMut(Text, &str)) -> bool {
+    let mut heard = 0;
+    let parsed = read(dialect, data, |text, piece| {
+        heard += piece.len() as u64;
+        on(text, piece);
+    });
+    if found > 0 && heard == 0 {
+        let text = Text { choice: 0, field: Field::Content, part: 0 };
+        Strings::new(keys_of_event(dialect), &[]).feed(data, |piece| {
+            if let Piece::Text(piece) = piece {
+                on(text, piece);
+            }
+        });
+        return false;
+    }
+    // Beside a token TGI lists others that it might have been.
+    parsed.is_some() && (dialect == Dialect::Tgi || heard >= found || heard >= found.saturating_sub(spared(data)))
+}
+
+/// By how many bytes the scan may have taken the text in `data` for too long: it takes an escaped character for three bytes,
+/// and may stand before one, or half a pair of four.
+fn spared(data: &[u8]) -> u64 {
+    2 * memchr::memmem::find_iter(data, b"\\u").count() as u64
+}
+
+/// Hands on what stands where it should; `None` where `data` is not what it should be.
+fn read(dialect: Dialect, data: &[u8], mut on: impl FnMut(Text, &str)) -> Option<()> {
+    let mut piece = |choice: Option<u32>, field, part, text: Option<Cow<'_, str>>| {
         if let Some(text) = text.filter(|text| !text.is_empty()) {
-            on(Text { choice, field, part }, &text);
+            on(Text { choice: choice.unwrap_or(0), field, part }, &text);
         }
     };
     match dialect {
         Dialect::Chat | Dialect::Completions | Dialect::Reading => {
-            let Ok(OpenAi { choices }) = serde_json::from_slice(data) else { return };
-            for Choice { index, text, delta } in choices {
+            for Choice { index, text, delta } in serde_json::from_slice::<OpenAi<'_>>(data).ok()?.choices {
                 piece(index, Field::Content, 0, text);
                 let Some(delta) = delta else { continue };
                 // Some servers write the same under both names.
-                piece(index, Field::Reasoning, 0, delta.reasoning_content.or(delta.reasoning));
+                let reasoning = delta.reasoning_content.filter(|text| !text.is_empty()).or(delta.reasoning);
+                piece(index, Field::Reasoning, 0, reasoning);
                 piece(index, Field::Content, 0, delta.content);
                 piece(index, Field::Content, 1, delta.refusal);
-                for ToolCall { index: call, function } in delta.tool_calls.into_iter().flatten() {
-                    let Some(function) = function else { continue };
+                let calls = numbered(delta.tool_calls).chain(delta.function_call.map(|function| (0, function)));
+                for (call, function) in calls {
                     piece(index, Field::Name, call, function.name);
-                    piece(index, Field::Arguments, call, function.arguments);
+                    piece(index, Field::Arguments, call, function.arguments.map(written));
                 }
             }
         }
         // Words of a transcription.
         Dialect::Sound | Dialect::Responses => {
-            let Ok(event) = serde_json::from_slice::<Responses<'_>>(data) else { return };
+            let event = serde_json::from_slice::<Responses<'_>>(data).ok()?;
             let field = match event.kind.as_deref() {
                 Some(kind) if kind.contains("reasoning") => Field::Reasoning,
-                Some(kind) if kind.contains("arguments") => Field::Arguments,
+                // A function's arguments, a tool's input, the code for an interpreter.
+                Some(kind) if kind.contains("_call") => Field::Arguments,
                 _ => Field::Content,
             };
-            piece(event.output_index, field, event.content_index, event.delta);
+            piece(event.output_index, field, event.content_index.unwrap_or(0), event.delta);
         }
         Dialect::Anthropic => {
-            let Ok(event) = serde_json::from_slice::<Anthropic<'_>>(data) else { return };
+            let event = serde_json::from_slice::<Anthropic<'_>>(data).ok()?;
             for block in [event.content_block, event.delta].into_iter().flatten() {
                 piece(event.index, Field::Content, 0, block.text);
                 piece(event.index, Field::Reasoning, 0, block.thinking);
@@ -184,20 +215,50 @@ pub(super) fn of_event(dialect: Dialect, data: &[u8], mut on: impl FnMut(Text, &
             }
         }
         Dialect::Ollama => {
-            let Ok(line) = serde_json::from_slice::<Ollama<'_>>(data) else { return };
-            piece(0, Field::Reasoning, 0, line.thinking);
-            piece(0, Field::Content, 0, line.response);
+            let line = serde_json::from_slice::<Ollama<'_>>(data).ok()?;
+            piece(None, Field::Reasoning, 0, line.thinking);
+            piece(None, Field::Content, 0, line.response);
             if let Some(message) = line.message {
-                piece(0, Field::Reasoning, 0, message.thinking);
-                piece(0, Field::Content, 0, message.content);
+                piece(None, Field::Reasoning, 0, message.thinking);
+                piece(None, Field::Content, 0, message.content);
+                for (call, function) in numbered(message.tool_calls) {
+                    piece(None, Field::Name, call, function.name);
+                    piece(None, Field::Arguments, call, function.arguments.map(written));
+                }
             }
         }
         Dialect::Tgi | Dialect::Llama => {
-            let Ok(event) = serde_json::from_slice::<Native<'_>>(data) else { return };
+            let event = serde_json::from_slice::<Native<'_>>(data).ok()?;
             piece(event.index, Field::Content, 0, event.content);
             // TGI counts its tokens by the index.
-            piece(0, Field::Content, 0, event.token.and_then(|token| token.text));
+            piece(None, Field::Content, 0, event.token.and_then(|token| token.text));
         }
+    }
+    Some(())
+}
+
+/// Each call with its number, which is its place where it says none.
+fn numbered<'a>(calls: Option<Vec<ToolCall<'a>>>) -> impl Iterator<Item = (u32, Function<'a>)> {
+    let calls = (0..).zip(calls.into_iter().flatten());
+    calls.filter_map(|(place, call)| Some((call.index.unwrap_or(place), call.function?)))
+}
+
+/// Arguments as the model wrote them, as far as that can be known.
+fn written(json: &RawValue) -> Cow<'_, str> {
+    serde_json::from_str::<String>(json.get()).map_or(json.get().into(), Cow::Owned)
+}
+
+/// The keys under which an event has text, wherever they stand. SGLang repeats under `text` all that was before.
+fn keys_of_event(dialect: Dialect) -> &'static [&'static str] {
+    match dialect {
+        Dialect::Chat | Dialect::Completions | Dialect::Reading => {
+            &["content", "text", "reasoning_content", "reasoning", "refusal", "name", "arguments"]
+        }
+        Dialect::Responses | Dialect::Sound => &["delta"],
+        Dialect::Anthropic => &["text", "thinking", "name", "partial_json"],
+        Dialect::Ollama => &["response", "content", "thinking", "name"],
+        Dialect::Llama => &["content"],
+        Dialect::Tgi => &[],
     }
 }
 
@@ -230,9 +291,11 @@ mod tests {
 
     fn check(dialect: Dialect, event: &str, expected: &[(u32, Field, u32, &str)]) {
         let mut found = Vec::new();
-        of_event(dialect, event.as_bytes(), |text, piece| {
+        let scanned = dialect.delta(event.as_bytes()).unwrap_or(0);
+        let is_whole = of_event(dialect, event.as_bytes(), scanned, |text, piece| {
             found.push((text.choice, text.field, text.part, piece.to_owned()));
         });
+        assert!(is_whole || expected.is_empty(), "{event}");
         let expected: Vec<_> =
             expected.iter().map(|(choice, field, part, text)| (*choice, *field, *part, (*text).to_owned())).collect();
         assert_eq!(found, expected, "{event}");
@@ -293,6 +356,58 @@ mod tests {
             &[(0, Content, 0, " a")],
         );
         check(Dialect::Llama, r#"{"index":0,"content":"a","tokens":[1],"stop":false}"#, &[(0, Content, 0, "a")]);
+    }
+
+    #[test]
+    fn what_servers_write_in_their_own_way_is_read_all_the_same() {
+        use Field::{Arguments, Content, Name, Reasoning};
+        let openai = |event, expected| check(Dialect::Chat, event, expected);
+        openai(r#"{"choices":[{"index":null,"delta":{"content":"a"}}]}"#, &[(0, Content, 0, "a")]);
+        openai(r#"{"choices":[{"delta":{"reasoning":"r","reasoning_content":""}}]}"#, &[(0, Reasoning, 0, "r")]);
+        openai(
+            r#"{"choices":[{"delta":{"function_call":{"name":"f","arguments":"{"}}}]}"#,
+            &[(0, Name, 0, "f"), (0, Arguments, 0, "{")],
+        );
+        openai(
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":null,"function":{"name":"f","arguments":{"a":1}}},{"function":{"name":"g"}}]}}]}"#,
+            &[(0, Name, 0, "f"), (0, Arguments, 0, r#"{"a":1}"#), (0, Name, 1, "g")],
+        );
+        // Each is one character, as it is written; the scan takes it for three bytes.
+        openai(r#"{"choices":[{"delta":{"content":"\u0061\u00e9\ud83d\ude00"}}]}"#, &[(0, Content, 0, "aé😀")]);
+        check(
+            Dialect::Ollama,
+            r#"{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]}}"#,
+            &[(0, Name, 0, "f"), (0, Arguments, 0, r#"{"a":1}"#)],
+        );
+        check(
+            Dialect::Responses,
+            r#"{"type":"response.custom_tool_call_input.delta","output_index":null,"delta":"a"}"#,
+            &[(0, Arguments, 0, "a")],
+        );
+    }
+
+    #[test]
+    fn text_that_is_not_where_it_should_be_is_known_to_be_read_in_part() {
+        let check = |dialect: Dialect, event: &[u8], expected: &str| {
+            let (mut text, found) = (String::new(), dialect.delta(event).unwrap());
+            let is_whole = of_event(dialect, event, found, |_, piece| text.push_str(piece));
+            assert_eq!((is_whole, &*text), (false, expected), "{}", String::from_utf8_lossy(event));
+        };
+        let openai = |event: &[u8], expected| check(Dialect::Chat, event, expected);
+        openai(br#"{"choices":[{"delta":{"content":"a \ud83d"}}]}"#, "a \u{fffd}");
+        openai(b"{\"choices\":[{\"delta\":{\"content\":\"a\xe4\xb8b\"}}]}", "ab");
+        openai(br#"{"choices":[{"delta":{"content":"a","content":"b"}}]}"#, "ab");
+        openai(br#"{"choices":[{"message":{"content":"a"}}]}"#, "a");
+        openai(br#"{"choices":[{"delta":{"content":[{"type":"text","text":"a"}]}}]}"#, "a");
+        openai(br#"{"choices":[{"index":-1,"delta":{"content":"a"}}]}"#, "a");
+        openai(br#"{"choices":[{"delta":{"content":"a"},"more":{"content":"b"}}]}"#, "a");
+        openai(br#"{"choices":[{"delta":{"content":"cut o"#, "cut o");
+        check(Dialect::Anthropic, br#"{"index":0,"delta":{"partial_json":"{","partial_json":"}"}}"#, "{}");
+        check(Dialect::Responses, br#"{"delta":"a","delta":"b"}"#, "ab");
+        check(Dialect::Ollama, br#"{"message":{"content":"a","content":"b"}}"#, "ab");
+        check(Dialect::Llama, br#"{"index":[],"content":"a"}"#, "a");
+        // Text that repeats itself is not worth counting.
+        check(Dialect::Tgi, br#"{"text":"a b c","meta_info":{}}"#, "");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     Counters,
-    answer::{Heard, Listener},
-    tokens::Tokenizer,
+    answer::{Finished, Heard, Listener},
+    tokens::{Tokenizer, Totals, Uncounted},
 };
 
 /// The largest request that is kept as long as the answer takes, in bytes, to ask the backend about its prompt if need be.
@@ -64,6 +64,7 @@ impl Metering {
     pub(super) fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
         let heard = self.tally.heard.take().map(|heard| heard.finish());
         let served = self.exchange.served().and_then(|target| target.model.clone());
+        let estimate = record.usage.map_or(0, |usage| usage.completion);
         let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
         let Some(counters) = self.rules.counters.clone().filter(|_| settling.has_usage()) else {
             return settling.tell();
@@ -71,16 +72,17 @@ impl Metering {
         let body = self.body.take();
         match heard {
             // Nobody need wait for what is only to be compared.
-            Some((Listener::Counting(counting), is_text_alone)) if settling.is_told() => {
+            Some(Finished { listener: Listener::Counting(counting), is_text_alone, .. }) if settling.is_told() => {
                 let figures = settling.figures();
                 settling.tell();
                 counting.finish(move |totals| figures.compare(Counted::of(totals, is_text_alone)));
             }
             _ if settling.is_told() => settling.tell(),
-            Some((Listener::Counting(counting), is_text_alone)) => {
-                counting.finish(move |totals| settling.count(Counted::of(totals, is_text_alone)));
+            Some(Finished { listener: Listener::Counting(counting), is_text_alone, is_in_part }) => {
+                let least = if is_in_part { estimate } else { 0 };
+                counting.finish(move |totals| settling.count(Counted::of(at_least(least, totals), is_text_alone)));
             }
-            Some((Listener::Kept(text), is_text_alone)) => {
+            Some(Finished { listener: Listener::Kept(text), is_text_alone, .. }) => {
                 let text = text.filter(|_| is_text_alone);
                 settling.ask(&counters, self.exchange.backend(), served, body.map(|body| *body), text);
             }
@@ -99,4 +101,12 @@ impl Metering {
             _ => settling.tell(),
         }
     }
+}
+
+/// Of an answer that was heard only in part: no less than what it is estimated at.
+fn at_least(estimate: u64, totals: Result<Totals, Uncounted>) -> Result<Totals, Uncounted> {
+    totals.map(|mut totals| {
+        totals.completion.tokens = totals.completion.tokens.max(estimate);
+        totals
+    })
 }
