@@ -1,8 +1,9 @@
 //! What a backend does not tell is counted: by the model's own tokenizer, by the backend's, or else by what answers before
 //! have taught.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, io::Write, time::Duration};
 
+use flate2::{Compression, write::GzEncoder};
 use llmproxy_testkit::{Backend, Client, DONE, Receiver, Requests, Seen, Wire, script};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -93,6 +94,12 @@ fn ask(stream: bool) -> Value {
 
 fn event(text: &str) -> String {
     format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(text).expect("memory takes it");
+    encoder.finish().expect("memory takes it")
 }
 
 fn counts(record: &Value) -> Value {
@@ -201,6 +208,31 @@ async fn a_stream_that_can_not_be_read_in_full_is_an_estimate() {
     let null = br#"data: {"choices":[{"index":null,"delta":{"content":"one two three"}}]}"#;
     let record = setting.stream_of(&[null, &b"\n\n"[..]].concat()).await;
     assert_eq!(counts(&record), json!([PROMPT, "counted", 3, "counted"]), "{record}");
+}
+
+#[tokio::test]
+async fn a_compressed_answer_that_lacks_its_end_is_an_estimate() {
+    let mut setting = Setting::with(json!({})).await;
+    let plain = json!({"choices": [{"index": 0, "message": {"content": "one two three four"}}]}).to_string();
+    let stream = [&event("one two"), &event(" three four"), DONE].concat();
+    for (kind, text) in [("application/json", plain), ("text/event-stream", stream)] {
+        let packed = gzip(text.as_bytes());
+        for (len, source) in
+            [(packed.len(), "counted"), (packed.len() - 1, "estimated"), (packed.len() - 12, "estimated")]
+        {
+            let before = setting.receiver.bodies().len();
+            let mut client = Client::connect(setting.proxy.address()).await;
+            client.send_json(CHAT, &[("accept-encoding", "gzip")], &ask(false)).await;
+            let (_, mut wire) = setting.requests.next().await;
+            wire.head(200, &[("content-type", kind), ("content-encoding", "gzip")]).await.expect("the proxy reads");
+            wire.chunk(packed[..len].to_vec()).await.expect("the proxy reads");
+            wire.finish().await.expect("the proxy reads");
+            client.read_to_end().await;
+            let record = setting.receiver.wait_for(before + 1).await.remove(before);
+            assert_eq!(record["completion_usage_source"], source, "{kind} {len}: {record}");
+            assert!(record["completion_tokens"].as_u64() > Some(0), "{kind} {len}: {record}");
+        }
+    }
 }
 
 #[tokio::test]

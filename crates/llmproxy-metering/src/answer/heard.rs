@@ -93,6 +93,11 @@ impl Heard {
         len
     }
 
+    /// There was more that could not be read.
+    pub(super) fn miss(&mut self) {
+        self.is_in_part = true;
+    }
+
     /// The client has left: what follows is not delivered to it.
     pub(crate) fn leave(&mut self) {
         if let Listener::Counting(counting) = &mut self.listener {

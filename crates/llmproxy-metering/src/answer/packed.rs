@@ -54,6 +54,8 @@ struct Reader {
     tally: Tally,
     large: Option<Box<Large>>,
     bytes: u64,
+    /// How many there were before they were unpacked.
+    taken: u64,
     /// So many more bytes may be unpacked of what has come.
     room: u64,
 }
@@ -87,7 +89,7 @@ impl Coding {
 
 impl Packed {
     pub(crate) fn new(coding: Coding, plain: Plain, tally: Tally) -> Self {
-        let reader = Reader { plain, tally, large: None, bytes: 0, room: MIN_ROOM };
+        let reader = Reader { plain, tally, large: None, bytes: 0, taken: 0, room: MIN_ROOM };
         Self(match coding {
             Coding::Gzip => Unpacker::Gzip(Box::new(MultiGzDecoder::new(reader))),
             Coding::Brotli => {
@@ -106,6 +108,7 @@ impl Packed {
     pub(crate) fn feed(&mut self, data: &[u8]) -> io::Result<bool> {
         let before = self.so_far().0.deltas;
         let reader = self.reader();
+        reader.taken += data.len() as u64;
         reader.room = reader.room.saturating_add(data.len() as u64 * MAX_RATIO);
         // What a stranger sent goes through others' code. Where that gives up, the client's answer goes on.
         catch_unwind(AssertUnwindSafe(|| self.unpack(data)))
@@ -128,17 +131,34 @@ impl Packed {
         &mut self.reader().tally
     }
 
-    /// What was found, and how many bytes it was found in.
+    /// What was found, and how many bytes it was found in. Of a body that is complete, and what it was packed from is not,
+    /// a part was found.
     pub(crate) fn finish(mut self, is_complete: bool) -> (Tally, u64) {
-        if let Unpacker::Zstd(zstd) = &mut self.0 {
-            // If it fails there is nothing more to be had.
-            let _ = catch_unwind(AssertUnwindSafe(|| zstd.finish()));
-        }
+        // If it fails there is nothing more to be had.
+        let is_whole = catch_unwind(AssertUnwindSafe(|| self.end())).unwrap_or(false);
         let reader = self.reader();
         if is_complete {
             reader.finish();
+            if !is_whole {
+                reader.bytes = reader.bytes.max(reader.taken);
+                if let Some(heard) = &mut reader.tally.heard {
+                    heard.miss();
+                }
+            }
         }
         (mem::take(&mut reader.tally), reader.bytes)
+    }
+
+    /// Has what is held back unpacked; says whether what was packed has come to its end.
+    fn end(&mut self) -> bool {
+        match &mut self.0 {
+            Unpacker::Gzip(decoder) => decoder.try_finish().is_ok(),
+            Unpacker::Brotli(brotli) => brotli.decoder.close().is_ok(),
+            Unpacker::Zstd(zstd) => {
+                let is_whole = zstd.is_between();
+                zstd.finish().is_ok() && is_whole
+            }
+        }
     }
 
     fn unpack(&mut self, data: &[u8]) -> io::Result<()> {

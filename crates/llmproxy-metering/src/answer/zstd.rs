@@ -58,6 +58,11 @@ impl<W: Write> Zstd<W> {
         &self.sink
     }
 
+    /// Whether a frame has come to its end, and nothing of another has come.
+    pub(super) fn is_between(&self) -> bool {
+        self.place == Place::Frame && self.pending.is_empty()
+    }
+
     /// Takes the next piece.
     ///
     /// # Errors
