@@ -236,6 +236,30 @@ async fn a_compressed_answer_that_lacks_its_end_is_an_estimate() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_model_is_counted_by_the_tokenizer_for_any() {
+    let text = json!({"content": "one two three", "generated_text": "one two three"});
+    let (completion, generate) = (json!({"prompt": "a b"}), json!({"inputs": "a b"}));
+    let chat = json!({"messages": [{"role": "user", "content": "one two three"}]});
+    let chatted = json!({"choices": [{"index": 0, "message": {"content": "one two three"}}]});
+    for (models, source) in [("*", "counted"), ("m*", "estimated")] {
+        let backend = Backend::start(script::json(200, text.clone())).await;
+        let (receiver, files) = (Receiver::start().await, tokenizer(TOKENIZER));
+        let mut yaml = yaml(&backend, &receiver);
+        yaml["backends"] = json!([{"url": backend.url()}]);
+        yaml["metering"] = json!({"tokenizers": [{"models": [models], "file": files.join("tokenizer.json")}]});
+        let proxy = Proxy::start(&yaml.to_string()).await;
+        let mut client = Client::connect(proxy.address()).await;
+        assert_eq!(client.post_json("/completion", &completion).await.status, 200);
+        assert_eq!(client.post_json("/generate", &generate).await.status, 200);
+        backend.set_script(script::json(200, chatted.clone()));
+        assert_eq!(client.post_json(CHAT, &chat).await.status, 200);
+        for record in receiver.wait_for(3).await {
+            assert_eq!(record["usage_source"], source, "{models}: {record}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_drained_answer_says_what_was_delivered_in_the_same_tokens() {
     let mut setting = Setting::with(json!({"on_abort": "drain"})).await;
     let (client, mut wire) = setting.stream(&["one two thr"]).await;

@@ -32,11 +32,13 @@ impl Metering {
         }
     }
 
-    /// The tokenizer of the model that was asked for, by its name here or at the backend.
+    /// The tokenizer of the model that was asked for, by its name here or at the backend. What the answer calls it comes too
+    /// late for the prompt; a request that names none has that of a pattern for any model, such as `*`.
     fn tokenizer(&self, counters: &Counters) -> Option<Arc<Tokenizer>> {
         let asked = self.exchange.call().and_then(|call| call.model.as_deref());
         let served = self.exchange.served().and_then(|target| target.model.as_deref());
-        [asked, served].into_iter().flatten().find_map(|model| counters.tokenizers.find(model))
+        let nameless = asked.or(served).is_none().then_some("");
+        [asked, served, nameless].into_iter().flatten().find_map(|model| counters.tokenizers.find(model))
     }
 
     /// Has the text of the answer heard, where that is of use. The prompt is handed over now: to keep it for as long as the
