@@ -45,6 +45,19 @@ impl Setting {
         Self { proxy, requests, receiver, yaml, _backend: backend, _files: files }
     }
 
+    /// The record of a question that is answered so, without usage.
+    async fn answer(&mut self, path: &str, question: &Value, answer: &[u8]) -> Value {
+        let before = self.receiver.bodies().len();
+        let mut client = Client::connect(self.proxy.address()).await;
+        client.send_json(path, &[], question).await;
+        let (_, mut wire) = self.requests.next().await;
+        wire.head(200, &[("content-type", "application/json")]).await.expect("the proxy reads");
+        wire.chunk(answer.to_vec()).await.expect("the proxy reads");
+        wire.finish().await.expect("the proxy reads");
+        client.read_to_end().await;
+        self.receiver.wait_for(before + 1).await.remove(before)
+    }
+
     /// The record of a stream of these bytes, whole and without usage.
     async fn stream_of(&mut self, bytes: &[u8]) -> Value {
         let before = self.receiver.bodies().len();
@@ -232,6 +245,62 @@ async fn a_compressed_answer_that_lacks_its_end_is_an_estimate() {
             assert_eq!(record["completion_usage_source"], source, "{kind} {len}: {record}");
             assert!(record["completion_tokens"].as_u64() > Some(0), "{kind} {len}: {record}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_plain_answer_is_counted_by_what_the_model_wrote_and_by_nothing_else() {
+    let mut setting = Setting::with(json!({})).await;
+    let message = |message: Value| json!({"choices": [{"index": 0, "message": message}]});
+    let call = json!([{"id": "x", "type": "function", "function": {"name": "get weather now", "arguments": "one"}}]);
+    let mut aside = message(json!({"content": "one two"}));
+    aside["debug"] = json!({"text": "x y z", "messages": [{"content": "x y z"}]});
+    let rows = [
+        (message(json!({"content": "one", "reasoning": "hm hm"})), 3, "counted"),
+        (message(json!({"content": "one", "reasoning": "hm hm", "reasoning_content": "hm hm"})), 3, "counted"),
+        (aside, 2, "counted"),
+        (message(json!({"content": null, "tool_calls": call})), 4, "estimated"),
+    ];
+    for (answer, tokens, source) in rows {
+        let record = setting.answer(CHAT, &ask(false), answer.to_string().as_bytes()).await;
+        assert_eq!(counts(&record), json!([PROMPT, "counted", tokens, source]), "{answer}: {record}");
+    }
+    for broken in
+        [&br#"{"choices":[{"message":{"content":"one \ud83d"}}]}"#[..], br#"{"choices":[{"message":{"content":"a b"#]
+    {
+        let record = setting.answer(CHAT, &ask(false), broken).await;
+        assert_eq!(counts(&record), json!([PROMPT, "counted", 2, "estimated"]), "{record}");
+    }
+    let question = json!({"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "one"}]});
+    let answer =
+        json!({"type": "message", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"a": "b"}}]});
+    let record = setting.answer("/v1/messages", &question, answer.to_string().as_bytes()).await;
+    assert_eq!(record["completion_usage_source"], "estimated", "{record}");
+    assert!(record["completion_tokens"].as_u64() > Some(4), "{record}");
+    let answer = json!({
+        "instructions": "x y z",
+        "input": [{"content": [{"type": "input_text", "text": "x y z"}]}],
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "one two"}]}],
+    });
+    let record =
+        setting.answer("/v1/responses", &json!({"model": "m", "input": "x"}), answer.to_string().as_bytes()).await;
+    assert_eq!((&record["completion_tokens"], &record["completion_usage_source"]), (&json!(2), &json!("counted")));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_echoed_is_not_counted_once_more() {
+    let mut setting = Setting::with(json!({})).await;
+    for (more, tokens, source) in [
+        (json!({"echo": true}), 3, "estimated"),
+        (json!({"echo": true, "n": 2}), 1, "estimated"),
+        (json!({"echo": false}), 5, "counted"),
+        (json!({"user": "echo"}), 5, "counted"),
+    ] {
+        let mut question = json!({"model": "m", "prompt": "a b"});
+        question.as_object_mut().expect("a map").extend(more.as_object().expect("a map").clone());
+        let answer = br#"{"choices":[{"index":0,"text":"a b one two three"}]}"#;
+        let record = setting.answer("/v1/completions", &question, answer).await;
+        assert_eq!(counts(&record), json!([2, "counted", tokens, source]), "{question}: {record}");
     }
 }
 

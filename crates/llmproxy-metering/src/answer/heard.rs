@@ -2,6 +2,7 @@
 
 use super::{
     Dialect,
+    places::Places,
     strings::{Piece, Strings},
     texts::{self, Field, Text},
 };
@@ -22,6 +23,8 @@ pub(crate) struct Heard {
     is_text_alone: bool,
     /// Whether there was text that was not handed on, or may have been.
     is_in_part: bool,
+    /// How often the prompt is in the text.
+    echoes: u64,
 }
 
 /// What came of an answer.
@@ -33,6 +36,8 @@ pub(crate) struct Finished {
     pub(crate) is_text_alone: bool,
     /// Whether there was more text than was heard, or may have been.
     pub(crate) is_in_part: bool,
+    /// How often the prompt was in it.
+    pub(crate) echoes: u64,
 }
 
 /// Who wants it.
@@ -54,9 +59,10 @@ const MAX_TEXTS: usize = 128;
 // === impl Heard ===
 
 impl Heard {
-    pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool) -> Self {
-        let strings = (!is_stream).then(|| Strings::new(texts::keys(dialect), texts::calls(dialect)));
-        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true, is_in_part: false }
+    /// Of an answer in whose text the prompt stands so many times.
+    pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool, echoes: u64) -> Self {
+        let strings = (!is_stream).then(|| Strings::new(Places::of(dialect)));
+        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true, is_in_part: false, echoes }
     }
 
     /// The text of an event, which may be `cut`; a scan has found so many bytes of it.
@@ -90,6 +96,7 @@ impl Heard {
             Piece::End => self.ended = self.ended.saturating_add(1),
         });
         self.is_text_alone &= !strings.has_calls();
+        self.is_in_part |= strings.is_mended();
         len
     }
 
@@ -105,10 +112,14 @@ impl Heard {
         }
     }
 
-    /// Who has heard it, and whether that is all there was to be counted.
-    pub(crate) fn finish(self) -> Finished {
-        let Self { listener, is_text_alone, is_in_part, .. } = self;
-        Finished { listener, is_text_alone: is_text_alone && !is_in_part, is_in_part }
+    /// Who has heard it, and whether that is all there was to be counted; `is_complete` says that nothing was left out of the
+    /// answer's body.
+    pub(crate) fn finish(self, is_complete: bool) -> Finished {
+        let Self { listener, strings, echoes, .. } = self;
+        let breaks_off = is_complete && strings.is_some_and(|strings| !strings.is_over());
+        let is_in_part = self.is_in_part || breaks_off;
+        let is_text_alone = self.is_text_alone && !is_in_part && echoes == 0;
+        Finished { listener, is_text_alone, is_in_part, echoes }
     }
 }
 

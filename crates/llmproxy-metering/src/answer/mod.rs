@@ -10,6 +10,7 @@ mod llama;
 mod ollama;
 mod openai;
 mod packed;
+mod places;
 mod responses;
 mod scan;
 mod sound;

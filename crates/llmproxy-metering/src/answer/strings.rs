@@ -1,20 +1,23 @@
-//! The text in an answer that is one JSON value: the strings under some keys, found while it passes in pieces of any size.
+//! The text in an answer that is one JSON value: the strings in some places, found while it passes in pieces of any size.
 //!
 //! Nothing is kept but the key that was read last and what of a text can't be handed on yet: half a character, half an escape.
 
-use memchr::memchr;
-
-use super::json::end_or_escape;
+use super::{
+    json::end_or_escape,
+    places::{Outline, Places, Value},
+};
 
 /// Sans-IO: bytes go in, text comes out.
 #[derive(Debug)]
 pub(crate) struct Strings {
-    keys: &'static [&'static str],
-    calls: &'static [&'static str],
+    outline: Outline,
     has_calls: bool,
+    // Whether a part of a text was no text.
+    is_mended: bool,
     place: Place,
-    // Whether the string that is being read is one of interest.
-    is_text: bool,
+    // What the string is that is being read, and whether any text has come of it.
+    value: Value,
+    has_text: bool,
     key: [u8; LONGEST_KEY],
     // As far as it fits; one byte more shows that it is longer.
     key_len: u8,
@@ -39,6 +42,12 @@ enum Place {
     /// Anywhere else outside of strings.
     Outside,
     String,
+    /// In an object or list that is text as it is written, so deep.
+    Raw {
+        depth: u32,
+        in_string: bool,
+        is_escaped: bool,
+    },
     /// Behind a backslash.
     Escape,
     /// Behind `\u` and so many digits of its number; the first half of a pair before it, if there is one.
@@ -61,11 +70,19 @@ const MAX_DECODED: usize = 4096;
 // === impl Strings ===
 
 impl Strings {
-    /// Finds the texts under `keys`, and whether there is anything under one of `calls`.
-    pub(crate) fn new(keys: &'static [&'static str], calls: &'static [&'static str]) -> Self {
-        let decoded = Vec::new();
-        let (place, key) = (Place::Outside, [0; LONGEST_KEY]);
-        Self { keys, calls, has_calls: false, place, is_text: false, key, key_len: 0, decoded }
+    /// Finds the texts in these places, and whether there is any call of a tool.
+    pub(super) fn new(places: &'static Places) -> Self {
+        Self {
+            outline: Outline::new(places),
+            has_calls: false,
+            is_mended: false,
+            place: Place::Outside,
+            value: Value::default(),
+            has_text: false,
+            key: [0; LONGEST_KEY],
+            key_len: 0,
+            decoded: Vec::new(),
+        }
     }
 
     /// Whether there was a call of a tool in it.
@@ -73,22 +90,27 @@ impl Strings {
         self.has_calls
     }
 
+    /// Whether what came out is not just what was written: half a character, or half an escape, was not.
+    pub(crate) fn is_mended(&self) -> bool {
+        self.is_mended
+    }
+
+    /// Whether the answer has come to its end, or has no text anyway.
+    pub(crate) fn is_over(&self) -> bool {
+        self.outline.is_over() || self.outline.is_empty()
+    }
+
     /// Takes the next piece of the answer.
     pub(crate) fn feed(&mut self, mut data: &[u8], mut on: impl FnMut(Piece<'_>)) {
+        if self.outline.is_empty() {
+            return;
+        }
         while let Some(byte) = data.first() {
             let taken = match self.place {
-                Place::Outside => match memchr(b'"', data) {
-                    Some(at) => {
-                        self.begin();
-                        at + 1
-                    }
-                    None => data.len(),
-                },
-                Place::Behind | Place::Colon => {
-                    self.between(*byte);
-                    1
-                }
+                Place::Outside => self.outside(data),
+                Place::Behind | Place::Colon => usize::from(self.between(*byte)),
                 Place::String => self.string(data, &mut on),
+                Place::Raw { .. } => self.raw(data, &mut on),
                 Place::Escape | Place::Unicode { .. } | Place::Half { .. } => usize::from(self.escape(*byte)),
             };
             data = &data[taken..];
@@ -99,36 +121,82 @@ impl Strings {
         self.hand_on(&mut on);
     }
 
-    fn begin(&mut self) {
-        self.is_text = self.is_behind(self.keys);
-        self.has_calls |= self.is_behind(self.calls);
+    /// Up to the next quote or bracket.
+    fn outside(&mut self, data: &[u8]) -> usize {
+        let Some(at) = data.iter().position(|byte| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']')) else {
+            return data.len();
+        };
+        match data[at] {
+            b'"' => self.begin(Value::default()),
+            bracket => self.outline.bracket(bracket),
+        }
+        at + 1
+    }
+
+    fn begin(&mut self, value: Value) {
+        self.has_calls |= value.is_call;
         self.place = Place::String;
-        self.key_len = 0;
+        (self.value, self.has_text, self.key_len) = (value, false, 0);
     }
 
-    /// Whether what begins here is the value of one of `keys`.
-    fn is_behind(&self, keys: &[&str]) -> bool {
-        let key = &self.key[..usize::from(self.key_len).min(LONGEST_KEY)];
-        self.place == Place::Colon && keys.iter().any(|name| name.as_bytes() == key)
+    /// What begins here is the value of the key that was read last.
+    fn value(&self) -> Value {
+        self.outline.value(&self.key[..usize::from(self.key_len).min(LONGEST_KEY)])
     }
 
-    fn between(&mut self, byte: u8) {
+    /// Takes a byte between a string and what follows it; says whether it belonged there.
+    fn between(&mut self, byte: u8) -> bool {
         match (byte, self.place) {
             (b' ' | b'\t' | b'\r' | b'\n', _) => {}
-            (b':', Place::Behind) => self.place = Place::Colon,
-            (b'"', _) => self.begin(),
+            (b':', Place::Behind) => {
+                self.outline.key(&self.key[..usize::from(self.key_len).min(LONGEST_KEY)]);
+                self.place = Place::Colon;
+            }
+            (b'"', Place::Colon) => self.begin(self.value()),
+            (b'{' | b'[', Place::Colon) if self.value().is_call => {
+                self.begin(self.value());
+                self.place = Place::Raw { depth: 0, in_string: false, is_escaped: false };
+                return false;
+            }
             _ => {
-                self.has_calls |= byte == b'{' && self.is_behind(self.calls);
                 self.place = Place::Outside;
+                return false;
             }
         }
+        true
+    }
+
+    /// Up to the end of an object or a list that is text as it is.
+    fn raw(&mut self, data: &[u8], on: &mut impl FnMut(Piece<'_>)) -> usize {
+        let Place::Raw { mut depth, mut in_string, mut is_escaped } = self.place else { return 0 };
+        // No more at once than what is kept of it.
+        let data = &data[..data.len().min(MAX_DECODED)];
+        for (at, byte) in data.iter().enumerate() {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = in_string,
+                b'"' => in_string = !in_string,
+                b'{' | b'[' if !in_string => depth = depth.saturating_add(1),
+                b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth == 0 {
+                self.decoded.extend_from_slice(&data[..=at]);
+                self.place = Place::Outside;
+                self.finish(on);
+                return at + 1;
+            }
+        }
+        self.decoded.extend_from_slice(data);
+        self.place = Place::Raw { depth, in_string, is_escaped };
+        data.len()
     }
 
     /// Up to the end of the string or the next escape.
     fn string(&mut self, data: &[u8], on: &mut impl FnMut(Piece<'_>)) -> usize {
         let end = end_or_escape(data);
         let plain = &data[..end.unwrap_or(data.len())];
-        if self.is_text {
+        if self.value.is_text {
             // No more at once than what is kept of it.
             let plain = &plain[..plain.len().min(MAX_DECODED)];
             self.decoded.extend_from_slice(plain);
@@ -143,7 +211,7 @@ impl Strings {
             self.place = Place::Escape;
         } else {
             self.place = Place::Behind;
-            if self.is_text {
+            if self.value.is_text {
                 self.finish(on);
             }
         }
@@ -196,7 +264,7 @@ impl Strings {
                 (false, b'\\') => self.place = Place::Half { high, backslash: true },
                 (true, b'u') => self.place = Place::Unicode { digits: 0, number: 0, high: Some(high) },
                 _ => {
-                    self.char(char::REPLACEMENT_CHARACTER);
+                    self.replacement();
                     self.place = if backslash { Place::Escape } else { Place::String };
                     return false;
                 }
@@ -212,22 +280,27 @@ impl Strings {
         self.place = Place::String;
         if matches!(number, 0xd800..=0xdbff) {
             if high.is_some() {
-                self.char(char::REPLACEMENT_CHARACTER);
+                self.replacement();
             }
             self.place = Place::Half { high: number, backslash: false };
             return;
         }
         for char in char::decode_utf16(units) {
-            self.char(char.unwrap_or(char::REPLACEMENT_CHARACTER));
+            match char {
+                Ok(char) => self.push(char.encode_utf8(&mut [0; 4]).as_bytes()),
+                Err(_) => self.replacement(),
+            }
         }
     }
 
-    fn char(&mut self, char: char) {
-        self.push(char.encode_utf8(&mut [0; 4]).as_bytes());
+    /// Half a pair, which stands for nothing.
+    fn replacement(&mut self) {
+        self.is_mended |= self.value.is_text;
+        self.push("\u{fffd}".as_bytes());
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        if self.is_text {
+        if self.value.is_text {
             self.decoded.extend_from_slice(bytes);
         } else {
             // No key of interest is written with an escape.
@@ -239,6 +312,7 @@ impl Strings {
     /// Hands on what is whole.
     fn hand_on(&mut self, on: &mut impl FnMut(Piece<'_>)) {
         while !self.decoded.is_empty() {
+            self.has_text = true;
             match str::from_utf8(&self.decoded) {
                 Ok(text) => {
                     on(Piece::Text(text));
@@ -252,6 +326,7 @@ impl Strings {
                         on(Piece::Text(text));
                     }
                     // The rest of a character may follow; what is none is passed over.
+                    self.is_mended |= error.error_len().is_some();
                     self.decoded.drain(..valid + error.error_len().unwrap_or(0));
                     if error.error_len().is_none() {
                         return;
@@ -263,7 +338,11 @@ impl Strings {
 
     fn finish(&mut self, on: &mut impl FnMut(Piece<'_>)) {
         self.hand_on(on);
+        self.is_mended |= !self.decoded.is_empty();
         self.decoded.clear();
+        if self.has_text {
+            self.outline.had(self.value);
+        }
         on(Piece::End);
         // It was no key.
         self.key_len = LONGEST_KEY as u8 + 1;
@@ -274,9 +353,14 @@ impl Strings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::Dialect;
+
+    fn anywhere() -> Strings {
+        Strings::new(Places::of_event(Dialect::Chat))
+    }
 
     fn texts(pieces: &[&[u8]]) -> Vec<String> {
-        let mut strings = Strings::new(&["content", "text", "reasoning_content"], &[]);
+        let mut strings = anywhere();
         let (mut all, mut current) = (Vec::new(), String::new());
         for piece in pieces {
             strings.feed(piece, |piece| match piece {
@@ -312,7 +396,7 @@ mod tests {
     fn calls_of_tools_are_noticed_at_any_split() {
         let check = |json: &str, expected| {
             for at in 0..=json.len() {
-                let mut strings = Strings::new(&["content", "arguments"], &["arguments"]);
+                let mut strings = anywhere();
                 let (head, tail) = json.as_bytes().split_at(at);
                 strings.feed(head, |_| {});
                 strings.feed(tail, |_| {});
@@ -345,8 +429,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_whole_is_known() {
+        let check = |json: &[u8], is_mended, is_over| {
+            for at in 0..=json.len() {
+                let mut strings = anywhere();
+                strings.feed(&json[..at], |_| {});
+                strings.feed(&json[at..], |_| {});
+                let found = (strings.is_mended(), strings.is_over());
+                assert_eq!(found, (is_mended, is_over), "{} at {at}", String::from_utf8_lossy(json));
+            }
+        };
+        check(r#"{"text":"é\ud83d\ude00","x":["{"]}"#.as_bytes(), false, true);
+        check(br#"{"x":"\ud83d"}"#, false, true);
+        check(br#"{"text":"\ud83d"}"#, true, true);
+        check(br#"{"text":"\ude00"}"#, true, true);
+        check(b"{\"text\":\"a\xffb\"}", true, true);
+        check(b"{\"text\":\"a\xe4\xb8\"}", true, true);
+        check(br#"{"text":"a""#, false, false);
+        check(br#"{"arguments":{"a":1}"#, false, false);
+        check(b"not found", false, false);
+        check(b"", false, false);
+    }
+
+    #[test]
     fn what_is_kept_is_bounded() {
-        let mut strings = Strings::new(&["text"], &[]);
+        let mut strings = anywhere();
         let (long, mut length) = (format!(r#"{{"text":"{}"}}"#, "é".repeat(1 << 20)), 0);
         strings.feed(long.as_bytes(), |piece| {
             if let Piece::Text(text) = piece {

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Dialect,
+    places::Places,
     strings::{Piece, Strings},
 };
 
@@ -153,7 +154,7 @@ pub(super) fn of_event(dialect: Dialect, data: &[u8], found: u64, mut on: impl F
     });
     if found > 0 && heard == 0 {
         let text = Text { choice: 0, field: Field::Content, part: 0 };
-        Strings::new(keys_of_event(dialect), &[]).feed(data, |piece| {
+        Strings::new(Places::of_event(dialect)).feed(data, |piece| {
             if let Piece::Text(piece) = piece {
                 on(text, piece);
             }
@@ -246,43 +247,6 @@ fn numbered<'a>(calls: Option<Vec<ToolCall<'a>>>) -> impl Iterator<Item = (u32, 
 /// Arguments as the model wrote them, as far as that can be known.
 fn written(json: &RawValue) -> Cow<'_, str> {
     serde_json::from_str::<String>(json.get()).map_or(json.get().into(), Cow::Owned)
-}
-
-/// The keys under which an event has text, wherever they stand. SGLang repeats under `text` all that was before.
-fn keys_of_event(dialect: Dialect) -> &'static [&'static str] {
-    match dialect {
-        Dialect::Chat | Dialect::Completions | Dialect::Reading => {
-            &["content", "text", "reasoning_content", "reasoning", "refusal", "name", "arguments"]
-        }
-        Dialect::Responses | Dialect::Sound => &["delta"],
-        Dialect::Anthropic => &["text", "thinking", "name", "partial_json"],
-        Dialect::Ollama => &["response", "content", "thinking", "name"],
-        Dialect::Llama => &["content"],
-        Dialect::Tgi => &[],
-    }
-}
-
-/// The keys under which a plain answer has its text.
-pub(super) fn keys(dialect: Dialect) -> &'static [&'static str] {
-    match dialect {
-        Dialect::Chat | Dialect::Completions => &["content", "text", "reasoning_content", "arguments", "refusal"],
-        // It repeats the tools that it was given.
-        Dialect::Responses => &["text", "arguments"],
-        Dialect::Anthropic => &["text", "thinking"],
-        Dialect::Ollama => &["response", "content", "thinking"],
-        Dialect::Tgi => &["generated_text", "text"],
-        Dialect::Llama => &["content"],
-        Dialect::Reading | Dialect::Sound => &[],
-    }
-}
-
-/// The keys under which a plain answer has what a tool is called with: a text, or an object.
-pub(super) fn calls(dialect: Dialect) -> &'static [&'static str] {
-    match dialect {
-        Dialect::Chat | Dialect::Completions | Dialect::Responses | Dialect::Ollama => &["arguments"],
-        Dialect::Anthropic => &["input"],
-        Dialect::Tgi | Dialect::Llama | Dialect::Reading | Dialect::Sound => &[],
-    }
 }
 
 #[cfg(test)]

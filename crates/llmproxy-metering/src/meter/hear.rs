@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use llmproxy_core::{UsageRecord, UsageSink, Work};
+use llmproxy_core::{End, UsageRecord, UsageSink, Work};
+use memchr::memmem;
+use serde::Deserialize;
 
 use super::{
     Metering,
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::{
     Counters,
-    answer::{Finished, Heard, Listener},
+    answer::{Dialect, Finished, Heard, Listener},
     tokens::{Tokenizer, Totals, Uncounted},
 };
 
@@ -46,6 +48,7 @@ impl Metering {
     pub(super) fn listen(&mut self, is_stream: bool) {
         let generates = matches!(self.endpoint().work(), Work::Chat | Work::Completion);
         let Some(counters) = self.rules.counters.clone() else { return };
+        let echoes = self.body.as_ref().map_or(0, |body| echoes(self.tally.dialect, body));
         let listener = match (self.tokenizer(&counters), self.body.take()) {
             (Some(tokenizer), Some(body)) => {
                 let mut counting = counters.pool.start(tokenizer);
@@ -59,12 +62,13 @@ impl Metering {
             _ if is_stream || !generates => return,
             _ => Listener::Nobody,
         };
-        self.tally.heard = Some(Box::new(Heard::new(listener, self.tally.dialect, is_stream)));
+        self.tally.heard = Some(Box::new(Heard::new(listener, self.tally.dialect, is_stream, echoes)));
     }
 
     /// Hands the record on, when what is to be counted of it is.
     pub(super) fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
-        let heard = self.tally.heard.take().map(|heard| heard.finish());
+        let is_complete = record.end == End::Complete;
+        let heard = self.tally.heard.take().map(|heard| heard.finish(is_complete));
         let served = self.exchange.served().and_then(|target| target.model.clone());
         let estimate = record.usage.map_or(0, |usage| usage.completion);
         let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
@@ -80,9 +84,10 @@ impl Metering {
                 counting.finish(move |totals| figures.compare(Counted::of(totals, is_text_alone)));
             }
             _ if settling.is_told() => settling.tell(),
-            Some(Finished { listener: Listener::Counting(counting), is_text_alone, is_in_part }) => {
+            Some(Finished { listener: Listener::Counting(counting), is_text_alone, is_in_part, echoes }) => {
                 let least = if is_in_part { estimate } else { 0 };
-                counting.finish(move |totals| settling.count(Counted::of(at_least(least, totals), is_text_alone)));
+                counting
+                    .finish(move |totals| settling.count(Counted::of(amended(totals, least, echoes), is_text_alone)));
             }
             Some(Finished { listener: Listener::Kept(text), is_text_alone, .. }) => {
                 let text = text.filter(|_| is_text_alone);
@@ -105,10 +110,30 @@ impl Metering {
     }
 }
 
-/// Of an answer that was heard only in part: no less than what it is estimated at.
-fn at_least(estimate: u64, totals: Result<Totals, Uncounted>) -> Result<Totals, Uncounted> {
+/// How often an answer in `dialect` to `body` has the prompt in its text: in each choice, where it was asked for.
+fn echoes(dialect: Dialect, body: &[u8]) -> u64 {
+    #[derive(Deserialize)]
+    struct Asked {
+        echo: Option<bool>,
+        n: Option<u64>,
+    }
+    if dialect != Dialect::Completions || memmem::find(body, b"\"echo\"").is_none() {
+        return 0;
+    }
+    match serde_json::from_slice(body) {
+        Ok(Asked { echo: Some(true), n }) => n.unwrap_or(1),
+        _ => 0,
+    }
+}
+
+/// Without the prompt, as often as it was repeated; and no less than that.
+fn amended(totals: Result<Totals, Uncounted>, least: u64, echoes: u64) -> Result<Totals, Uncounted> {
     totals.map(|mut totals| {
-        totals.completion.tokens = totals.completion.tokens.max(estimate);
+        let echoed = totals.prompt.map_or(0, |prompt| prompt.tokens).saturating_mul(echoes);
+        for counted in [Some(&mut totals.completion), totals.marked.as_mut()].into_iter().flatten() {
+            counted.tokens = counted.tokens.saturating_sub(echoed);
+        }
+        totals.completion.tokens = totals.completion.tokens.max(least);
         totals
     })
 }
