@@ -288,6 +288,35 @@ async fn a_plain_answer_is_counted_by_what_the_model_wrote_and_by_nothing_else()
 }
 
 #[tokio::test]
+async fn only_an_answer_of_text_alone_shows_how_far_the_count_is_off() {
+    let mut setting = Setting::with(json!({})).await;
+    let call = json!([{"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+    for message in [
+        json!({"content": "one", "reasoning": "hm hm"}),
+        json!({"content": null, "tool_calls": call}),
+        json!({"content": "one \u{fffd}"}),
+        json!({"content": "one two"}),
+    ] {
+        let usage = json!({"prompt_tokens": PROMPT, "completion_tokens": 12});
+        let answer = json!({"choices": [{"index": 0, "message": message}], "usage": usage}).to_string();
+        let answer = answer.replace('\u{fffd}', "\\ud83d");
+        let record = setting.answer(CHAT, &ask(false), answer.as_bytes()).await;
+        assert_eq!(record["usage_source"], "backend", "{record}");
+    }
+    let drift = "llmproxy_usage_drift_tokens";
+    // The records did not wait for it.
+    let compared = async {
+        let count = format!("{drift}_count");
+        while setting.proxy.metrics().await.sum(&count, &[]) < 5.0 {}
+    };
+    within("the counts to be compared", compared).await;
+    let metrics = setting.proxy.metrics().await;
+    assert_eq!(metrics.sum(&format!("{drift}_count"), &["kind=\"prompt\""]), 4.0);
+    assert_eq!(metrics.sum(&format!("{drift}_count"), &["kind=\"completion\""]), 1.0);
+    assert_eq!(metrics.sum(&format!("{drift}_sum"), &["kind=\"completion\""]), -10.0);
+}
+
+#[tokio::test]
 async fn a_prompt_that_is_echoed_is_not_counted_once_more() {
     let mut setting = Setting::with(json!({})).await;
     for (more, tokens, source) in [

@@ -23,6 +23,8 @@ pub(crate) struct Heard {
     is_text_alone: bool,
     /// Whether there was text that was not handed on, or may have been.
     is_in_part: bool,
+    /// Whether there were thoughts, around which the model writes signs that are not in the answer.
+    has_thoughts: bool,
     /// How often the prompt is in the text.
     echoes: u64,
 }
@@ -34,6 +36,8 @@ pub(crate) struct Finished {
     pub(crate) listener: Listener,
     /// Whether that is all there was to be counted: text, and no calls of tools.
     pub(crate) is_text_alone: bool,
+    /// Whether the backend's own number should be the same.
+    pub(crate) is_comparable: bool,
     /// Whether there was more text than was heard, or may have been.
     pub(crate) is_in_part: bool,
     /// How often the prompt was in it.
@@ -62,7 +66,16 @@ impl Heard {
     /// Of an answer in whose text the prompt stands so many times.
     pub(crate) fn new(listener: Listener, dialect: Dialect, is_stream: bool, echoes: u64) -> Self {
         let strings = (!is_stream).then(|| Strings::new(Places::of(dialect)));
-        Self { listener, texts: Vec::new(), strings, ended: 0, is_text_alone: true, is_in_part: false, echoes }
+        Self {
+            listener,
+            texts: Vec::new(),
+            strings,
+            ended: 0,
+            is_text_alone: true,
+            is_in_part: false,
+            has_thoughts: false,
+            echoes,
+        }
     }
 
     /// The text of an event, which may be `cut`; a scan has found so many bytes of it.
@@ -73,6 +86,7 @@ impl Heard {
         }
         let is_whole = texts::of_event(dialect, data, found, |text, piece| {
             self.is_text_alone &= !matches!(text.field, Field::Name | Field::Arguments);
+            self.has_thoughts |= text.field == Field::Reasoning;
             let place = self.texts.iter().position(|known| *known == text).unwrap_or_else(|| {
                 if self.texts.len() < MAX_TEXTS {
                     self.texts.push(text);
@@ -97,6 +111,7 @@ impl Heard {
         });
         self.is_text_alone &= !strings.has_calls();
         self.is_in_part |= strings.is_mended();
+        self.has_thoughts |= strings.has_thoughts();
         len
     }
 
@@ -112,14 +127,15 @@ impl Heard {
         }
     }
 
-    /// Who has heard it, and whether that is all there was to be counted; `is_complete` says that nothing was left out of the
-    /// answer's body.
+    /// Who has heard it, and whether that is all there was to be counted; `is_complete` says that no client has left before
+    /// its end.
     pub(crate) fn finish(self, is_complete: bool) -> Finished {
         let Self { listener, strings, echoes, .. } = self;
         let breaks_off = is_complete && strings.is_some_and(|strings| !strings.is_over());
         let is_in_part = self.is_in_part || breaks_off;
         let is_text_alone = self.is_text_alone && !is_in_part && echoes == 0;
-        Finished { listener, is_text_alone, is_in_part, echoes }
+        let is_comparable = is_text_alone && !self.has_thoughts;
+        Finished { listener, is_text_alone, is_comparable, is_in_part, echoes }
     }
 }
 

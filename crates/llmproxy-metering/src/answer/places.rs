@@ -20,6 +20,8 @@ pub(super) struct Places {
 pub(super) struct Value {
     pub(super) is_text: bool,
     pub(super) is_call: bool,
+    /// Whether it is what the model has thought.
+    is_thought: bool,
     /// Which of the names it has under which some servers write the same.
     twin: Option<Twin>,
 }
@@ -40,6 +42,7 @@ pub(super) struct Outline {
     is_list: bool,
     is_begun: bool,
     is_inside: bool,
+    has_thoughts: bool,
     /// How deep the object is that has had its thoughts, and under which name.
     thought: Option<(u32, Twin)>,
 }
@@ -111,12 +114,25 @@ impl Places {
 
 impl Outline {
     pub(super) fn new(places: &'static Places) -> Self {
-        Self { places, depth: 0, is_list: false, is_begun: false, is_inside: places.roots.is_none(), thought: None }
+        Self {
+            places,
+            depth: 0,
+            is_list: false,
+            is_begun: false,
+            is_inside: places.roots.is_none(),
+            has_thoughts: false,
+            thought: None,
+        }
     }
 
     /// Whether all of a value has passed.
     pub(super) fn is_over(&self) -> bool {
         self.is_begun && self.depth == 0
+    }
+
+    /// Whether there was anything that the model has thought.
+    pub(super) fn has_thoughts(&self) -> bool {
+        self.has_thoughts
     }
 
     /// Whether nothing of it is of interest.
@@ -143,6 +159,8 @@ impl Outline {
         {
             self.is_inside = is_in(roots, key);
         }
+        // What /v1/responses has of them has the keys of any text, and one beside it.
+        self.has_thoughts |= self.is_inside && key == b"summary";
     }
 
     /// What stands under `key`, which passed last.
@@ -157,11 +175,17 @@ impl Outline {
         };
         let is_again =
             twin.is_some() && self.thought.is_some_and(|(depth, known)| depth == self.depth && Some(known) != twin);
-        Value { is_text: !is_again && is_in(self.places.keys, key), is_call: is_in(self.places.calls, key), twin }
+        Value {
+            is_text: !is_again && is_in(self.places.keys, key),
+            is_call: is_in(self.places.calls, key),
+            is_thought: twin.is_some() || key == b"thinking",
+            twin,
+        }
     }
 
     /// A text has ended that was not empty.
     pub(super) fn had(&mut self, value: Value) {
+        self.has_thoughts |= value.is_thought;
         if let Some(twin) = value.twin {
             self.thought = Some((self.depth, twin));
         }
@@ -223,6 +247,26 @@ mod tests {
         openai(r#"{"choices":[{"message":{"reasoning":"b","reasoning_content":"b"}}]}"#, &["b"]);
         openai(r#"{"choices":[{"message":{"reasoning_content":"","reasoning":"b"}}]}"#, &["", "b"]);
         openai(r#"{"choices":[{"message":{"reasoning":"b"}},{"message":{"reasoning_content":"c"}}]}"#, &["b", "c"]);
+    }
+
+    #[test]
+    fn thoughts_are_known() {
+        let check = |dialect, json: &str, expected| {
+            let mut strings = Strings::new(Places::of(dialect));
+            strings.feed(json.as_bytes(), |_| {});
+            assert_eq!(strings.has_thoughts(), expected, "{json}");
+        };
+        check(Dialect::Chat, r#"{"choices":[{"message":{"content":"a","reasoning":"b"}}]}"#, true);
+        check(Dialect::Chat, r#"{"choices":[{"message":{"reasoning_content":"b"}}]}"#, true);
+        check(
+            Dialect::Chat,
+            r#"{"choices":[{"message":{"content":"a","reasoning":null,"reasoning_content":""}}]}"#,
+            false,
+        );
+        check(Dialect::Anthropic, r#"{"content":[{"type":"thinking","thinking":"a"}]}"#, true);
+        check(Dialect::Ollama, r#"{"message":{"content":"a","thinking":"b"}}"#, true);
+        check(Dialect::Responses, r#"{"output":[{"type":"reasoning","summary":[],"content":[{"text":"a"}]}]}"#, true);
+        check(Dialect::Responses, r#"{"reasoning":{"summary":"auto"},"output":[{"content":[{"text":"a"}]}]}"#, false);
     }
 
     #[test]

@@ -90,6 +90,11 @@ impl Strings {
         self.has_calls
     }
 
+    /// Whether there was anything in it that the model has thought.
+    pub(crate) fn has_thoughts(&self) -> bool {
+        self.outline.has_thoughts()
+    }
+
     /// Whether what came out is not just what was written: half a character, or half an escape, was not.
     pub(crate) fn is_mended(&self) -> bool {
         self.is_mended

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use llmproxy_core::{End, UsageRecord, UsageSink, Work};
+use llmproxy_core::{End, UsageRecord, UsageSink, UsageSource, Work};
 use memchr::memmem;
 use serde::Deserialize;
 
@@ -67,10 +67,11 @@ impl Metering {
 
     /// Hands the record on, when what is to be counted of it is.
     pub(super) fn settle(&mut self, record: UsageRecord, sinks: Vec<Arc<dyn UsageSink>>) {
-        let is_complete = record.end == End::Complete;
+        let is_complete = record.end != End::ClientGone;
         let heard = self.tally.heard.take().map(|heard| heard.finish(is_complete));
         let served = self.exchange.served().and_then(|target| target.model.clone());
         let estimate = record.usage.map_or(0, |usage| usage.completion);
+        let is_said = record.usage_source.is_some_and(|sources| sources.completion == UsageSource::Backend);
         let settling = Settling::new(record, sinks, self.rules.pricing.clone(), served.clone());
         let Some(counters) = self.rules.counters.clone().filter(|_| settling.has_usage()) else {
             return settling.tell();
@@ -78,16 +79,23 @@ impl Metering {
         let body = self.body.take();
         match heard {
             // Nobody need wait for what is only to be compared.
-            Some(Finished { listener: Listener::Counting(counting), is_text_alone, .. }) if settling.is_told() => {
+            Some(Finished { listener: Listener::Counting(counting), is_comparable, .. }) if settling.is_told() => {
                 let figures = settling.figures();
                 settling.tell();
-                counting.finish(move |totals| figures.compare(Counted::of(totals, is_text_alone)));
+                counting.finish(move |totals| figures.compare(Counted::of(totals, is_comparable)));
             }
             _ if settling.is_told() => settling.tell(),
-            Some(Finished { listener: Listener::Counting(counting), is_text_alone, is_in_part, echoes }) => {
+            Some(Finished {
+                listener: Listener::Counting(counting),
+                is_text_alone,
+                is_comparable,
+                is_in_part,
+                echoes,
+            }) => {
+                // What the backend has said stands, and is only compared.
+                let is_exact = if is_said { is_comparable } else { is_text_alone };
                 let least = if is_in_part { estimate } else { 0 };
-                counting
-                    .finish(move |totals| settling.count(Counted::of(amended(totals, least, echoes), is_text_alone)));
+                counting.finish(move |totals| settling.count(Counted::of(amended(totals, least, echoes), is_exact)));
             }
             Some(Finished { listener: Listener::Kept(text), is_text_alone, .. }) => {
                 let text = text.filter(|_| is_text_alone);
