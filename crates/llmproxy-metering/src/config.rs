@@ -138,6 +138,10 @@ impl MeteringConfig {
             for (key, path) in files.into_iter().filter_map(|(key, path)| Some((key, path?))) {
                 if path.as_os_str().is_empty() {
                     wrong(key, "names no file; write the path of the model's tokenizer.json".into());
+                } else if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+                    // To open a pipe would be to wait for whoever writes to it.
+                    let shown = path.display();
+                    wrong(key, format!("{shown} is no regular file; name a file that the model came with"));
                 } else if let Err(error) = std::fs::File::open(path) {
                     let shown = path.display();
                     wrong(key, format!("{shown} can't be read: {error}; name a file that the proxy may read"));

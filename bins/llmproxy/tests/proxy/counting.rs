@@ -542,6 +542,24 @@ async fn a_tokenizer_that_is_none_is_named_by_check_and_at_the_start() {
     }
 }
 
+#[tokio::test]
+async fn a_tokenizer_that_is_no_file_is_named_by_check() {
+    let files = Folder::new();
+    let pipe = files.join("pipe");
+    let made = tokio::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(within("the pipe", made).await.expect("the system has it").success());
+    let config = files.join("config.yaml");
+    for path in [pipe.as_path(), "/dev/null".as_ref(), "/dev".as_ref()] {
+        let yaml = json!({"backends": [{"url": "http://localhost:1"}], "metering": {"tokenizers": [{"models": ["*"], "file": path}]}});
+        std::fs::write(&config, yaml.to_string()).expect("the folder is ours");
+        let output = command(&files).args(["check", "--config"]).arg(&config).output();
+        let output = within("it to give up", output).await.expect("the binary starts");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains(&format!("{} is no regular file", path.display())), "{said}");
+    }
+}
+
 /// vLLM's `/tokenize`: a token for each letter of a text, 40 for each chat.
 fn counting_backend(seen: Seen, wire: Wire) -> impl Future<Output = std::io::Result<()>> {
     let answer = match &*seen.path {

@@ -35,6 +35,12 @@ pub enum TokenizerError {
         /// Why.
         source: Arc<std::io::Error>,
     },
+    /// It is no file: a folder, a pipe, a device.
+    #[error("{} is no regular file; name the model's tokenizer.json, and what stands beside it", .file.display())]
+    NoFile {
+        /// What was named.
+        file: PathBuf,
+    },
     /// A file is larger than any tokenizer.
     #[error("{} has {size} bytes, more than any tokenizer (at most {limit}); name the model's tokenizer.json", .file.display())]
     TooLarge {

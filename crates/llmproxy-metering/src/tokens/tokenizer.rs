@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    io::Read as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -236,11 +237,20 @@ fn is_template(file: &Path) -> bool {
 
 fn read(file: &Path) -> Result<Vec<u8>, TokenizerError> {
     let error = |source| TokenizerError::Read { file: file.to_owned(), source: Arc::new(source) };
-    let size = fs::metadata(file).map_err(error)?.len();
-    if size > MAX_FILE {
-        return Err(TokenizerError::TooLarge { file: file.to_owned(), size, limit: MAX_FILE });
+    let found = fs::metadata(file).map_err(error)?;
+    if !found.is_file() {
+        // A pipe would be waited for, and a device has no end.
+        return Err(TokenizerError::NoFile { file: file.to_owned() });
     }
-    fs::read(file).map_err(error)
+    let too_large = |size| TokenizerError::TooLarge { file: file.to_owned(), size, limit: MAX_FILE };
+    if found.len() > MAX_FILE {
+        return Err(too_large(found.len()));
+    }
+    // It may grow meanwhile, and some files say that they have nothing.
+    let mut bytes = Vec::new();
+    fs::File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(error)?;
+    let size = bytes.len() as u64;
+    if size > MAX_FILE { Err(too_large(size)) } else { Ok(bytes) }
 }
 
 // === impl Config ===
