@@ -103,7 +103,7 @@ fn a_file_that_can_not_be_used_says_what_and_what_to_do() {
         None,
         &["none.json can't be read", "No such file", "name the model's tokenizer.json"],
     );
-    check(&folder.0, None, &["can't be read"]);
+    check(&folder.0, None, &["is no regular file", "name the model's tokenizer.json"]);
     check(
         &folder.write("no.json", "{\"version\":"),
         None,

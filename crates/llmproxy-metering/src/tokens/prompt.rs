@@ -72,12 +72,10 @@ impl Tokenizer {
         let template = self.template().ok_or(Unrendered::Refused)?;
         let mut prompt = match template.render(context) {
             Ok(prompt) => prompt,
-            Err(error) if matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure) => {
-                return Err(Unrendered::TooMuch);
-            }
             Err(error) => {
-                self.template_failed(&error);
-                return Err(Unrendered::Refused);
+                let is_too_much = matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure);
+                self.template_failed(&error, is_too_much);
+                return Err(if is_too_much { Unrendered::TooMuch } else { Unrendered::Refused });
             }
         };
         if chat.continues {

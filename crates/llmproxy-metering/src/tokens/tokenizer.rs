@@ -38,8 +38,8 @@ pub struct Tokenizer {
     template: Option<Template>,
     /// Where the template is from.
     template_file: Option<PathBuf>,
-    /// Whether the log has been told that the template fails.
-    has_failed: AtomicBool,
+    /// Whether the log has been told that the template fails, and that it was stopped: one must not hide the other.
+    told: [AtomicBool; 2],
 }
 
 /// What stands in `tokenizer_config.json` and matters here.
@@ -150,11 +150,13 @@ impl Tokenizer {
         self.template.as_ref()
     }
 
-    /// The template made no prompt of a conversation. That may be the conversation's fault or, at every one, the template's, so
-    /// the log is told of the first.
-    pub(super) fn template_failed(&self, error: &minijinja::Error) {
-        metrics::count_refused(TEMPLATE_REFUSED);
-        if self.has_failed.swap(true, Ordering::Relaxed) {
+    /// The template made no prompt of a conversation, perhaps because it was stopped. That may be the conversation's fault or,
+    /// at every one, the template's, so the log is told of the first.
+    pub(super) fn template_failed(&self, error: &minijinja::Error, is_too_much: bool) {
+        if !is_too_much {
+            metrics::count_refused(TEMPLATE_REFUSED);
+        }
+        if self.told[usize::from(is_too_much)].swap(true, Ordering::Relaxed) {
             return;
         }
         // What the template says may have a piece of the conversation in it.
@@ -184,8 +186,8 @@ impl Tokenizer {
         template: Option<Template>,
         template_file: Option<PathBuf>,
     ) -> Self {
-        let has_failed = AtomicBool::new(false);
-        Self { doubles_space: doubles_space(&encoder), encoder, around, template, template_file, has_failed }
+        let told = [AtomicBool::new(false), AtomicBool::new(false)];
+        Self { doubles_space: doubles_space(&encoder), encoder, around, template, template_file, told }
     }
 }
 
