@@ -333,7 +333,8 @@ async fn what_is_not_measured_in_tokens_is_counted_in_its_own_units() {
 #[tokio::test]
 async fn several_conversations_in_one_request_are_counted() {
     let mut rig = Rig::start().await;
-    let ask = json!({"model": "m", "messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]});
+    let ask =
+        json!({"model": "m", "messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]});
     let answer = r#"{"choices":[{"index":0},{"index":1}],"usage":{"prompt_tokens":70,"completion_tokens":30}}"#;
     rig.counts("/v1/chat/completions/batch", &ask, Answer::new(JSON, &[answer]), [70, 30]).await;
 }

@@ -1,5 +1,6 @@
 //! The whole proxy over real sockets: the real binary between scripted backends and scripted clients.
 
+mod asking;
 mod backpressure;
 mod balance;
 mod chaos;
