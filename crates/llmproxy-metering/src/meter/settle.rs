@@ -165,11 +165,8 @@ fn put(
 ) {
     let Some(counted) = counted else { return };
     if *source != UsageSource::Backend {
-        // Where text is missing from a count, the estimate may know of it.
-        (*tokens, *source) = match counted.exact {
-            true => (counted.tokens, UsageSource::Counted),
-            false => (counted.tokens.max(*tokens), UsageSource::Estimated),
-        };
+        *tokens = counted.tokens;
+        *source = if counted.exact { UsageSource::Counted } else { UsageSource::Estimated };
     } else if counted.exact && is_whole {
         metrics::drift(kind, counted.tokens as f64 - *tokens as f64);
     }
