@@ -562,7 +562,7 @@ async fn a_tokenizer_that_is_no_file_is_named_by_check() {
 #[tokio::test]
 async fn what_a_token_is_is_learned_of_answers_that_tell() {
     // Two bytes for a token, until it says nothing any more.
-    let usage = json!({"prompt_tokens": 30, "completion_tokens": 20});
+    let usage = json!({"prompt_tokens": 12, "completion_tokens": 20});
     let text = "0123456789".repeat(4);
     let told = json!({"choices": [{"message": {"content": text}}], "usage": usage});
     let untold = json!({"choices": [{"message": {"content": text}}]});
@@ -578,8 +578,8 @@ async fn what_a_token_is_is_learned_of_answers_that_tell() {
     let mut records = receiver.wait_for(4).await;
     // They may overtake one another on their way.
     records.sort_by_key(|record| record["usage_source"].to_string());
-    assert_eq!(counts(&records[2]), json!([30, "backend", 20, "backend"]));
-    assert_eq!(counts(&records[3]), json!([30, "estimated", 20, "estimated"]));
+    assert_eq!(counts(&records[2]), json!([12, "backend", 20, "backend"]));
+    assert_eq!(counts(&records[3]), json!([12, "estimated", 20, "estimated"]));
     let error = "llmproxy_usage_estimate_error_ratio";
     let metrics = proxy.metrics().await;
     // The first taught, the two after it showed how good that was.

@@ -306,7 +306,8 @@ async fn a_client_that_takes_nothing_is_drained_when_it_is_given_up() {
     let record = setting.record(1).await;
     let delivered = record["delivered_tokens"].as_u64().expect("a number");
     check(&record, 70, "backend", delivered);
-    assert!((2..402).contains(&delivered), "{delivered}");
+    // Pieces so long are estimated by their size.
+    assert!((2..400 * 64 * 1024 / 4).contains(&delivered), "{delivered}");
     drop(client);
 }
 
