@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use super::{files, metadata::Metadata};
+use super::{
+    files,
+    metadata::{Metadata, Package},
+};
 
 /// What the names of such files begin with.
 const NAMES: &[&str] = &["LICENSE", "LICENCE", "COPYING", "NOTICE", "COPYRIGHT", "UNLICENSE"];
@@ -31,9 +34,9 @@ pub(super) fn collect(metadata: &Metadata) -> Result<String, String> {
         all += &format!("{title}: {licence}\n");
         let mut found = own_texts(&package.folder)?;
         if found.is_empty() {
-            found.push(
-                standard_text(licence, &package.authors).ok_or_else(|| format!("{title} has no text of {licence}"))?,
-            );
+            let text = standard_text(licence, &package.authors);
+            let text = text.map_or_else(|| siblings_text(metadata, package), |text| Ok(Some(text)))?;
+            found.push(text.ok_or_else(|| format!("{title} has no text of {licence}"))?);
         }
         for text in found {
             texts.entry(text).or_default().push(title.clone());
@@ -63,6 +66,17 @@ fn own_texts(folder: &Path) -> Result<Vec<String>, String> {
         }
     }
     Ok(texts)
+}
+
+/// The text that a package forgot, of another one of the same project on the same terms.
+fn siblings_text(metadata: &Metadata, package: &Package) -> Result<Option<String>, String> {
+    let mut texts = Vec::new();
+    for sibling in metadata.linked().filter(|other| package.is_sibling(other)) {
+        texts.extend(own_texts(&sibling.folder)?);
+    }
+    // With several it would not be clear which are its terms.
+    texts.dedup();
+    Ok(texts.pop().filter(|_| texts.is_empty()))
 }
 
 /// The text of one of the terms, where we know it by heart.

@@ -24,6 +24,8 @@ pub(super) struct Package {
     /// An SPDX expression.
     pub(super) licence: Option<String>,
     pub(super) authors: Vec<String>,
+    /// Where it is developed.
+    pub(super) repository: Option<String>,
     /// Where its sources are.
     pub(super) folder: PathBuf,
     is_ours: bool,
@@ -92,6 +94,13 @@ fn text(value: &Value) -> Option<String> {
 // === impl Package ===
 
 impl Package {
+    /// Whether `other` is another package of the same project, on the same terms.
+    pub(super) fn is_sibling(&self, other: &Self) -> bool {
+        self.name != other.name
+            && self.repository.is_some()
+            && (&self.repository, &self.licence) == (&other.repository, &other.licence)
+    }
+
     fn read(json: &Value) -> Option<Self> {
         let mut folder = PathBuf::from(json["manifest_path"].as_str()?);
         folder.pop();
@@ -99,6 +108,7 @@ impl Package {
             name: text(&json["name"])?,
             version: text(&json["version"])?,
             licence: text(&json["license"]),
+            repository: text(&json["repository"]),
             authors: list(&json["authors"]).filter_map(text).collect(),
             folder,
             is_ours: json["source"].is_null(),
@@ -108,5 +118,27 @@ impl Package {
     /// Whether it is part of this workspace.
     pub(super) fn is_ours(&self) -> bool {
         self.is_ours
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn siblings_are_of_one_project_and_on_the_same_terms() {
+        let package = |name: &str, repository: Value, licence: &str| {
+            let json = json!({"name": name, "version": "1", "license": licence, "repository": repository, "manifest_path": "/a/Cargo.toml"});
+            Package::read(&json).expect("a package")
+        };
+        let one = package("a", json!("https://a.example"), "BSD-3-Clause");
+        assert!(one.is_sibling(&package("b", json!("https://a.example"), "BSD-3-Clause")));
+        assert!(!one.is_sibling(&package("a", json!("https://a.example"), "BSD-3-Clause")));
+        assert!(!one.is_sibling(&package("b", json!("https://b.example"), "BSD-3-Clause")));
+        assert!(!one.is_sibling(&package("b", json!("https://a.example"), "MIT")));
+        let nowhere = package("a", Value::Null, "MIT");
+        assert!(!nowhere.is_sibling(&package("b", Value::Null, "MIT")));
     }
 }
