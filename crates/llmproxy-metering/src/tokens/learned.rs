@@ -168,6 +168,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_spoils_little_and_what_is_short_less() {
+        let learned = Learned::default();
+        (0..200).for_each(|_| learned.observe_completion("a", 4000, 1000));
+        // Mostly the template's.
+        (0..100).for_each(|_| learned.observe_completion("a", 12, 8));
+        let tokens = learned.completion_tokens("a", 4000).unwrap();
+        assert!((1000..1200).contains(&tokens), "{tokens}");
+        // Pictures, and a member that the server ignores.
+        (0..1000).for_each(|_| learned.observe_completion("a", 8, 5000));
+        assert!(learned.completion_tokens("a", 4000).unwrap() <= 2667);
+        (0..1000).for_each(|_| learned.observe_completion("a", 1_000_000, 500));
+        assert!(learned.completion_tokens("a", 4000).unwrap() >= 500);
+    }
+
+    #[test]
     fn names_of_models_are_bounded_and_those_beyond_learn_together() {
         let learned = Learned::default();
         for index in 0..MAX_MODELS * 2 {
