@@ -3,7 +3,7 @@
 use llmproxy_core::HttpClient;
 use llmproxy_metering::{
     Counters, MeteringConfig,
-    tokens::{Asker, Tokenizers},
+    tokens::{Asker, TokenizerError, Tokenizers},
 };
 use tokio::time::Instant;
 
@@ -30,9 +30,12 @@ pub(crate) struct Counting {
 /// assert!(errors[0].starts_with("metering.tokenizers: "));
 /// ```
 pub fn check_tokenizers(config: &MeteringConfig) -> Result<(), Vec<String>> {
-    let errors = Tokenizers::load_blocking(&config.tokenizers, &Tokenizers::default()).err().unwrap_or_default();
-    let texts: Vec<_> = errors.iter().map(|error| format!("metering.tokenizers: {error}")).collect();
-    if texts.is_empty() { Ok(()) } else { Err(texts) }
+    Tokenizers::load_blocking(&config.tokenizers, &Tokenizers::default()).map(drop).map_err(texts)
+}
+
+/// What is wrong, each with the key to look at.
+fn texts(errors: Vec<TokenizerError>) -> Vec<String> {
+    errors.iter().map(|error| format!("metering.tokenizers: {error}")).collect()
 }
 
 // === impl Counting ===
@@ -47,10 +50,7 @@ impl Counting {
     /// Loads what has changed since `before`.
     pub(crate) async fn load(config: &MeteringConfig, before: &Tokenizers) -> Result<Tokenizers, StartError> {
         let loaded = Tokenizers::load(config.tokenizers.clone(), before.clone()).await;
-        loaded.map_err(|errors| {
-            let texts: Vec<_> = errors.iter().map(|error| format!("metering.tokenizers: {error}")).collect();
-            StartError::Tokenizers(texts.join("\n"))
-        })
+        loaded.map_err(|errors| StartError::Tokenizers(texts(errors).join("\n")))
     }
 
     /// What the exchanges of one configuration are counted by.
