@@ -52,7 +52,7 @@ impl Failure {
     pub(crate) fn of(error: &BoxError) -> Self {
         match Ended::of(&**error) {
             End::Timeout => return Self::Timeout,
-            End::ClientGone | End::Shutdown | End::ProxyFailed => return Self::NotTheBackend,
+            End::ClientGone | End::Shutdown | End::ProxyFailed | End::ProxyDied => return Self::NotTheBackend,
             End::Complete | End::BackendFailed => {}
         }
         match cause_ref::<io::Error>(&**error).map(io::Error::kind) {

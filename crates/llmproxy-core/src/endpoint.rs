@@ -2,6 +2,8 @@
 //!
 //! The set is fixed, so that a label made of it can't be multiplied by clients.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// An operation of an inference API, found by its path.
 ///
 /// ```
@@ -13,6 +15,8 @@
 /// assert_eq!(Endpoint::of("/v1/anything/else").template(), "/v1/*");
 /// assert_eq!(Endpoint::of("/etc/passwd").template(), "other");
 /// ```
+///
+/// It is written as its template. One that this version does not know is read as a path that it does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     template: &'static str,
@@ -137,5 +141,40 @@ impl Endpoint {
     /// Whether the path is in the table by its own name, rather than by a wildcard.
     pub fn is_known(&self) -> bool {
         *self != ANY_V1 && *self != OTHER
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.template)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of(&String::deserialize(deserializer)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_as_the_same() {
+        for endpoint in TABLE.iter().chain([&ANY_V1, &OTHER]) {
+            let json = serde_json::to_string(endpoint).expect("a string is JSON");
+            assert_eq!(json, format!("\"{}\"", endpoint.template));
+            assert_eq!(serde_json::from_str::<Endpoint>(&json).expect("a template"), *endpoint);
+        }
+    }
+
+    #[test]
+    fn what_another_version_knew_is_none_that_is_known() {
+        let check = |json: &str, expected: Endpoint| {
+            assert_eq!(serde_json::from_str::<Endpoint>(json).expect("a string"), expected);
+        };
+        check("\"/v1/telepathy\"", ANY_V1);
+        check("\"/telepathy\"", OTHER);
     }
 }

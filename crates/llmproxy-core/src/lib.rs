@@ -94,6 +94,7 @@ mod endpoint;
 mod error;
 mod exchange;
 mod facts;
+mod nanos;
 mod record;
 mod request;
 mod sink;

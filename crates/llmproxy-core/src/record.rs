@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Endpoint, Units};
+use crate::{Endpoint, Units, nanos};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub enum End {
     Shutdown,
     /// The proxy itself failed at it: a panic, which its log tells of.
     ProxyFailed,
+    /// The proxy's process died; found at its next start.
+    ProxyDied,
 }
 
 /// Who counted. The more exact is the smaller.
@@ -69,8 +71,10 @@ pub struct TokenUsage {
     /// Tokens of what was answered.
     pub completion: u64,
     /// Of the prompt's tokens, those that the backend had cached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached: Option<u64>,
     /// Of the completion's tokens, those spent on reasoning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<u64>,
 }
 
@@ -83,7 +87,7 @@ pub struct TokenUsage {
 /// let cost = Cost { trillionths: 12 * 150_000, currency: "EUR".into() };
 /// assert_eq!(cost.amount(), 0.0000018);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// In trillionths of the currency's unit.
     pub trillionths: u64,
@@ -104,23 +108,41 @@ pub struct Cost {
 ///     println!("{:?} used {tokens} tokens in {:?}, complete: {whole}", record.key_name, record.latency);
 /// })));
 /// ```
-#[derive(Clone, Debug)]
+///
+/// It is kept as JSON, without what is not known, and read back as it was. A row of an older version lacks what was added
+/// since, one of a newer has more; both are read. What every record has is never left out: without it, it is none.
+///
+/// ```
+/// use llmproxy_core::{Endpoint, UsageRecord};
+///
+/// let record = UsageRecord::new(Endpoint::of("/v1/chat/completions"));
+/// let row = serde_json::to_string(&record)?;
+/// assert_eq!(serde_json::from_str::<UsageRecord>(&row)?, record);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRecord {
     /// Our id of the exchange, a UUIDv7; the same on every delivery.
     pub request_id: Uuid,
     /// The id that the client gave, if it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_request_id: Option<Arc<str>>,
     /// The id that the backend gave, from its head or its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_id: Option<Arc<str>>,
     /// When the request arrived.
     pub timestamp: Timestamp,
     /// The key's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_name: Option<Arc<str>>,
     /// What identifies the key without giving it away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_fingerprint: Option<Arc<str>>,
     /// The user that the key belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<Arc<str>>,
     /// Where the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ip: Option<IpAddr>,
     /// The request's method.
     pub method: Arc<str>,
@@ -129,14 +151,18 @@ pub struct UsageRecord {
     /// The operation.
     pub endpoint: Endpoint,
     /// The model that the client asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Arc<str>>,
     /// The model that the backend says has answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_model: Option<Arc<str>>,
     /// Whether a stream was asked for; where no one knows what was asked for, whether the answer was one.
     pub stream: bool,
     /// The backend that answered, or was asked last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Arc<str>>,
     /// Its URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_url: Option<Arc<str>>,
     /// How many times a backend was asked: 1 and one more for each retry.
     pub attempts: u32,
@@ -145,30 +171,42 @@ pub struct UsageRecord {
     /// How it ended.
     pub end: End,
     /// What went wrong, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Arc<str>>,
     /// The tokens; `None` where the operation has none or the backend did not do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<TokenUsage>,
     /// Of a client that left before the end: the completion's tokens that had been handed to its connection by then. They
     /// are those that `usage` has, unless the rest was read for the count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivered_tokens: Option<u64>,
     /// Who counted them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage_source: Option<UsageSources>,
     /// What they cost, where there is a price for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
     /// How much was done where it is not measured in tokens; as `usage`, `None` where the backend did not do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub units: Option<Units>,
     /// From the request's arrival to its end.
+    #[serde(with = "nanos")]
     pub latency: Duration,
     /// From the request's arrival to the first byte of the answer's body.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub time_to_first_byte: Option<Duration>,
     /// From the request's arrival to the first token of a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub time_to_first_token: Option<Duration>,
     /// The longest wait between two pieces of a stream that carried something.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub longest_gap: Option<Duration>,
     /// How long the request waited for a backend to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub queue_time: Option<Duration>,
     /// How long the proxy itself took until a backend was asked: the time from the request's arrival on, without the waits
     /// for its body and for a backend.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub proxy_time: Option<Duration>,
 }
 
@@ -193,6 +231,7 @@ impl End {
             Self::Timeout => "timeout",
             Self::Shutdown => "shutdown",
             Self::ProxyFailed => "proxy_failed",
+            Self::ProxyDied => "proxy_died",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is counted where tokens are not the measure.
 
+use serde::{Deserialize, Serialize};
+
 /// How much was asked for, or done, where it is not measured in tokens.
 ///
 /// ```
@@ -8,7 +10,7 @@
 /// let images = Units { kind: UnitKind::Images, count: 2 };
 /// assert_eq!((images.kind.as_str(), images.count), ("images", 2));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Units {
     /// What is counted.
     pub kind: UnitKind,
@@ -17,7 +19,8 @@ pub struct Units {
 }
 
 /// What is counted in the place of tokens, or beside them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum UnitKind {
     /// Images to be made.
     Images,

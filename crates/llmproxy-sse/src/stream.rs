@@ -243,7 +243,7 @@ fn describe(error: &BoxError) -> ApiError {
         }
         // Of the request's body, in words that are meant for the client.
         (None, End::ClientGone) => ApiError::new(StatusCode::BAD_REQUEST, "incomplete_request", error.to_string()),
-        (None, End::Complete | End::BackendFailed | End::ProxyFailed) => {
+        (None, End::Complete | End::BackendFailed | End::ProxyFailed | End::ProxyDied) => {
             ApiError::new(StatusCode::BAD_GATEWAY, "backend_error", "the backend failed in the middle of its answer")
         }
     }

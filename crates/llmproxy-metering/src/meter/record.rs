@@ -94,7 +94,7 @@ impl Outcome<'_> {
             (None, End::ClientGone) => CLIENT_CLOSED_REQUEST,
             (None, End::Timeout) => 504,
             (None, End::Shutdown) => 503,
-            (None, End::ProxyFailed) => 500,
+            (None, End::ProxyFailed | End::ProxyDied) => 500,
             (None, _) => 502,
         }
     }
