@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-use crate::{Attempt, Backend, Call, Caller, End, Hop, Target, UsageSink};
+use crate::{Attempt, Backend, Call, Caller, End, EndHold, Hop, Target, UsageSink};
 
 /// One request on its way through the layers: an `Arc` in the request's extensions.
 ///
@@ -54,17 +54,20 @@ pub struct Exchange {
     /// Present from the moment that a balancer took the request: then a backend was asked only if there is an attempt.
     attempts: OnceLock<Mutex<Vec<Attempt>>>,
     asked: Arc<AtomicBool>,
-    /// In microseconds; a cell of its own kind would take three times the room.
-    queued: AtomicU64,
+    queued: Time,
     served: OnceLock<Arc<Target>>,
-    first_byte: OnceLock<Instant>,
-    first_token: OnceLock<Instant>,
+    first_byte: Time,
+    first_token: Time,
     end: OnceLock<End>,
     sinks: Mutex<Vec<Arc<dyn UsageSink>>>,
+    hold: Mutex<Option<EndHold>>,
 }
 
-/// Stands where no time in the queue was written.
-const NOT_QUEUED: u64 = u64::MAX;
+/// A cell for a time, in nanoseconds; one like the others would take three times the room.
+struct Time(AtomicU64);
+
+/// Stands where no time was written.
+const NO_TIME: u64 = u64::MAX;
 
 // There is one for each open stream: it must not grow unnoticed.
 const _: () = assert!(size_of::<Exchange>() <= 512);
@@ -111,12 +114,13 @@ impl Exchange {
             call: OnceLock::new(),
             attempts: OnceLock::new(),
             asked: Arc::default(),
-            queued: AtomicU64::new(NOT_QUEUED),
+            queued: Time::default(),
             served: OnceLock::new(),
-            first_byte: OnceLock::new(),
-            first_token: OnceLock::new(),
+            first_byte: Time::default(),
+            first_token: Time::default(),
             end: OnceLock::new(),
             sinks: Mutex::default(),
+            hold: Mutex::default(),
         })
     }
 
@@ -268,15 +272,12 @@ impl Exchange {
 
     /// Written by the balancer when the first attempt's backend is found: how long that took.
     pub fn set_queue_time(&self, waited: Duration) {
-        let micros = u64::try_from(waited.as_micros()).unwrap_or(NOT_QUEUED - 1);
-        let first = self.queued.compare_exchange(NOT_QUEUED, micros, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        debug_assert!(first, "a cell of the exchange was written twice");
+        self.queued.set(waited);
     }
 
     /// How long the request waited for a backend to be found; `None` where none was, or no balancer has seen the request.
     pub fn queue_time(&self) -> Option<Duration> {
-        let micros = self.queued.load(Ordering::Acquire);
-        (micros != NOT_QUEUED).then(|| Duration::from_micros(micros))
+        self.queued.get()
     }
 
     /// How long the proxy itself took until a backend was asked: from the request's arrival to the first attempt, without
@@ -308,22 +309,22 @@ impl Exchange {
 
     /// Written by the meter when the first byte of the answer's body passes.
     pub fn set_first_byte(&self) {
-        set(&self.first_byte, Instant::now());
+        self.first_byte.set(self.elapsed());
     }
 
     /// How long the first byte of the answer's body took.
     pub fn time_to_first_byte(&self) -> Option<Duration> {
-        self.first_byte.get().map(|at| at.duration_since(self.started))
+        self.first_byte.get()
     }
 
     /// Written by the meter when the first token of a stream passes.
     pub fn set_first_token(&self) {
-        set(&self.first_token, Instant::now());
+        self.first_token.set(self.elapsed());
     }
 
     /// How long the first token of a stream took.
     pub fn time_to_first_token(&self) -> Option<Duration> {
-        self.first_token.get().map(|at| at.duration_since(self.started))
+        self.first_token.get()
     }
 
     /// Written by the meter at the end.
@@ -345,11 +346,44 @@ impl Exchange {
     pub fn take_sinks(&self) -> Vec<Arc<dyn UsageSink>> {
         std::mem::take(&mut *lock(&self.sinks))
     }
+
+    /// Written by whoever keeps the records, before the meter sees the answer's head: the end of the answer is not handed to
+    /// the client before `hold` is ready.
+    pub fn hold_end(&self, hold: EndHold) {
+        let before = lock(&self.hold).replace(hold);
+        debug_assert!(before.is_none(), "a cell of the exchange was written twice");
+    }
+
+    /// Takes out what the end of the answer waits for; done once, by the meter. `None` where it waits for nothing.
+    pub fn take_end_hold(&self) -> Option<EndHold> {
+        lock(&self.hold).take()
+    }
 }
 
 impl std::fmt::Debug for Exchange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Exchange").field("id", &self.id).field("end", &self.end()).finish_non_exhaustive()
+    }
+}
+
+// === impl Time ===
+
+impl Time {
+    fn set(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(NO_TIME - 1);
+        let first = self.0.compare_exchange(NO_TIME, nanos, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        debug_assert!(first, "a cell of the exchange was written twice");
+    }
+
+    fn get(&self) -> Option<Duration> {
+        let nanos = self.0.load(Ordering::Acquire);
+        (nanos != NO_TIME).then(|| Duration::from_nanos(nanos))
+    }
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Self(AtomicU64::new(NO_TIME))
     }
 }
 
@@ -442,6 +476,16 @@ mod tests {
         exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
         pass(500).await;
         assert_eq!(exchange.proxy_time(), Some(Duration::from_millis(25)));
+    }
+
+    #[tokio::test]
+    async fn what_holds_the_end_is_taken_once() {
+        let exchange = Exchange::new();
+        assert!(exchange.take_end_hold().is_none());
+        exchange.hold_end(EndHold::new(async { Err("the disk is full".into()) }));
+        let hold = exchange.take_end_hold().expect("it was left there");
+        assert!(exchange.take_end_hold().is_none());
+        assert_eq!(hold.await.unwrap_err().to_string(), "the disk is full");
     }
 
     #[test]

@@ -29,7 +29,7 @@
 //! | access, in `llmproxy-stack` | the [`Exchange`] itself, [the client](Exchange::set_client) | all of it, at the end |
 //! | `llmproxy-auth` | [`Caller`] | the client's address |
 //! | inspect, in `llmproxy-metering` | [`Call`], [`RequestBody`] with its [`Edits`] | |
-//! | `llmproxy-usage` | a [`UsageSink`] | |
+//! | `llmproxy-usage` | a [`UsageSink`]; an [`EndHold`] where records must not be lost | |
 //! | `llmproxy-ratelimit` | a [`UsageSink`] | [`Caller`], [`Call`], the client's address |
 //! | meter, in `llmproxy-metering` | times and [`End`]; the [`UsageRecord`] for every sink | all of it |
 //! | `llmproxy-balancer` | [`Target`], [`Attempt`]s | [`Call`], [`Edits`] |
@@ -94,6 +94,7 @@ mod endpoint;
 mod error;
 mod exchange;
 mod facts;
+mod hold;
 mod nanos;
 mod record;
 mod request;
@@ -107,6 +108,7 @@ pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
 pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target};
+pub use hold::EndHold;
 pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};
