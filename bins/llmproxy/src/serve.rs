@@ -36,9 +36,12 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     }
     let shutdown = signals.wait(runtime.clone(), args.clone(), config);
     server.run(runtime.service(), shutdown).await;
-    let lost = runtime.shutdown(FLUSH_TIMEOUT).await;
-    if lost > 0 {
-        tracing::error!(lost, "records could not be delivered before the process ended");
+    let left = runtime.shutdown(FLUSH_TIMEOUT).await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "usage records are not delivered yet; they wait in the ledger and go out after the next start"
+        );
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)

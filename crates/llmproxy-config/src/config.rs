@@ -124,6 +124,7 @@ impl Config {
             ("server.max_header_bytes", new.max_header_bytes != was.max_header_bytes),
             ("server.max_headers", new.max_headers != was.max_headers),
             ("server.shutdown_timeout", new.shutdown_timeout != was.shutdown_timeout),
+            ("usage.ledger.path", self.usage.ledger.path != old.usage.ledger.path),
             ("log", self.log != old.log),
         ]
         .into_iter()

@@ -2,11 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use http::Method;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Endpoint, Units, nanos};
+use crate::{Endpoint, Exchange, Units, nanos};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -321,6 +322,39 @@ impl UsageRecord {
             longest_gap: None,
             queue_time: None,
             proxy_time: None,
+        }
+    }
+
+    /// What the facts of `exchange`, which has yet to end, say of it: the prompt's tokens as estimated, no answer, and an end
+    /// that is for the caller to say.
+    pub fn of(exchange: &Exchange, method: &Method, path: &Arc<str>) -> Self {
+        let call = exchange.call();
+        let caller = exchange.caller();
+        let backend = exchange.backend();
+        let prompt = call.map(|call| call.prompt_estimate).filter(|tokens| *tokens > 0);
+        Self {
+            request_id: exchange.id(),
+            client_request_id: exchange.client_request_id().cloned(),
+            timestamp: exchange.timestamp(),
+            key_name: caller.and_then(|caller| caller.name()).map(Into::into),
+            key_fingerprint: caller.and_then(|caller| caller.fingerprint()).cloned(),
+            user_id: caller.and_then(|caller| caller.user_id()).map(Into::into),
+            client_ip: exchange.client_ip(),
+            method: method.as_str().into(),
+            path: path.clone(),
+            model: call.and_then(|call| call.model.clone()),
+            stream: call.is_some_and(|call| call.stream),
+            backend: backend.as_ref().map(|backend| backend.name.clone()),
+            backend_url: backend.map(|backend| backend.url_text().into()),
+            attempts: u32::try_from(exchange.attempts().len()).unwrap_or(u32::MAX),
+            usage: prompt.map(|prompt| TokenUsage { prompt, ..TokenUsage::default() }),
+            usage_source: prompt.map(|_| UsageSources::both(UsageSource::Estimated)),
+            latency: exchange.elapsed(),
+            time_to_first_byte: exchange.time_to_first_byte(),
+            time_to_first_token: exchange.time_to_first_token(),
+            queue_time: exchange.queue_time(),
+            proxy_time: exchange.proxy_time(),
+            ..Self::new(call.map_or_else(|| Endpoint::of(path), |call| call.endpoint))
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use llmproxy_auth::{AuthConfigError, KeyStoreError};
 use llmproxy_config::AccessOutput;
+use llmproxy_usage::LedgerError;
 
 use crate::TlsError;
 
@@ -40,6 +41,9 @@ pub enum StartError {
     /// Files that `metering.tokenizers` names: what is wrong with each, a line for each.
     #[error("{0}")]
     Tokenizers(String),
+    /// The usage ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The access log's file.
     #[error(
         "the access log {output} (logging.access) can't be opened: {source}; name a file that the user that runs llmproxy may \

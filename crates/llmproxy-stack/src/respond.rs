@@ -99,8 +99,11 @@ pub(crate) fn answer(error: &(dyn std::error::Error + 'static)) -> Answer {
         return answer;
     }
     if let Some(error) = cause_ref::<UsageError>(error) {
-        return Answer::new(StatusCode::SERVICE_UNAVAILABLE, "usage_queue_full", error)
-            .with_retry_after(Some(Duration::from_secs(1)));
+        let code = match error {
+            UsageError::Full => "usage_queue_full",
+            UsageError::Unwritable => "usage_not_written",
+        };
+        return Answer::new(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(Some(error.retry_after()));
     }
     if let Some(error) = cause_ref::<RateLimitError>(error) {
         let mut answer = Answer::new(error.status(), error.code(), error);

@@ -23,7 +23,7 @@ use llmproxy_metering::{
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
-use llmproxy_usage::{Report, Reporters, UsageLayer};
+use llmproxy_usage::{OpeningLayer, Report, Reporters, UsageLayer};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Service, ServiceBuilder};
 
@@ -280,6 +280,7 @@ impl Runtime {
         // And these are records that wait for their count.
         self.counting.finish(Instant::now() + deadline.min(COUNT_GRACE)).await;
         let left = self.reporters.flush(deadline).await;
+        self.reporters.close().await;
         let mut current = self.current.lock().await;
         self.access.settings.store(Arc::default());
         if let Some((_, log)) = current.access.take()
@@ -306,6 +307,7 @@ impl Runtime {
         };
         let access = access_log(config, &current)?;
         let tokenizers = Counting::load(&config.metering, &current.tokenizers).await?;
+        self.reporters.open(&config.usage).await?;
 
         // From here on nothing fails.
         self.limiter.reconfigure(&config.rate_limit);
@@ -357,6 +359,8 @@ impl Runtime {
             .layer(UsageLayer::new(self.reporters.clone()))
             // Who and how big are known now. Settles by the record.
             .layer(RateLimitLayer::new(self.limiter.clone()))
+            // What was not refused begins, and is found if this process dies before it ends.
+            .layer(OpeningLayer::new(self.reporters.clone()))
             // One record for each request, whatever the retries further in.
             .layer(self.meter(config, counters))
             // Picks a backend for each attempt; in flight until the last byte.

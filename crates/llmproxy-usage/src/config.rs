@@ -8,35 +8,46 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::webhook::Webhook;
+use crate::{Durability, LedgerConfig, webhook::Webhook};
 
 const DEFAULT_QUEUE_SIZE: usize = 10_000;
+const DEFAULT_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const MAX_QUEUE_SIZE: usize = 10_000_000;
 const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DEFAULT_RETRY: u32 = 3;
+pub(crate) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// By then a request's own cost is next to nothing for each record, the body is about as long as receivers take (1 MB is
 /// nginx's default), and putting one together keeps a thread for a fraction of a millisecond at a time.
 pub(crate) const MAX_BATCH_SIZE: usize = 1000;
-/// What waits is lost in a crash, so that it must not wait for long.
+/// Longer than that nobody waits for a batch.
 pub(crate) const MAX_BATCH_INTERVAL: Duration = Duration::from_secs(3600);
 const WEBHOOK: &str = "webhook";
 
-/// Reports of what each request came to.
+/// Records of what each request came to, and where they go.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct UsageConfig {
-    /// Whether they are sent.
+    /// Whether they are kept and sent; without it tokens are counted and limited all the same.
     pub enabled: bool,
     /// Where to.
     pub reporters: Vec<ReporterConfig>,
-    /// Records that may wait for each reporter, those of requests that are still running included; 10000. With
-    /// `include_request_body` each of them holds its request's body.
+    /// Records that may be in memory, those of requests that are still running included; 10000. With `include_request_body`
+    /// each of them holds its request's body.
     pub queue_size: usize,
-    /// How long a request waits for a place among them before it is refused; 1s.
+    /// How long a request waits for a place among them before it is refused; 1s. In strict durability that is also how long
+    /// its beginning may take to be written down.
     #[serde(with = "llmproxy_core::duration")]
     pub admit_timeout: Duration,
+    /// What records are safe against, and from when on.
+    pub durability: Durability,
+    /// In strict durability, how long the end of an answer waits for its record to be on the disk before the answer is broken
+    /// off; 5s.
+    #[serde(with = "llmproxy_core::duration")]
+    pub commit_timeout: Duration,
+    /// The file that they go into first.
+    pub ledger: LedgerConfig,
 }
 
 /// One place where records go.
@@ -73,7 +84,7 @@ pub struct WebhookConfig {
     /// Whether the record holds the whole request, prompts included; false. A batch then holds as many of them.
     pub include_request_body: bool,
     /// Records in a request at most; 1, which sends each as an object of its own. With more it is an array, even of one.
-    /// From 1 to 1000, and no more than `queue_size`.
+    /// From 1 to 1000.
     pub batch_size: usize,
     /// How long a record waits for others to fill its batch; 1s, an hour at most.
     #[serde(with = "llmproxy_core::duration")]
@@ -99,6 +110,10 @@ impl UsageConfig {
         if !(1..=MAX_QUEUE_SIZE).contains(&self.queue_size) {
             wrong.push(("queue_size".to_owned(), format!("must be from 1 to {MAX_QUEUE_SIZE}")));
         }
+        if self.commit_timeout.is_zero() {
+            wrong.push(("commit_timeout".to_owned(), "must be longer than 0s".to_owned()));
+        }
+        wrong.extend(self.ledger.validate().into_iter().map(|(key, what)| (format!("ledger.{key}"), what)));
         let mut names = BTreeSet::new();
         for (index, reporter) in self.reporters.iter().enumerate().filter(|(_, reporter)| reporter.enabled) {
             let at = |key: &str| format!("reporters[{index}].{key}");
@@ -108,11 +123,6 @@ impl UsageConfig {
             }
             if !reporter.name.is_empty() && !names.insert(&reporter.name) {
                 wrong.push((at("name"), format!("`{}` is the name of another reporter too", reporter.name)));
-            }
-            let batch_size = reporter.webhook.batch_size;
-            if batch_size > self.queue_size.max(1) && batch_size <= MAX_BATCH_SIZE {
-                let what = format!("must be at most queue_size, {}: a longer batch is never full", self.queue_size);
-                wrong.push((at("webhook.batch_size"), what));
             }
             if let Err(mistakes) = Webhook::compile(&reporter.webhook) {
                 wrong.extend(mistakes.into_iter().map(|(key, what)| (at(&format!("webhook.{key}")), what)));
@@ -135,6 +145,9 @@ impl Default for UsageConfig {
             reporters: Vec::new(),
             queue_size: DEFAULT_QUEUE_SIZE,
             admit_timeout: DEFAULT_ADMIT_TIMEOUT,
+            durability: Durability::default(),
+            commit_timeout: DEFAULT_COMMIT_TIMEOUT,
+            ledger: LedgerConfig::default(),
         }
     }
 }
@@ -235,8 +248,7 @@ mod tests {
                 wrong.iter().map(|(key, _)| key.strip_prefix("reporters[0].webhook.").unwrap()).collect();
             assert_eq!(keys, expected, "{webhook}");
         };
-        check(serde_json::json!({"batch_size": 500, "batch_interval": "1h"}), &[]);
-        check(serde_json::json!({"batch_size": 501}), &["batch_size"]);
+        check(serde_json::json!({"batch_size": 1000, "batch_interval": "1h"}), &[]);
         check(serde_json::json!({"batch_size": 0, "batch_interval": "0s"}), &["batch_size", "batch_interval"]);
         check(serde_json::json!({"batch_size": 1001, "batch_interval": "61m"}), &["batch_size", "batch_interval"]);
     }

@@ -1,16 +1,26 @@
-//! Trying to deliver records until they are delivered or given up.
+//! Trying to deliver records until they are delivered or will never be.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
 
 use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY};
 
 /// The wait before the second try, doubled for each that follows.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Between tries of a reporter that is down.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A receiver that wants more patience than this gets this much.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Records are given up for their age only when the reporter has failed for so long in this process, too: a clock that
+/// jumped forward must not cost all that wait.
+const LEAST_FAILING: Duration = Duration::from_secs(600);
 
 /// Why a record was given up.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,31 +31,45 @@ pub(crate) struct GivenUp {
     pub(crate) why: String,
 }
 
+/// What is told of a reporter's tries.
+pub(crate) trait Watch: Sync {
+    /// These records are dealt with. Ready when that is sure.
+    fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()>;
+
+    /// A try has failed, the `tries`th in a row; past `retries` the reporter is down.
+    fn failed(&self, why: &str, tries: u32, retries: u32);
+
+    /// A try was answered.
+    fn answered(&self);
+}
+
 /// What came of one try.
 struct Attempt {
     verdict: Verdict,
-    /// How many may follow the first.
+    /// How many may follow the first before the reporter counts as down.
     retries: u32,
+    /// How long records are tried.
+    max_age: Duration,
     /// How many of the records it was about.
     sent: usize,
     /// Whether it took too long.
     late: bool,
 }
 
-/// Delivers `entries` by `report`, which is looked at anew before each try, and tells `settle` what became of which.
+/// Delivers `entries` by `report`, which is looked at anew before each try, and tells `watch` what became of which.
 ///
 /// All of them at once, as a rule. A reporter that takes fewer by now gets no more than it takes. A batch that is
 /// refused is halved until it is known which of its records are meant: one that a receiver does not like, or a batch that
 /// is too long for it, must not cost the others. One that is not answered in time is halved at each try.
-pub(crate) async fn deliver(
-    report: impl Fn() -> Arc<dyn Report>,
-    mut entries: &[Entry],
-    settle: impl Fn(&[Entry], Result<(), GivenUp>),
-) {
-    let (mut tries, mut most) = (0, usize::MAX);
+///
+/// It ends when all are delivered or given up, which may take as long as the receiver's outage.
+pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &[Entry], watch: &impl Watch) {
+    let (mut tries, mut most) = (0_u32, usize::MAX);
+    let mut failing_since: Option<Instant> = None;
     while !entries.is_empty() {
         let report = report();
-        let Attempt { verdict, retries, sent, late } = try_once(&*report, &entries[..most.min(entries.len())]).await;
+        let attempt = try_once(&*report, &entries[..most.min(entries.len())]).await;
+        let Attempt { verdict, retries, max_age, sent, late } = attempt;
         let end = match verdict {
             Verdict::Delivered => {
                 most = most.saturating_mul(2);
@@ -57,33 +81,45 @@ pub(crate) async fn deliver(
                 continue;
             }
             Verdict::Refused { why } => Err(GivenUp { reason: "refused", why }),
-            Verdict::Again { why, .. } if tries >= retries => Err(GivenUp { reason: "retries", why }),
             Verdict::Again { why, after } => {
-                tries += 1;
+                tries = tries.saturating_add(1);
+                watch.failed(&why, tries, retries);
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                let expired = expired(entries, max_age, since.elapsed());
+                if expired > 0 {
+                    let (old, rest) = entries.split_at(expired);
+                    watch.settle(old, Err(GivenUp { reason: "expired", why })).await;
+                    entries = rest;
+                    continue;
+                }
                 let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
-                let wait = after.max(backoff(tries, fastrand::f64()));
+                let wait = after.max(backoff(tries, retries, fastrand::f64()));
                 tracing::debug!(%why, ?wait, tries, sent, "usage records were not taken and will be sent again");
                 if late {
                     // There may be more of them than can be taken in time.
                     most = (sent / 2).max(1);
                 }
-                tokio::time::sleep(wait).await;
+                sleep(wait).await;
                 continue;
             }
         };
+        watch.answered();
         let (settled, rest) = entries.split_at(sent);
-        settle(settled, end);
-        (entries, tries) = (rest, 0);
+        watch.settle(settled, end).await;
+        (entries, tries, failing_since) = (rest, 0, None);
     }
 }
 
 /// Tries as many of `entries` as `report` takes at a time.
 async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
     let mut sent = entries.len();
+    let patience = || (report.retries(), report.max_age());
+    let patience = catch_unwind(AssertUnwindSafe(patience));
+    let (retries, max_age) = patience.unwrap_or((DEFAULT_RETRY, crate::config::DEFAULT_MAX_AGE));
     // The code may be someone else's, and a panic would end the task that all other records wait for. So all of it is in
     // here, down to the drop of a try that ran out of time.
     let attempt = async {
-        let (limit, retries) = (report.timeout(), report.retries());
+        let limit = report.timeout();
         let trying = match report.batches() {
             Some(batches) => {
                 sent = sent.min(batches.size().max(1));
@@ -95,30 +131,67 @@ async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
             }
         };
         match tokio::time::timeout(limit, trying).await {
-            Ok(verdict) => (verdict, retries, false),
-            Err(_) => (Verdict::again(format!("no answer within {limit:?}")), retries, true),
+            Ok(verdict) => (verdict, false),
+            Err(_) => (Verdict::again(format!("no answer within {limit:?}")), true),
         }
     };
-    let panicked = |_| (Verdict::again("the reporter panicked"), DEFAULT_RETRY, false);
-    let (verdict, retries, late) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
-    Attempt { verdict, retries, sent, late }
+    let panicked = |_| (Verdict::again("the reporter panicked"), false);
+    let (verdict, late) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
+    Attempt { verdict, retries, max_age, sent, late }
+}
+
+/// How many of `entries`, from the first on, are too old to be tried again, by a reporter that has failed for so long.
+fn expired(entries: &[Entry], max_age: Duration, failing: Duration) -> usize {
+    if failing < max_age.min(LEAST_FAILING) {
+        return 0;
+    }
+    let now = Timestamp::now();
+    // A record of the future has no age.
+    let age = |entry: &Entry| Duration::try_from(now.duration_since(entry.record.timestamp)).unwrap_or_default();
+    entries.iter().take_while(|entry| age(entry) >= max_age).count()
 }
 
 /// From half of the step to all of it: many that failed together must not come back together.
-fn backoff(tries: u32, random: f64) -> Duration {
-    let step = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries - 1)).min(LONGEST_WAIT);
+fn backoff(tries: u32, retries: u32, random: f64) -> Duration {
+    let step = match tries > retries {
+        true => LONGEST_WAIT,
+        false => FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST_WAIT),
+    };
     step.mul_f64(0.5 + random / 2.0)
 }
 
 #[cfg(test)]
 mod tests {
+    use llmproxy_core::{Endpoint, UsageRecord};
+
     use super::*;
 
     #[test]
     fn waits_grow_up_to_a_limit() {
-        assert_eq!(backoff(1, 0.0), Duration::from_millis(250));
-        assert_eq!(backoff(1, 1.0), Duration::from_millis(500));
-        assert_eq!(backoff(3, 1.0), Duration::from_secs(2));
-        assert_eq!(backoff(1000, 1.0), Duration::from_secs(30));
+        assert_eq!(backoff(1, 9, 0.0), Duration::from_millis(250));
+        assert_eq!(backoff(1, 9, 1.0), Duration::from_millis(500));
+        assert_eq!(backoff(3, 9, 1.0), Duration::from_secs(2));
+        assert_eq!(backoff(1000, 2000, 1.0), Duration::from_secs(30));
+        assert_eq!(backoff(4, 3, 1.0), Duration::from_secs(30), "it is down");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_costs_no_record() {
+        let now = Timestamp::now();
+        let entry = |hours: i64| {
+            let timestamp = now + jiff::SignedDuration::from_hours(hours);
+            let record = UsageRecord { timestamp, ..UsageRecord::new(Endpoint::of("")) };
+            Entry { record: Arc::new(record), request_body: None }
+        };
+        let day = Duration::from_secs(24 * 3600);
+        let check = |hours: &[i64], failing: Duration, expected: usize| {
+            let entries: Vec<Entry> = hours.iter().map(|hours| entry(*hours)).collect();
+            assert_eq!(expired(&entries, day, failing), expected, "{hours:?} {failing:?}");
+        };
+        check(&[-30, -25, -1, -30], LEAST_FAILING, 2);
+        // It looks as if all were old, a moment after the first failure.
+        check(&[-9000, -9000], Duration::from_secs(60), 0);
+        // The clock was an hour ahead when they were written.
+        check(&[1, -30], LEAST_FAILING, 0);
     }
 }

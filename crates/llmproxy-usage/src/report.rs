@@ -65,6 +65,16 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
         crate::config::DEFAULT_RETRY
     }
 
+    /// How long a record is tried before it is given up; seven days.
+    fn max_age(&self) -> Duration {
+        crate::config::DEFAULT_MAX_AGE
+    }
+
+    /// How many records, or batches of them, may be on their way at a time; 1. With more their order is not kept.
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
     /// Whether it wants the request's body, prompts included; false. If so, each place in its queue holds one.
     fn wants_request_body(&self) -> bool {
         false

@@ -1,56 +1,83 @@
-//! One reporter: a bounded queue and the task that empties it.
+//! One reporter: reads the ledger from its place on, and delivers.
 
 use std::{
+    collections::VecDeque,
+    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
-use http::Uri;
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
 
 use crate::{
     Entry, Report,
     config::MAX_BATCH_INTERVAL,
-    delivery::{GivenUp, deliver},
-    metrics::{DROPPED, WEBHOOK_FAILURE, WEBHOOK_SUCCESS},
-    pending::{Counts, Outstanding},
-    queue::{Batch, Batching, Queue, Taker},
+    delivery::{GivenUp, Watch, deliver},
+    ledger::Ledger,
+    metrics::{DROPPED, PENDING, UP, WEBHOOK_FAILURE, WEBHOOK_SUCCESS},
 };
 
-/// Records, or batches of them, that are on their way at a time: one that waits for its next try must not hold up the
-/// others.
-const PARALLEL: usize = 8;
+/// Records that are read at a time; more where a batch has more.
+const PAGE: usize = 256;
+/// The wait after the ledger could not be read.
+const READ_RETRY: Duration = Duration::from_secs(1);
 
-/// One reporter, as long as somebody may give it records. Its task goes on until it has dealt with all of them.
+/// A reporter that is configured. Its task ends with it; what it has had is written down, and it goes on from there when it
+/// is configured again.
 #[derive(Debug)]
 pub(crate) struct Reporter {
-    pub(crate) identity: Identity,
-    pub(crate) queue: Arc<Queue>,
-    report: RwLock<Arc<dyn Report>>,
-}
-
-/// What makes a reporter of a new configuration the same as one of the old.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
     pub(crate) name: Arc<str>,
-    pub(crate) origin: Origin,
-    /// A queue can't change its size, so that another size makes another reporter.
-    pub(crate) queue_size: usize,
+    current: Arc<Current>,
+    task: JoinHandle<()>,
 }
 
-/// Where a reporter comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The configuration; it posts there.
-    Webhook(Uri),
-    /// Whoever embeds us; the one at this place of theirs.
-    Own(usize),
+/// How records are delivered at present.
+#[derive(Debug)]
+struct Current {
+    report: RwLock<Arc<dyn Report>>,
+    /// Told when that is another.
+    changed: Notify,
+}
+
+/// How many go together.
+#[derive(Clone, Copy, Debug)]
+struct Batching {
+    size: usize,
+    /// The longest that one waits for others.
+    interval: Duration,
+    /// Batches that are on their way at a time.
+    in_flight: usize,
+    with_body: bool,
+}
+
+/// What reads and delivers.
+struct Feed {
+    ledger: Arc<Ledger>,
+    current: Arc<Current>,
+    outcome: Arc<Outcome>,
+    /// How far the ledger was read.
+    read: i64,
+    /// What was read and is not on its way, and since when the first of it waits.
+    waiting: VecDeque<(i64, Entry)>,
+    since: Instant,
+    /// Each ends with the number that all up to it are dealt with.
+    flight: FuturesOrdered<BoxFuture<'static, i64>>,
 }
 
 /// What became of records: the log and the counters.
 struct Outcome {
-    identity: Identity,
+    name: Arc<str>,
+    is_webhook: bool,
+    is_down: AtomicBool,
     /// Looked up once, when there is something to count.
     success: OnceLock<metrics::Counter>,
     failure: OnceLock<metrics::Counter>,
@@ -59,84 +86,204 @@ struct Outcome {
 // === impl Reporter ===
 
 impl Reporter {
-    /// Starts a reporter, whose records are counted in `outstanding`.
-    pub(crate) fn start(identity: Identity, report: Arc<dyn Report>, outstanding: Arc<Outstanding>) -> Arc<Self> {
-        let counts = Counts::new(outstanding, identity.name.clone());
-        let queue = Queue::new(identity.queue_size, batching(&*report, identity.queue_size), counts);
-        let reporter = Arc::new(Self { identity, queue, report: RwLock::new(report) });
-        let (identity, taker) = (reporter.identity.clone(), Taker::new(reporter.queue.clone()));
-        tokio::spawn(run(Arc::downgrade(&reporter), identity, reporter.report(), taker));
-        reporter
+    /// Starts to deliver what `ledger` has for it. As long as `hurry` is not zero, no batch waits to be full.
+    pub(crate) fn start(
+        name: Arc<str>,
+        is_webhook: bool,
+        report: Arc<dyn Report>,
+        ledger: Arc<Ledger>,
+        hurry: watch::Receiver<usize>,
+    ) -> Self {
+        let current = Arc::new(Current { report: RwLock::new(report), changed: Notify::new() });
+        let outcome = Outcome {
+            name: name.clone(),
+            is_webhook,
+            is_down: AtomicBool::new(false),
+            success: OnceLock::new(),
+            failure: OnceLock::new(),
+        };
+        let feed = Feed {
+            read: ledger.place(&name),
+            ledger,
+            current: current.clone(),
+            outcome: Arc::new(outcome),
+            waiting: VecDeque::new(),
+            since: Instant::now(),
+            flight: FuturesOrdered::new(),
+        };
+        Self { name, current, task: tokio::spawn(feed.run(hurry)) }
     }
 
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.identity.name
+    /// Delivers so from now on, what waits included.
+    pub(crate) fn set_report(&self, report: Arc<dyn Report>) {
+        *self.current.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+        self.current.changed.notify_one();
     }
+}
 
-    /// How records are delivered at present.
-    pub(crate) fn report(&self) -> Arc<dyn Report> {
+/// What is on its way may be delivered once more when it is configured again.
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+// === impl Current ===
+
+impl Current {
+    fn report(&self) -> Arc<dyn Report> {
         self.report.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Delivers them so from now on, those in the queue included.
-    pub(crate) fn set_report(&self, report: Arc<dyn Report>) {
-        let batching = batching(&*report, self.identity.queue_size);
-        *self.report.write().unwrap_or_else(PoisonError::into_inner) = report;
-        self.queue.set_batching(batching);
+    fn batching(&self) -> Batching {
+        let report = self.report();
+        // Someone else's code: what panics wants nothing.
+        let ask = || {
+            let batches = report.batches().map(|batches| (batches.size(), batches.interval()));
+            let (size, interval) = batches.unwrap_or((1, Duration::ZERO));
+            Batching {
+                size: size.max(1),
+                interval: interval.min(MAX_BATCH_INTERVAL),
+                in_flight: report.max_in_flight().max(1),
+                with_body: report.wants_request_body(),
+            }
+        };
+        let nothing = Batching { size: 1, interval: Duration::ZERO, in_flight: 1, with_body: false };
+        catch_unwind(AssertUnwindSafe(ask)).unwrap_or(nothing)
     }
 }
 
-/// The reporter is gone, and with it all who had a place: they hold it.
-impl Drop for Reporter {
-    fn drop(&mut self) {
-        self.queue.end();
-    }
-}
+// === impl Feed ===
 
-/// What `report` wants, as far as the queue has room for it.
-fn batching(report: &dyn Report, queue_size: usize) -> Batching {
-    // Someone else's code: what panics wants nothing.
-    let ask = || report.batches().map(|batches| (batches.size(), batches.interval()));
-    let wanted = catch_unwind(AssertUnwindSafe(ask)).unwrap_or_default();
-    let (size, interval) = wanted.unwrap_or((1, Duration::ZERO));
-    Batching { size: size.clamp(1, queue_size), interval: interval.min(MAX_BATCH_INTERVAL) }
-}
-
-/// Ends when nobody can put anything into the queue any more: the reporter is gone, and all places that were reserved.
-async fn run(reporter: Weak<Reporter>, identity: Identity, first: Arc<dyn Report>, taker: Taker) {
-    let last = RwLock::new(first);
-    // A reporter that is gone delivers as it did at last.
-    let report = || {
-        if let Some(reporter) = reporter.upgrade() {
-            *last.write().unwrap_or_else(PoisonError::into_inner) = reporter.report();
+impl Feed {
+    async fn run(mut self, mut hurry: watch::Receiver<usize>) {
+        let mut news = self.ledger.news();
+        loop {
+            let batching = self.current.batching();
+            news.borrow_and_update();
+            let is_all = self.fill(batching).await;
+            let is_hurry = *hurry.borrow_and_update() > 0;
+            let deadline = self.start(batching, is_hurry);
+            if self.flight.is_empty() && self.waiting.is_empty() {
+                self.reached(self.read);
+            }
+            let is_free = self.flight.len() < batching.in_flight;
+            tokio::select! {
+                Some(seq) = self.flight.next(), if !self.flight.is_empty() => self.reached(seq),
+                changed = news.changed(), if is_all && self.waiting.len() < batching.size => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = until(deadline), if is_free => {}
+                () = self.current.changed.notified() => {}
+                _ = hurry.changed(), if !is_hurry => {}
+            }
         }
-        last.read().unwrap_or_else(PoisonError::into_inner).clone()
-    };
-    let outcome = Outcome { identity, success: OnceLock::new(), failure: OnceLock::new() };
-    let batches = stream::unfold(taker, async |mut taker| taker.take().await.map(|batch| (batch, taker)));
-    let deliver =
-        async |batch: Batch| deliver(report, &batch.entries, |entries, end| outcome.settle(entries, end)).await;
-    batches.for_each_concurrent(PARALLEL, deliver).await;
+    }
+
+    /// Reads as much as a batch has. Returns whether that is all that there is.
+    async fn fill(&mut self, batching: Batching) -> bool {
+        while self.waiting.len() < batching.size {
+            let limit = batching.size.max(PAGE);
+            match self.ledger.after(self.read, limit, batching.with_body).await {
+                Ok(page) if page.up_to == self.read => return true,
+                Ok(page) => {
+                    if self.waiting.is_empty() {
+                        self.since = Instant::now();
+                    }
+                    self.read = page.up_to;
+                    self.waiting.extend(page.entries.into_iter().map(|(seq, mut entry)| {
+                        // Another reporter may want it.
+                        entry.request_body = entry.request_body.filter(|_| batching.with_body);
+                        (seq, entry)
+                    }));
+                }
+                Err(error) => {
+                    tracing::error!(reporter = &*self.outcome.name, %error, "usage records wait: they can't be read");
+                    sleep(READ_RETRY).await;
+                }
+            }
+        }
+        false
+    }
+
+    /// Sends what is full or has waited long enough. Returns when the next is due.
+    fn start(&mut self, batching: Batching, is_hurry: bool) -> Option<Instant> {
+        while self.flight.len() < batching.in_flight && !self.waiting.is_empty() {
+            let deadline = self.since + batching.interval;
+            let is_due = self.waiting.len() >= batching.size || is_hurry || deadline <= Instant::now();
+            if !is_due {
+                return Some(deadline);
+            }
+            let count = batching.size.min(self.waiting.len());
+            let (seqs, entries): (Vec<i64>, Vec<Entry>) = self.waiting.drain(..count).unzip();
+            self.since = Instant::now();
+            let seq = seqs.last().copied().unwrap_or(self.read);
+            let (current, outcome) = (self.current.clone(), self.outcome.clone());
+            self.flight.push_back(
+                async move {
+                    deliver(|| current.report(), &entries, &*outcome).await;
+                    seq
+                }
+                .boxed(),
+            );
+        }
+        None
+    }
+
+    /// All up to `seq` are dealt with.
+    fn reached(&self, seq: i64) {
+        self.ledger.set_place(&self.outcome.name, seq);
+        let pending = self.ledger.last() - seq;
+        metrics::gauge!(PENDING, "reporter" => self.outcome.name.to_string()).set(pending as f64);
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
 }
 
 // === impl Outcome ===
 
-impl Outcome {
-    fn settle(&self, entries: &[Entry], delivered: Result<(), GivenUp>) {
+impl Watch for Outcome {
+    fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()> {
         let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-        if let Origin::Webhook(_) = self.identity.origin {
-            let counter = match delivered {
+        if self.is_webhook {
+            let counter = match end {
                 Ok(()) => self.success.get_or_init(|| metrics::counter!(WEBHOOK_SUCCESS)),
                 Err(_) => self.failure.get_or_init(|| metrics::counter!(WEBHOOK_FAILURE)),
             };
             counter.increment(count);
         }
-        if let Err(GivenUp { reason, why }) = delivered {
-            let reporter = &*self.identity.name;
+        if let Err(GivenUp { reason, why }) = end {
+            let reporter = &*self.name;
             metrics::counter!(DROPPED, "reporter" => reporter.to_owned(), "reason" => reason).increment(count);
             for Entry { record, .. } in entries {
                 tracing::error!(reporter, request_id = %record.request_id, reason, %why, "a usage record was given up");
             }
+        }
+        std::future::ready(()).boxed()
+    }
+
+    fn failed(&self, why: &str, tries: u32, retries: u32) {
+        if tries > retries && !self.is_down.swap(true, Ordering::AcqRel) {
+            metrics::gauge!(UP, "reporter" => self.name.to_string()).set(0.0);
+            tracing::warn!(
+                reporter = &*self.name,
+                why,
+                "the reporter takes no usage records; they wait in the ledger, and it is tried about twice a minute"
+            );
+        }
+    }
+
+    fn answered(&self) {
+        if self.is_down.swap(false, Ordering::AcqRel) {
+            metrics::gauge!(UP, "reporter" => self.name.to_string()).set(1.0);
+            tracing::info!(reporter = &*self.name, "the reporter takes usage records again");
         }
     }
 }

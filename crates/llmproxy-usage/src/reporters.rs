@@ -1,38 +1,59 @@
-//! All reporters, over all reloads.
+//! All reporters and the ledger that they read, over all reloads.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use llmproxy_core::HttpClient;
+use tokio::sync::watch;
 
 use crate::{
-    Report, ReporterConfig, UsageConfig,
+    LedgerError, Report, ReporterConfig, UsageConfig,
     config::MAX_QUEUE_SIZE,
-    pending::Outstanding,
-    reporter::{Identity, Origin, Reporter},
+    ledger::{Durability, Ledger},
+    reporter::Reporter,
     webhook::{Webhook, WebhookReport},
 };
 
-/// All reporters. Long-lived: made once, told of each new configuration, and flushed at the end.
+/// All reporters, and the ledger. Long-lived: made once, told of each new configuration, and closed at the end.
 ///
-/// A reporter is known by its name and URL. One that a new configuration has too keeps its queue and sends what is in it
-/// as it is told now; one that it does not have takes no new requests, but sends what it has and what it was promised.
+/// A reporter is known by its name. One that a new configuration has too goes on as it is told now; one that it does not
+/// have stops, and goes on from there if it comes back before what it has missed is deleted.
 #[derive(Debug)]
 pub struct Reporters {
     client: HttpClient,
     own: Vec<Arc<dyn Report>>,
+    ledger: Mutex<Option<Arc<Ledger>>>,
+    running: Mutex<Vec<Reporter>>,
     active: RwLock<Arc<Active>>,
-    outstanding: Arc<Outstanding>,
+    /// How many wait for everything to be delivered. As long as someone does, no batch waits to be full.
+    hurry: watch::Sender<usize>,
 }
 
 /// What the current configuration has.
 #[derive(Debug, Default)]
 pub(crate) struct Active {
-    pub(crate) reporters: Vec<Arc<Reporter>>,
+    /// `None` where no records are kept.
+    pub(crate) ledger: Option<Arc<Ledger>>,
+    pub(crate) durability: Durability,
     pub(crate) admit_timeout: Duration,
+    pub(crate) commit_timeout: Duration,
+    /// Whether any of the reporters wants the request's body.
+    pub(crate) wants_request_body: bool,
 }
+
+/// A reporter that is to run.
+struct Wanted {
+    name: Arc<str>,
+    is_webhook: bool,
+    report: Arc<dyn Report>,
+}
+
+/// As long as it is there, there is a hurry.
+#[derive(Debug)]
+struct Hurry<'a>(&'a watch::Sender<usize>);
 
 // === impl Reporters ===
 
@@ -43,25 +64,145 @@ impl Reporters {
     }
 
     /// The same, and besides those of the configuration there are `own`, from the first [`apply`](Self::apply) on. They
-    /// are in use whatever the configuration says, `enabled: false` included; the size of their queues and the wait
-    /// for a place are the configuration's.
+    /// are in use whatever the configuration says, `enabled: false` included; the ledger that they read is the
+    /// configuration's.
     pub fn with_own(client: HttpClient, own: Vec<Arc<dyn Report>>) -> Arc<Self> {
-        Arc::new(Self { client, own, active: RwLock::default(), outstanding: Arc::default() })
+        Arc::new(Self {
+            client,
+            own,
+            ledger: Mutex::default(),
+            running: Mutex::default(),
+            active: RwLock::default(),
+            hurry: watch::Sender::new(0),
+        })
     }
 
-    /// Becomes what `config` says. A reporter that [`UsageConfig::validate`] has a complaint about is left out, with a
-    /// line in the log.
+    /// Does what can fail of becoming what `config` says: opens the ledger, if there is to be one, and writes down where new
+    /// reporters begin. What exchanges were open when the last process died is recorded.
+    ///
+    /// # Errors
+    ///
+    /// Where the ledger can't be used; then nothing has changed.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the file may have been made; calling it again goes on from there.
+    pub async fn open(&self, config: &UsageConfig) -> Result<(), LedgerError> {
+        if !self.keeps(config) {
+            return Ok(());
+        }
+        let open = lock(&self.ledger).clone();
+        let ledger = match open {
+            Some(open) => open,
+            None => {
+                let ledger = Ledger::open(&config.ledger, config.durability, queue_size(config)).await?;
+                lock(&self.ledger).insert(ledger).clone()
+            }
+        };
+        let names: Vec<Arc<str>> = self.wanted(config).into_iter().map(|wanted| wanted.name).collect();
+        ledger.register(&names).await;
+        Ok(())
+    }
+
+    /// Becomes what `config` says, which was given to [`open`](Self::open) before. A reporter that
+    /// [`UsageConfig::validate`] has a complaint about is left out, with a line in the log.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn apply(&self, config: &UsageConfig) {
-        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        // Nobody has checked the size where reports are off, and there may be reporters all the same.
-        let queue_size = config.queue_size.clamp(1, MAX_QUEUE_SIZE);
-        let mut wanted: Vec<(Arc<str>, Origin, Arc<dyn Report>)> = Vec::new();
-        for (index, report) in self.own.iter().enumerate() {
-            wanted.push((report.name().into(), Origin::Own(index), report.clone()));
+        let ledger = lock(&self.ledger).clone().filter(|_| self.keeps(config));
+        let mut running = lock(&self.running);
+        let mut before = std::mem::take(&mut *running);
+        let mut wants_request_body = false;
+        if let Some(ledger) = &ledger {
+            ledger.configure(&config.ledger, config.durability, queue_size(config));
+            let wanted = self.wanted(config);
+            ledger.set_live(wanted.iter().map(|wanted| wanted.name.clone()));
+            for Wanted { name, is_webhook, report } in wanted {
+                wants_request_body |= wants_body(&*report);
+                let known = before.iter().position(|known| known.name == name);
+                running.push(match known.map(|index| before.swap_remove(index)) {
+                    Some(same) => {
+                        same.set_report(report);
+                        same
+                    }
+                    None => Reporter::start(name, is_webhook, report, ledger.clone(), self.hurry.subscribe()),
+                });
+            }
+            for gone in &before {
+                let left = ledger.last() - ledger.place(&gone.name);
+                if left > 0 {
+                    tracing::warn!(
+                        reporter = &*gone.name,
+                        left,
+                        "a reporter with usage records yet to deliver is not configured any more; it goes on from there if \
+                         one of that name is, as long as the ledger keeps them"
+                    );
+                }
+            }
+        }
+        let active = Active {
+            ledger,
+            durability: config.durability,
+            admit_timeout: config.admit_timeout,
+            commit_timeout: config.commit_timeout,
+            wants_request_body,
+        };
+        *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
+    }
+
+    /// Records that reporters have yet to deliver, each counted for each of them, and those that are not in the ledger yet.
+    pub fn pending(&self) -> usize {
+        lock(&self.ledger).as_ref().map_or(0, |ledger| ledger.pending())
+    }
+
+    /// Waits until every record is delivered, for `deadline` at most. Returns how many are left; they are in the ledger and go
+    /// out after the next start. Meanwhile no record waits for others to go with it in a batch.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits: delivery goes on without it.
+    pub async fn flush(&self, deadline: Duration) -> usize {
+        let ledger = lock(&self.ledger).clone();
+        let Some(ledger) = ledger else { return 0 };
+        let _hurry = Hurry::new(&self.hurry);
+        // Over in time or not: there is a number to return.
+        let _ = tokio::time::timeout(deadline, ledger.none_pending()).await;
+        ledger.pending()
+    }
+
+    /// Stops all reporters and closes the ledger, with everything written that was handed over. Nothing is kept from then on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, it is as if the process had ended there: the next start finds what is not delivered.
+    pub async fn close(&self) {
+        *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        lock(&self.running).clear();
+        let ledger = lock(&self.ledger).take();
+        if let Some(ledger) = ledger {
+            ledger.close().await;
+        }
+    }
+
+    pub(crate) fn active(&self) -> Arc<Active> {
+        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether records are kept.
+    fn keeps(&self, config: &UsageConfig) -> bool {
+        config.enabled || !self.own.is_empty()
+    }
+
+    fn wanted(&self, config: &UsageConfig) -> Vec<Wanted> {
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for report in &self.own {
+            wanted.push(Wanted { name: report.name().into(), is_webhook: false, report: report.clone() });
         }
         for reporter in config.active() {
             let webhook = match Webhook::compile(&reporter.webhook) {
@@ -71,43 +212,20 @@ impl Reporters {
                     continue;
                 }
             };
-            let (name, origin) = (name(reporter, &webhook), Origin::Webhook(webhook.url.clone()));
+            let name = name(reporter, &webhook);
             let report = WebhookReport { name: name.clone(), webhook, client: self.client.clone() };
-            wanted.push((name, origin, Arc::new(report)));
+            wanted.push(Wanted { name, is_webhook: true, report: Arc::new(report) });
         }
-        let known = &active.reporters;
-        let reporters = wanted.into_iter().map(|(name, origin, report)| {
-            let identity = Identity { name, origin, queue_size };
-            match known.iter().find(|known| known.identity == identity) {
-                Some(same) => {
-                    same.set_report(report);
-                    same.clone()
-                }
-                None => Reporter::start(identity, report, self.outstanding.clone()),
+        // Two of one name would share a place, and each would miss what the other has had.
+        let mut names = BTreeSet::new();
+        wanted.retain(|wanted| {
+            let is_new = names.insert(wanted.name.clone());
+            if !is_new {
+                tracing::error!(reporter = &*wanted.name, "a second usage reporter of this name is left out");
             }
+            is_new
         });
-        *active = Arc::new(Active { reporters: reporters.collect(), admit_timeout: config.admit_timeout });
-    }
-
-    /// Records that are not delivered yet and not given up.
-    pub fn pending(&self) -> usize {
-        self.outstanding.records()
-    }
-
-    /// Waits until every record is delivered or given up, for `deadline` at most. Returns how many are left. Meanwhile no
-    /// record waits for others to go with it in a batch.
-    ///
-    /// # Cancel safety
-    ///
-    /// It only waits: delivery goes on without it.
-    pub async fn flush(&self, deadline: Duration) -> usize {
-        // Over in time or not: there is a number to return.
-        let _ = tokio::time::timeout(deadline, self.outstanding.none()).await;
-        self.pending()
-    }
-
-    pub(crate) fn active(&self) -> Arc<Active> {
-        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+        wanted
     }
 }
 
@@ -116,5 +234,42 @@ fn name(config: &ReporterConfig, webhook: &Webhook) -> Arc<str> {
     match &*config.name {
         "" => webhook.url.host().unwrap_or_default().into(),
         name => name.into(),
+    }
+}
+
+/// Nobody has checked it where reports are off, and there may be reporters all the same.
+fn queue_size(config: &UsageConfig) -> usize {
+    config.queue_size.clamp(1, MAX_QUEUE_SIZE)
+}
+
+fn wants_body(report: &dyn Report) -> bool {
+    // Someone else's code: what panics wants nothing.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| report.wants_request_body())).unwrap_or(false)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Active ===
+
+impl Active {
+    pub(crate) fn is_strict(&self) -> bool {
+        self.durability.is_strict()
+    }
+}
+
+// === impl Hurry ===
+
+impl<'a> Hurry<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }

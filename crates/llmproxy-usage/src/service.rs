@@ -1,7 +1,7 @@
-//! The service.
+//! The service: room for the record before anything else, and its end.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -11,16 +11,23 @@ use futures_util::{
     future::{BoxFuture, Either, ErrInto, Ready, ready},
 };
 use http::{Request, Response};
-use llmproxy_core::{BoxError, Exchange, RequestBody};
+use llmproxy_core::{BoxError, EndHold, Exchange, RequestBody, UsageRecord, UsageSink};
+use tokio::time::timeout;
 use tower::Service;
 
-use crate::{Reporters, slots::Slots};
+use crate::{
+    Reporters, UsageError,
+    error::Uncommitted,
+    ledger::{Committed, Reserved},
+    reporters::Active,
+};
 
 /// Made by [`UsageLayer`](crate::UsageLayer).
 ///
 /// # Errors
 ///
-/// A [`UsageError`](crate::UsageError) where no place comes free in time. Else whatever the inner service says.
+/// A [`UsageError`] where no place comes free in time, or in strict durability the ledger can't be written. Else whatever
+/// the inner service says.
 ///
 /// # Cancel safety
 ///
@@ -32,6 +39,10 @@ pub struct Usage<S> {
 }
 
 type Refused<T> = Ready<Result<T, BoxError>>;
+
+/// Hands the record to the ledger.
+#[derive(Debug)]
+struct Sink(Mutex<Option<Reserved>>);
 
 // === impl Usage ===
 
@@ -61,27 +72,48 @@ where
 
     fn call(&mut self, mut request: Request<RequestBody>) -> Self::Future {
         let active = self.reporters.active();
-        if active.reporters.is_empty() {
+        let Some(ledger) = &active.ledger else {
+            return Either::Right(Either::Left(self.inner.call(request).err_into()));
+        };
+        if active.is_strict() && ledger.is_failing() {
+            return Either::Left(ready(Err(UsageError::Unwritable.into())));
+        }
+        let exchange = Exchange::of(request.extensions_mut());
+        let body = whole(request.body()).filter(|_| active.wants_request_body);
+        if let Some(reserved) = ledger.try_reserve(exchange.id(), body) {
+            admit(&active, &exchange, reserved);
             return Either::Right(Either::Left(self.inner.call(request).err_into()));
         }
-        match Slots::try_reserve(&active, whole(request.body())) {
-            Ok(Some(slots)) => {
-                Exchange::of(request.extensions_mut()).add_sink(Arc::new(slots));
-                Either::Right(Either::Left(self.inner.call(request).err_into()))
-            }
-            Ok(None) => {
-                // The one that is ready goes along; its clone has to become so first.
-                let clone = self.inner.clone();
-                let mut inner = std::mem::replace(&mut self.inner, clone);
-                let body = whole(request.body()).cloned();
-                Either::Right(Either::Right(Box::pin(async move {
-                    let slots = Slots::reserve(&active, body.as_ref()).await?;
-                    Exchange::of(request.extensions_mut()).add_sink(Arc::new(slots));
-                    inner.call(request).await.map_err(Into::into)
-                })))
-            }
-            Err(error) => Either::Left(ready(Err(error.into()))),
-        }
+        // The one that is ready goes along; its clone has to become so first.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let (ledger, body) = (ledger.clone(), body.cloned());
+        Either::Right(Either::Right(Box::pin(async move {
+            let reserve = ledger.reserve(exchange.id(), body.as_ref());
+            let Ok(reserved) = timeout(active.admit_timeout, reserve).await else {
+                tracing::warn!("a request is refused: as many usage records as usage.queue_size are not written yet");
+                return Err(UsageError::Full.into());
+            };
+            admit(&active, &exchange, reserved);
+            inner.call(request).await.map_err(Into::into)
+        })))
+    }
+}
+
+/// Leaves the place in the exchange, and what the end of its answer waits for.
+fn admit(active: &Active, exchange: &Exchange, mut reserved: Reserved) {
+    if active.is_strict() {
+        exchange.hold_end(EndHold::new(written(reserved.committed(), active.commit_timeout)));
+    }
+    exchange.add_sink(Arc::new(Sink(Mutex::new(Some(reserved)))));
+}
+
+/// Waits until the record is on the disk, from the moment on that somebody asks.
+async fn written(committed: Committed, limit: std::time::Duration) -> Result<(), BoxError> {
+    match timeout(limit, committed).await {
+        // An error says that there is no record, and then nothing to wait for.
+        Ok(_) => Ok(()),
+        Err(_) => Err(Uncommitted.into()),
     }
 }
 
@@ -90,5 +122,15 @@ fn whole(body: &RequestBody) -> Option<&Bytes> {
     match body {
         RequestBody::Replay(bytes, _) => Some(bytes),
         RequestBody::Stream(_) | RequestBody::Form(_) => None,
+    }
+}
+
+// === impl Sink ===
+
+impl UsageSink for Sink {
+    fn record(&self, record: &Arc<UsageRecord>) {
+        if let Some(reserved) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            reserved.record(record);
+        }
     }
 }

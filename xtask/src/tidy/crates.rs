@@ -79,7 +79,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("figment", &["llmproxy-config"]),
     ("metrics-exporter-prometheus", &["llmproxy", "llmproxy-stack"]),
     ("reqwest", &["llmproxy-upstream"]),
-    ("sqlx", &["llmproxy-auth"]),
+    ("sqlx", &["llmproxy-auth", "llmproxy-usage"]),
 ];
 
 /// What a crate must not be linked against.
@@ -233,7 +233,8 @@ mod tests {
         check("llmproxy-usage", "reqwest", Kind::Normal, false);
         check("llmproxy", "reqwest", Kind::Dev, true);
         check("llmproxy-auth", "sqlx", Kind::Normal, true);
-        check("llmproxy-usage", "sqlx", Kind::Normal, false);
+        check("llmproxy-usage", "sqlx", Kind::Normal, true);
+        check("llmproxy-balancer", "sqlx", Kind::Normal, false);
         check("llmproxy-stack", "figment", Kind::Normal, false);
         check("llmproxy-ratelimit", "metrics-exporter-prometheus", Kind::Normal, false);
     }

@@ -8,19 +8,52 @@ const REPORTERS: Words = Words {
     ..Words::of(&["webhook"])
 };
 
+const DURABILITY: Words = Words::of(&["relaxed", "strict"]);
+
 const SCRIPTS: &str =
     "scripts are not run by this version, and what this one decides would go undecided; disable or remove it";
 
 pub(super) const KEYS: &[Key] = &[
-    block("usage", "reports of what each request came to"),
-    key("usage.enabled", Switch, "false", "whether they are sent"),
+    block("usage", "records of what each request came to, and where they go"),
+    key(
+        "usage.enabled",
+        Switch,
+        "false",
+        "whether they are kept and sent; without it, tokens are counted and limited all the same",
+    ),
+    key(
+        "usage.durability",
+        Word(&DURABILITY),
+        "relaxed",
+        "what records are safe against: the process's death within 10 ms of an answer's end, or the loss of power before it",
+    ),
     key(
         "usage.queue_size",
         Integer,
         "10000",
-        "records that may wait for each reporter; when that many do, requests are answered with 503",
+        "records that may be in memory, those of running requests included; beyond that, requests are answered with 503",
     ),
-    key("usage.admit_timeout", Duration, "1s", "how long a request may wait for a place among them"),
+    key(
+        "usage.admit_timeout",
+        Duration,
+        "1s",
+        "how long a request may wait for a place among them; in strict durability also for its beginning to be written",
+    ),
+    key(
+        "usage.commit_timeout",
+        Duration,
+        "5s",
+        "in strict durability, how long an answer's end may wait for its record before the answer is broken off",
+    ),
+    block("usage.ledger", "the file that records go into first"),
+    key("usage.ledger.path", Text, "./data/usage.db", "where it is"),
+    key("usage.ledger.max_age", Duration, "168h", "how long records are kept that every reporter has had"),
+    key(
+        "usage.ledger.max_size",
+        Integer,
+        "1073741824",
+        "how large it may grow before these go earlier, in bytes; what a reporter has not had is kept",
+    ),
     key("usage.reporters", Blocks, "", "where they are sent"),
     key("usage.reporters[].name", Text, "", "its name in logs and metrics"),
     key("usage.reporters[].type", Word(&REPORTERS), "webhook", "how they are sent"),

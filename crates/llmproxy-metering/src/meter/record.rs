@@ -42,43 +42,23 @@ impl Outcome<'_> {
     pub(super) fn record(&self) -> UsageRecord {
         let exchange = self.exchange;
         let call = exchange.call();
-        let caller = exchange.caller();
-        let backend = exchange.backend();
         let (usage, usage_source) = self.usage().unzip();
         let given = || usage.filter(|_| self.end == End::ClientGone).map(|usage: TokenUsage| usage.completion);
         let delivered_tokens = self.delivered.or_else(given);
         UsageRecord {
-            request_id: exchange.id(),
-            client_request_id: exchange.client_request_id().cloned(),
             upstream_id: self.tally.id.clone().or_else(|| self.head?.request_id.clone()),
-            timestamp: exchange.timestamp(),
-            key_name: caller.and_then(|caller| caller.name()).map(Into::into),
-            key_fingerprint: caller.and_then(|caller| caller.fingerprint()).cloned(),
-            user_id: caller.and_then(|caller| caller.user_id()).map(Into::into),
-            client_ip: exchange.client_ip(),
-            method: self.method.as_str().into(),
-            path: self.path.clone(),
             endpoint: self.endpoint,
-            model: call.and_then(|call| call.model.clone()),
             served_model: self.tally.model.clone(),
             stream: call.map_or_else(|| self.head.is_some_and(|head| head.stream), |call| call.stream),
-            backend: backend.as_ref().map(|backend| backend.name.clone()),
-            backend_url: backend.map(|backend| backend.url_text().into()),
-            attempts: u32::try_from(exchange.attempts().len()).unwrap_or(u32::MAX),
             status: self.status(),
             end: self.end,
             usage,
             delivered_tokens,
             usage_source,
-            cost: None,
             units: self.units(),
-            latency: exchange.elapsed(),
-            time_to_first_byte: exchange.time_to_first_byte(),
-            time_to_first_token: exchange.time_to_first_token(),
             longest_gap: self.longest_gap,
-            queue_time: exchange.queue_time(),
-            proxy_time: exchange.proxy_time(),
             error: self.error.clone(),
+            ..UsageRecord::of(exchange, self.method, self.path)
         }
     }
 

@@ -1,0 +1,58 @@
+//! What can be wrong with the ledger's file.
+
+use std::{io, path::PathBuf};
+
+/// Why the ledger can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// Another process has it.
+    #[error(
+        "the usage ledger {} is in use by another llmproxy; stop that one, or give this one a file of its own by \
+         usage.ledger.path",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A version that this one does not know has made it.
+    #[error(
+        "the usage ledger {} was made by a newer llmproxy (its version is {found}, this one knows {known}); use that \
+         program, or another file by usage.ledger.path",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest that is known.
+        known: i64,
+    },
+    /// It is the database of something else.
+    #[error(
+        "{} is a database, but not a usage ledger; name another file by usage.ledger.path",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It can't be made or opened.
+    #[error("the usage ledger {} can't be opened: {source}; see that its folder exists and can be written", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// SQLite failed at it.
+    #[error("the usage ledger {} can't be used: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: sqlx::Error,
+    },
+}

@@ -1,0 +1,160 @@
+//! What is to be written, on its way from the ends of exchanges to the writer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use http::Method;
+use llmproxy_core::{Exchange, UsageRecord};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::slots::Slot;
+
+/// One lock, held for a push. Bounded by the slots: an exchange has at most one that has begun and one that has ended.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    waiting: Mutex<Waiting>,
+    /// Tells the writer that there is something to do.
+    pub(super) news: Notify,
+}
+
+/// What became of an exchange.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// It goes on to where a backend may be asked.
+    Begun { exchange: Arc<Exchange>, method: Method, path: Arc<str>, committed: Option<oneshot::Sender<()>> },
+    /// It ended, with a record.
+    Ended { record: Arc<UsageRecord>, body: Option<Bytes>, slot: Option<Slot>, committed: Option<oneshot::Sender<()>> },
+    /// It ended without one.
+    Unrecorded { id: Uuid, slot: Option<Slot> },
+    /// Nothing: tells when all before it is written.
+    Barrier { committed: oneshot::Sender<()> },
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    /// Whether somebody waits for one of them.
+    urgent: bool,
+    /// What reporters have had, as far as it is not written, and since when that is so.
+    places: BTreeMap<Arc<str>, i64>,
+    places_since: Option<Instant>,
+    closing: bool,
+}
+
+/// What is taken out at once.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) items: Vec<Item>,
+    pub(super) places: BTreeMap<Arc<str>, i64>,
+}
+
+// === impl Inbox ===
+
+impl Inbox {
+    /// Takes `item`, unless there are `limit` already and it has no slot, which would bound it: then it comes back.
+    pub(super) fn push(&self, item: Item, limit: usize) -> Result<(), Item> {
+        let mut waiting = self.waiting();
+        if waiting.items.len() >= limit && item.is_unbounded() {
+            return Err(item);
+        }
+        let urgent = item.is_urgent();
+        waiting.urgent |= urgent;
+        waiting.items.push_back(item);
+        let first = waiting.items.len() == 1;
+        drop(waiting);
+        // Past that it was told, and looks again before it waits.
+        if first || urgent {
+            self.news.notify_one();
+        }
+        Ok(())
+    }
+
+    /// A reporter has had everything up to `seq`.
+    pub(super) fn set_place(&self, name: Arc<str>, seq: i64) {
+        let mut waiting = self.waiting();
+        waiting.places.insert(name, seq);
+        if waiting.places_since.is_none() {
+            waiting.places_since = Some(Instant::now());
+            drop(waiting);
+            self.news.notify_one();
+        }
+    }
+
+    /// Nothing will wait for others any more.
+    pub(super) fn close(&self) {
+        self.waiting().closing = true;
+        self.news.notify_one();
+    }
+
+    /// The oldest `limit` items, or so many that `bytes` of bodies are among them; and all places.
+    pub(super) fn take(&self, limit: usize, bytes: usize) -> Taken {
+        let mut waiting = self.waiting();
+        let mut items = Vec::with_capacity(limit.min(waiting.items.len()));
+        let mut total = 0;
+        while items.len() < limit && total < bytes {
+            let Some(item) = waiting.items.pop_front() else { break };
+            total += item.bytes();
+            items.push(item);
+        }
+        // What is left waits no longer than the next round.
+        waiting.urgent &= !waiting.items.is_empty();
+        waiting.places_since = None;
+        Taken { items, places: std::mem::take(&mut waiting.places) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let waiting = self.waiting();
+        waiting.items.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting().items.len()
+    }
+
+    pub(super) fn is_urgent(&self) -> bool {
+        let waiting = self.waiting();
+        waiting.urgent || waiting.closing
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.waiting().closing
+    }
+
+    pub(super) fn places_since(&self) -> Option<Instant> {
+        self.waiting().places_since
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Item ===
+
+impl Item {
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Begun { committed, .. } | Self::Ended { committed, .. } => committed.is_some(),
+            Self::Unrecorded { .. } => false,
+            Self::Barrier { .. } => true,
+        }
+    }
+
+    fn is_unbounded(&self) -> bool {
+        matches!(self, Self::Ended { slot: None, .. } | Self::Unrecorded { slot: None, .. })
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Ended { body: Some(body), .. } => body.len(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The ledger: the file that every record goes into first.
+//!
+//! Exchanges hand over what becomes of them without waiting (`inbox`); one task writes whatever has come together (`writer`,
+//! `store`), and each reporter reads on from where it is (`recent`, `reader`).
+
+mod config;
+mod error;
+mod inbox;
+mod reader;
+mod recent;
+mod salvage;
+mod slots;
+mod store;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Method;
+use llmproxy_core::{Exchange, UsageRecord};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use uuid::Uuid;
+
+pub use self::{
+    config::{Durability, LedgerConfig},
+    error::LedgerError,
+    reader::{LedgerReader, Page},
+};
+use self::{
+    inbox::{Inbox, Item},
+    recent::Recent,
+    slots::{Slot, Slots},
+    store::{Commit, Row, Store},
+    writer::Writer,
+};
+use crate::{Entry, metrics::DROPPED};
+
+/// The ledger of this process.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    /// For those who are further behind than what is in memory.
+    reader: tokio::sync::Mutex<Option<LedgerReader>>,
+    /// Held as long as the process lives: two writers would take each other's open exchanges for dead.
+    _lock: File,
+}
+
+/// What the ledger and its writer both have.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    path: PathBuf,
+    inbox: Inbox,
+    slots: Arc<Slots>,
+    recent: Mutex<Recent>,
+    /// The number of the newest record.
+    last: watch::Sender<i64>,
+    failing: AtomicBool,
+    settings: Mutex<Settings>,
+    places: Mutex<Places>,
+    /// Told whenever a reporter has had more.
+    pub(crate) progress: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    durability: Durability,
+    max_age: Duration,
+    max_size: u64,
+}
+
+/// What reporters have had.
+#[derive(Debug, Default)]
+struct Places {
+    all: BTreeMap<Arc<str>, i64>,
+    /// Those that are configured.
+    live: HashSet<Arc<str>>,
+}
+
+/// Room for the record of one exchange, which goes into the ledger when it comes. Dropped before, there will be none.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    shared: Arc<Shared>,
+    slot: Option<Slot>,
+    id: Uuid,
+    body: Option<Bytes>,
+    /// Told when the record is written.
+    committed: Option<oneshot::Sender<()>>,
+    is_used: bool,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Opens the file, or makes it, and starts to write. What was open when the last process died is recorded.
+    pub(crate) async fn open(
+        config: &LedgerConfig,
+        durability: Durability,
+        queue_size: usize,
+    ) -> Result<Arc<Self>, LedgerError> {
+        let path = &config.path;
+        let lock = lock(path)?;
+        let mut store = open(path, durability).await?;
+        let failed = |source| LedgerError::Database { path: path.clone(), source };
+        let last = settle(&mut store).await.map_err(failed)?;
+        let places = store.places().await.map_err(failed)?;
+        let all = places.into_iter().map(|(name, seq)| (name.into(), seq)).collect();
+        let shared = Arc::new(Shared {
+            path: path.clone(),
+            inbox: Inbox::default(),
+            slots: Slots::new(queue_size),
+            recent: Mutex::default(),
+            last: watch::Sender::new(last),
+            failing: AtomicBool::new(false),
+            settings: Mutex::new(Settings { durability, max_age: config.max_age, max_size: config.max_size }),
+            places: Mutex::new(Places { all, live: HashSet::new() }),
+            progress: Notify::new(),
+        });
+        let open = HashSet::new();
+        let writer = Writer { shared: shared.clone(), store, last, open, prune_at: Instant::now() };
+        let writer = Mutex::new(Some(tokio::spawn(writer.run())));
+        Ok(Arc::new(Self { shared, writer, reader: tokio::sync::Mutex::default(), _lock: lock }))
+    }
+
+    /// Takes what a new configuration says; not the path, which needs a restart.
+    pub(crate) fn configure(&self, config: &LedgerConfig, durability: Durability, queue_size: usize) {
+        *lock_of(&self.shared.settings) = Settings { durability, max_age: config.max_age, max_size: config.max_size };
+        self.shared.slots.set_limit(queue_size);
+    }
+
+    /// Whether what was tried last could not be written.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Acquire)
+    }
+
+    /// A place, if there is one. Where the file can't be written, those who may go on without.
+    pub(crate) fn try_reserve(&self, id: Uuid, body: Option<&Bytes>) -> Option<Reserved> {
+        let slot = self.shared.slots.try_take();
+        let is_loose = slot.is_none() && self.is_failing() && !self.shared.durability().is_strict();
+        (slot.is_some() || is_loose).then(|| self.reserved(slot, id, body))
+    }
+
+    /// A place, as soon as there is one.
+    pub(crate) async fn reserve(&self, id: Uuid, body: Option<&Bytes>) -> Reserved {
+        let slot = self.shared.slots.take().await;
+        self.reserved(Some(slot), id, body)
+    }
+
+    /// Writes down that an exchange has begun; who asks is told when that is done.
+    pub(crate) fn begin(
+        &self,
+        exchange: Arc<Exchange>,
+        method: Method,
+        path: Arc<str>,
+        tell: bool,
+    ) -> Option<Committed> {
+        let (committed, told) = oneshot::channel();
+        let committed = tell.then_some(committed);
+        // Nothing bounds it but its exchange, which does.
+        let _ = self.shared.inbox.push(Item::Begun { exchange, method, path, committed }, usize::MAX);
+        tell.then_some(told)
+    }
+
+    /// Records after `seq`, with their numbers, and how far that is; nothing where there are none yet.
+    pub(crate) async fn after(&self, seq: i64, limit: usize, with_body: bool) -> Result<Page, LedgerError> {
+        if self.last() <= seq {
+            return Ok(Page { entries: Vec::new(), up_to: seq });
+        }
+        if let Some(entries) = lock_of(&self.shared.recent).after(seq, limit) {
+            let up_to = entries.last().map_or(seq, |(last, _)| *last);
+            return Ok(Page { entries, up_to });
+        }
+        let mut reader = self.reader.lock().await;
+        let open = match reader.take() {
+            Some(open) => open,
+            None => LedgerReader::open(&self.shared.path).await?,
+        };
+        // After a failure a new one is opened.
+        let read = reader.insert(open).after(seq, limit, with_body).await;
+        if read.is_err() {
+            *reader = None;
+        }
+        read
+    }
+
+    /// The number of the newest record.
+    pub(crate) fn last(&self) -> i64 {
+        *self.shared.last.borrow()
+    }
+
+    /// A change of that.
+    pub(crate) fn news(&self) -> watch::Receiver<i64> {
+        self.shared.last.subscribe()
+    }
+
+    /// Writes down that these reporters begin here, as far as they are new. Until that is on the disk, none of them may miss
+    /// anything: so it is waited for.
+    pub(crate) async fn register(&self, names: &[Arc<str>]) {
+        let last = self.last();
+        let mut is_new = false;
+        for name in names {
+            let mut places = lock_of(&self.shared.places);
+            if !places.all.contains_key(name) {
+                places.all.insert(name.clone(), last);
+                self.shared.inbox.set_place(name.clone(), last);
+                is_new = true;
+            }
+        }
+        if is_new {
+            self.shared.barrier().await;
+        }
+    }
+
+    /// Of these alone records are kept until they have had them.
+    pub(crate) fn set_live(&self, names: impl IntoIterator<Item = Arc<str>>) {
+        lock_of(&self.shared.places).live = names.into_iter().collect();
+        self.shared.progress.notify_waiters();
+    }
+
+    /// What the reporter `name` has had.
+    pub(crate) fn place(&self, name: &str) -> i64 {
+        lock_of(&self.shared.places).all.get(name).copied().unwrap_or_else(|| self.last())
+    }
+
+    /// It has had everything up to `seq`.
+    pub(crate) fn set_place(&self, name: &Arc<str>, seq: i64) {
+        let before = lock_of(&self.shared.places).all.insert(name.clone(), seq);
+        if before != Some(seq) {
+            self.shared.inbox.set_place(name.clone(), seq);
+            self.shared.progress.notify_waiters();
+        }
+    }
+
+    /// Records that live reporters have yet to have, each counted for each of them.
+    pub(crate) fn pending(&self) -> usize {
+        let last = self.last();
+        let places = lock_of(&self.shared.places);
+        let pending = places.live.iter().filter_map(|name| places.all.get(name)).map(|seq| last - seq);
+        usize::try_from(pending.sum::<i64>()).unwrap_or_default() + self.shared.inbox.len()
+    }
+
+    /// Waits until there are none.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits.
+    pub(crate) async fn none_pending(&self) {
+        loop {
+            let progress = self.shared.progress.notified();
+            if self.pending() == 0 {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    /// Writes what there is and closes the file.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half way, the writer goes on by itself.
+    pub(crate) async fn close(&self) {
+        self.shared.inbox.close();
+        let writer = lock_of(&self.writer).take();
+        if let Some(writer) = writer
+            && let Err(error) = writer.await
+        {
+            tracing::error!(%error, "what writes the usage ledger has failed");
+        }
+    }
+
+    fn reserved(&self, slot: Option<Slot>, id: Uuid, body: Option<&Bytes>) -> Reserved {
+        Reserved { shared: self.shared.clone(), slot, id, body: body.cloned(), committed: None, is_used: false }
+    }
+}
+
+/// Tells when something is on the disk; an error where it will not be.
+pub(crate) type Committed = oneshot::Receiver<()>;
+
+// === impl Reserved ===
+
+impl Reserved {
+    /// Tells when the record is written; an error where there will be none.
+    pub(crate) fn committed(&mut self) -> Committed {
+        let (committed, told) = oneshot::channel();
+        self.committed = Some(committed);
+        told
+    }
+
+    /// Hands the record over.
+    pub(crate) fn record(mut self, record: &Arc<UsageRecord>) {
+        self.is_used = true;
+        let (record, body, slot) = (record.clone(), self.body.take(), self.slot.take());
+        let item = Item::Ended { record, body, slot, committed: self.committed.take() };
+        if let Err(Item::Ended { record, .. }) = self.shared.inbox.push(item, self.shared.slots.limit()) {
+            self.shared.lose([&record], "full");
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !self.is_used {
+            let item = Item::Unrecorded { id: self.id, slot: self.slot.take() };
+            // Without a place it may be left out: at worst a note of a beginning stays until the next start.
+            let _ = self.shared.inbox.push(item, self.shared.slots.limit());
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn durability(&self) -> Durability {
+        lock_of(&self.settings).durability
+    }
+
+    fn retention(&self) -> (Duration, u64) {
+        let settings = lock_of(&self.settings);
+        (settings.max_age, settings.max_size)
+    }
+
+    /// What every live reporter has had.
+    fn floor(&self, last: i64) -> i64 {
+        let places = lock_of(&self.places);
+        places.live.iter().filter_map(|name| places.all.get(name)).copied().min().unwrap_or(last)
+    }
+
+    /// `entries` are written, after number `last`. Returns the number of the newest.
+    fn publish(&self, last: i64, entries: Vec<Entry>) -> i64 {
+        let mut recent = lock_of(&self.recent);
+        let mut newest = last;
+        for entry in entries {
+            newest += 1;
+            recent.push(newest, entry);
+        }
+        drop(recent);
+        self.last.send_replace(newest);
+        self.progress.notify_waiters();
+        newest
+    }
+
+    /// Waits until all that was handed over before is written.
+    async fn barrier(&self) {
+        let (committed, told) = oneshot::channel();
+        let _ = self.inbox.push(Item::Barrier { committed }, usize::MAX);
+        // An error says that the writer has ended, with everything written or in the log.
+        let _ = told.await;
+    }
+
+    /// They are written nowhere but here.
+    fn lose<'a>(&self, records: impl IntoIterator<Item = &'a Arc<UsageRecord>>, reason: &'static str) {
+        for record in records {
+            metrics::counter!(DROPPED, "reporter" => "ledger", "reason" => reason).increment(1);
+            tracing::error!(
+                reason,
+                record = writer::text(record),
+                "a usage record can't be kept: the ledger can't be written and there is no room for it in memory"
+            );
+        }
+    }
+}
+
+/// Keeps all other processes from writing it. The file stays; the lock goes with the process.
+fn lock(path: &Path) -> Result<File, LedgerError> {
+    let open = |source| LedgerError::Open { path: path.to_owned(), source };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(open)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(name).map_err(open)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(LedgerError::InUse { path: path.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(open(source)),
+    }
+}
+
+/// Opens the file, and looks it over where the last process did not close it.
+async fn open(path: &Path, durability: Durability) -> Result<Store, LedgerError> {
+    let looked = async {
+        let mut store = Store::open(path, durability).await?;
+        let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+        if !store.was_closed().await.map_err(failed)? {
+            store.check().await.map_err(failed)?;
+        }
+        Ok(store)
+    };
+    match looked.await {
+        Err(LedgerError::Database { source, .. }) if store::is_broken(&source) => {
+            let mut store = salvage::salvage(path, durability, &source).await?;
+            let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+            store.was_closed().await.map_err(failed)?;
+            Ok(store)
+        }
+        opened => opened,
+    }
+}
+
+/// Records what was open when the last process died. Returns the number of the newest record.
+async fn settle(store: &mut Store) -> Result<i64, sqlx::Error> {
+    let last = store.last().await?;
+    let open = store.left_open().await?;
+    if open.is_empty() {
+        return Ok(last);
+    }
+    let written = jiff::Timestamp::now().as_millisecond();
+    let mut commit = Commit::default();
+    let mut newest = last;
+    for (id, record) in open {
+        newest += 1;
+        commit.rows.push(Row::new(newest, written, record, None));
+        commit.closed.push(id);
+    }
+    store.commit(&commit).await?;
+    tracing::warn!(
+        exchanges = newest - last,
+        "the last process of this proxy died with exchanges open; they are recorded with the end `proxy_died`"
+    );
+    Ok(newest)
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

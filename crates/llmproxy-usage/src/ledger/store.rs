@@ -1,0 +1,356 @@
+//! The ledger's file: a SQLite database in WAL mode, which one process writes and any number may read.
+//!
+//! SQLite because a second process can read it meanwhile (`llmproxy usage tail`), because a torn write is undone by the
+//! checksums of its log, and because an operator has a tool for it. Each record has a checksum besides: the file's pages have
+//! none, and a disk may give back something else than it was given.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, SqliteConnection,
+    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+use uuid::Uuid;
+
+use super::{Durability, LedgerError};
+
+/// The version that is written into the file.
+pub(super) const VERSION: i64 = 1;
+/// "llmp": how `file` and we tell it from other databases.
+const APPLICATION_ID: i64 = 0x6c6c_6d70;
+/// How long it is waited for somebody who holds a lock, such as a backup.
+const BUSY: Duration = Duration::from_secs(5);
+/// Rows in a statement at most; with more, a row costs no less. There is a statement for each number up to that: going to the
+/// thread that SQLite runs on is what costs most, so a transaction has as few as possible.
+const CHUNK: usize = 64;
+/// All of those, for each of three tables.
+const STATEMENTS: usize = 4 * CHUNK;
+/// In bytes. Larger pages than SQLite's own take a tenth less room, and a checkpoint of as many of them is a shorter stall.
+const PAGE_SIZE: u32 = 8192;
+/// How much of the log is left when it was copied into the file, in bytes: a reader that was slow once may have made it long.
+const LOG_LIMIT: &str = "67108864";
+
+// Sequence numbers are never used twice, hence AUTOINCREMENT: a reporter's place is one of them, and outlives the rows.
+const SCHEMA: &str = "
+    CREATE TABLE records (
+        seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        written INTEGER NOT NULL, -- milliseconds since 1970
+        crc INTEGER NOT NULL,     -- CRC-32 of the record
+        record TEXT NOT NULL,     -- JSON
+        body BLOB                 -- the request's, where a reporter wants it
+    );
+    CREATE TABLE open (
+        id BLOB NOT NULL PRIMARY KEY,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE reporters (
+        name TEXT NOT NULL PRIMARY KEY,
+        seq INTEGER NOT NULL      -- the last record that it has had
+    ) WITHOUT ROWID;
+    CREATE TABLE state (clean INTEGER NOT NULL);
+    INSERT INTO state VALUES (1);
+";
+
+/// The one connection that writes.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    durability: Durability,
+    /// `None` after a failure: whatever state the connection is in, a new one is in none.
+    connection: Option<SqliteConnection>,
+}
+
+/// A record as it is stored.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) seq: i64,
+    pub(super) written: i64,
+    pub(super) record: String,
+    pub(super) body: Option<bytes::Bytes>,
+}
+
+/// What is written in one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    pub(super) rows: Vec<Row>,
+    /// Exchanges that have begun, and what is known of them.
+    pub(super) opened: Vec<(Uuid, String)>,
+    /// Those of them that have ended.
+    pub(super) closed: Vec<Uuid>,
+    /// What reporters have had.
+    pub(super) places: BTreeMap<Arc<str>, i64>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the file at `path`, which nobody else writes; makes it where it is missing.
+    pub(super) async fn open(path: &Path, durability: Durability) -> Result<Self, LedgerError> {
+        let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+        let mut connection = connect(path, durability).await.map_err(failed)?;
+        let version: i64 =
+            sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await.map_err(failed)?;
+        let application: i64 =
+            sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut connection).await.map_err(failed)?;
+        match (application, version) {
+            (APPLICATION_ID, VERSION) => {}
+            (APPLICATION_ID, found) if found > VERSION => {
+                return Err(LedgerError::Newer { path: path.to_owned(), found, known: VERSION });
+            }
+            _ => create(&mut connection, path).await?,
+        }
+        Ok(Self { path: path.to_owned(), durability, connection: Some(connection) })
+    }
+
+    /// Whether the last one who wrote it closed it. It counts as open from now on.
+    pub(super) async fn was_closed(&mut self) -> Result<bool, sqlx::Error> {
+        let connection = self.connection().await?;
+        let clean: bool = sqlx::query_scalar("SELECT clean FROM state").fetch_one(&mut *connection).await?;
+        sqlx::query("UPDATE state SET clean = 0").execute(connection).await?;
+        Ok(clean)
+    }
+
+    /// Looks at all of it: whether each page is there and is what it should be.
+    pub(super) async fn check(&mut self) -> Result<(), sqlx::Error> {
+        let said: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(self.connection().await?).await?;
+        if said == "ok" { Ok(()) } else { Err(sqlx::Error::Protocol(said)) }
+    }
+
+    /// The number of the last record that there ever was.
+    pub(super) async fn last(&mut self) -> Result<i64, sqlx::Error> {
+        let sql = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)";
+        sqlx::query_scalar(sql).fetch_one(self.connection().await?).await
+    }
+
+    /// The exchanges that were open when the last process died.
+    pub(super) async fn left_open(&mut self) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
+        left_open(self.connection().await?).await
+    }
+
+    /// What each reporter has had.
+    pub(super) async fn places(&mut self) -> Result<Vec<(String, i64)>, sqlx::Error> {
+        sqlx::query_as("SELECT name, seq FROM reporters").fetch_all(self.connection().await?).await
+    }
+
+    /// Writes all of it, or nothing.
+    pub(super) async fn commit(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
+        let done = self.try_commit(commit).await;
+        self.forget_if_failed(done)
+    }
+
+    /// Deletes the oldest records up to `seq`, `limit` at most: those that were written before `before`, and whatever it
+    /// takes for the file to be no larger than `max_size`. Returns how many, and how large it is now.
+    pub(super) async fn prune(
+        &mut self,
+        seq: i64,
+        before: i64,
+        max_size: u64,
+        limit: i64,
+    ) -> Result<(u64, u64), sqlx::Error> {
+        let done = self.try_prune(seq, before, max_size, limit).await;
+        self.forget_if_failed(done)
+    }
+
+    /// Writes from now on as `durability` says.
+    pub(super) async fn set_durability(&mut self, durability: Durability) -> Result<(), sqlx::Error> {
+        if std::mem::replace(&mut self.durability, durability) == durability {
+            return Ok(());
+        }
+        let sql = match durability {
+            Durability::Relaxed => "PRAGMA synchronous = NORMAL",
+            Durability::Strict => "PRAGMA synchronous = FULL",
+        };
+        let done = sqlx::query(sql).execute(self.connection().await?).await.map(drop);
+        self.forget_if_failed(done)
+    }
+
+    /// Leaves the file as one that was closed, with nothing in its log.
+    pub(super) async fn close(mut self) -> Result<(), sqlx::Error> {
+        let connection = self.connection().await?;
+        sqlx::query("UPDATE state SET clean = 1").execute(&mut *connection).await?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(connection).await?;
+        match self.connection {
+            Some(connection) => connection.close().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn try_commit(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
+        let connection = self.connection().await?;
+        // One statement is a transaction by itself.
+        if commit.is_one_statement() {
+            return write(connection, commit).await;
+        }
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        write(&mut transaction, commit).await?;
+        transaction.commit().await
+    }
+
+    async fn try_prune(&mut self, seq: i64, before: i64, max_size: u64, limit: i64) -> Result<(u64, u64), sqlx::Error> {
+        let connection = self.connection().await?;
+        let size = size(connection).await?;
+        let before = if size > max_size { i64::MAX } else { before };
+        let sql = "DELETE FROM records WHERE seq IN
+                   (SELECT seq FROM records WHERE seq <= ? AND written < ? ORDER BY seq LIMIT ?)";
+        let query = sqlx::query(sql).bind(seq).bind(before).bind(limit);
+        let deleted = query.execute(&mut *connection).await?.rows_affected();
+        if deleted == 0 {
+            return Ok((0, size));
+        }
+        // Returns the pages to the file system, from the end of the file.
+        sqlx::raw_sql("PRAGMA incremental_vacuum").execute(&mut *connection).await?;
+        Ok((deleted, self::size(connection).await?))
+    }
+
+    async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => connect(&self.path, self.durability).await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    fn forget_if_failed<T>(&mut self, done: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        if done.is_err() {
+            self.connection = None;
+        }
+        done
+    }
+}
+
+impl Commit {
+    pub(super) fn is_empty(&self) -> bool {
+        self.statements() == 0
+    }
+
+    fn is_one_statement(&self) -> bool {
+        self.statements() == 1
+    }
+
+    fn statements(&self) -> usize {
+        let chunks = [self.rows.len(), self.opened.len(), self.closed.len()].map(|rows| rows.div_ceil(CHUNK));
+        chunks.iter().sum::<usize>() + self.places.len()
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    pub(super) fn new(seq: i64, written: i64, record: String, body: Option<bytes::Bytes>) -> Self {
+        Self { seq, written, record, body }
+    }
+}
+
+async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+    for rows in commit.rows.chunks(CHUNK) {
+        let mut query = sqlx::query(AssertSqlSafe(SQL.insert[rows.len() - 1].clone()));
+        for row in rows {
+            let crc = i64::from(crc32fast::hash(row.record.as_bytes()));
+            query = query.bind(row.seq).bind(row.written).bind(crc).bind(&*row.record).bind(row.body.as_deref());
+        }
+        query.execute(&mut *connection).await?;
+    }
+    for rows in commit.opened.chunks(CHUNK) {
+        let mut query = sqlx::query(AssertSqlSafe(SQL.open[rows.len() - 1].clone()));
+        for (id, record) in rows {
+            query = query.bind(&id.as_bytes()[..]).bind(&**record);
+        }
+        query.execute(&mut *connection).await?;
+    }
+    for ids in commit.closed.chunks(CHUNK) {
+        let mut query = sqlx::query(AssertSqlSafe(SQL.close[ids.len() - 1].clone()));
+        for id in ids {
+            query = query.bind(&id.as_bytes()[..]);
+        }
+        query.execute(&mut *connection).await?;
+    }
+    for (name, seq) in &commit.places {
+        let sql = "INSERT INTO reporters (name, seq) VALUES (?, ?)
+                   ON CONFLICT (name) DO UPDATE SET seq = excluded.seq";
+        sqlx::query(sql).bind(&**name).bind(seq).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Whether SQLite says that the file is not what it should be.
+pub(super) fn is_broken(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return matches!(error, sqlx::Error::Protocol(_)) };
+    // CORRUPT and NOTADB, or one of their extended codes.
+    let code = error.code().and_then(|code| code.parse::<i32>().ok());
+    code.is_some_and(|code| matches!(code & 0xff, 11 | 26))
+}
+
+/// The exchanges that are noted as begun.
+pub(super) async fn left_open(connection: &mut SqliteConnection) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
+    let open: Vec<(Vec<u8>, String)> =
+        sqlx::query_as("SELECT id, record FROM open ORDER BY id").fetch_all(connection).await?;
+    let read = |(id, record): (Vec<u8>, _)| Uuid::from_slice(&id).ok().map(|id| (id, record));
+    Ok(open.into_iter().filter_map(read).collect())
+}
+
+/// What the rows take, in bytes; the file may be larger by what was deleted.
+async fn size(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    let sql = "SELECT (page_count - freelist_count) * page_size
+               FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
+    let size: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
+    Ok(size.unsigned_abs())
+}
+
+async fn connect(path: &Path, durability: Durability) -> Result<SqliteConnection, sqlx::Error> {
+    let synchronous = match durability {
+        // In WAL mode the log alone is synced, and only before it is copied into the file.
+        Durability::Relaxed => SqliteSynchronous::Normal,
+        Durability::Strict => SqliteSynchronous::Full,
+    };
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .page_size(PAGE_SIZE)
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(synchronous)
+        .pragma("journal_size_limit", LOG_LIMIT)
+        .busy_timeout(BUSY)
+        .statement_cache_capacity(STATEMENTS)
+        .connect()
+        .await
+}
+
+/// The tables, in a file that has none.
+async fn create(connection: &mut SqliteConnection, path: &Path) -> Result<(), LedgerError> {
+    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_master").fetch_one(&mut *connection).await.map_err(failed)?;
+    if tables > 0 {
+        return Err(LedgerError::Foreign { path: path.to_owned() });
+    }
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(failed)?;
+    let marks = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}");
+    sqlx::raw_sql(AssertSqlSafe(marks)).execute(&mut *transaction).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)
+}
+
+/// Statements, by the number of rows that they are for, less one.
+struct Statements {
+    insert: Vec<Arc<str>>,
+    open: Vec<Arc<str>>,
+    close: Vec<Arc<str>>,
+}
+
+static SQL: LazyLock<Statements> = LazyLock::new(|| Statements {
+    insert: statements("INSERT INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
+    // A note that is there already says the same.
+    open: statements("INSERT OR REPLACE INTO open (id, record) VALUES ", "(?,?)", ""),
+    close: statements("DELETE FROM open WHERE id IN (", "?", ")"),
+});
+
+fn statements(begin: &str, row: &str, end: &str) -> Vec<Arc<str>> {
+    let statement = |rows| format!("{begin}{}{end}", vec![row; rows].join(",")).into();
+    (1..=CHUNK).map(statement).collect()
+}
