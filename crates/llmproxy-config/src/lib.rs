@@ -55,7 +55,6 @@ mod reference;
 mod rename;
 mod scalar;
 mod server;
-mod suggest;
 mod table;
 mod tree;
 mod walk;

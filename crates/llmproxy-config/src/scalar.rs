@@ -7,10 +7,9 @@ use std::net::IpAddr;
 
 use figment::value::{Num, Tag, Value};
 use ipnet::IpNet;
-use llmproxy_core::duration;
+use llmproxy_core::{duration, nearest};
 
 use crate::{
-    suggest::nearest,
     table::{Kind, Words},
     tree::string,
 };

@@ -5,11 +5,11 @@
 use std::mem;
 
 use figment::value::{Dict, Tag, Value};
+use llmproxy_core::nearest;
 
 use crate::{
     Mistake, Warning,
     scalar::{coerce, switch},
-    suggest::nearest,
     table::{self, Key, Kind, State},
 };
 

@@ -1,11 +1,11 @@
-//! Names of models by a pattern.
+//! Names by a pattern.
 
 use serde::Deserialize;
 
 /// A name in which `*` stands for any text, none included; upper and lower case differ.
 ///
 /// ```
-/// use llmproxy_metering::Pattern;
+/// use llmproxy_core::Pattern;
 ///
 /// let pattern = Pattern::new("qwen*-instruct");
 /// assert!(pattern.matches("qwen2.5-7b-instruct"));

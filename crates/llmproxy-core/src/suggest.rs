@@ -1,7 +1,11 @@
 //! What an unknown word was probably meant to be.
 
 /// The one of `known` that is close enough to `word` to be meant by it.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+///
+/// ```
+/// assert_eq!(llmproxy_core::nearest("wieght", ["url", "weight"]), Some("weight"));
+/// ```
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
     let near = |other: &str| if word.len().min(other.len()) > 5 { 2 } else { 1 };
     known
