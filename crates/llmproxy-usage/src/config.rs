@@ -3,12 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::Deserialize;
 
-use crate::{Durability, LedgerConfig, webhook::Webhook};
+use crate::{
+    Durability, FileConfig, FilterConfig, LedgerConfig,
+    destination::{self, Destination},
+};
 
 const DEFAULT_QUEUE_SIZE: usize = 10_000;
 const DEFAULT_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -16,14 +20,19 @@ pub(crate) const MAX_QUEUE_SIZE: usize = 10_000_000;
 const DEFAULT_ADMIT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DEFAULT_RETRY: u32 = 3;
-pub(crate) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// By then a request's own cost is next to nothing for each record, the body is about as long as receivers take (1 MB is
 /// nginx's default), and putting one together keeps a thread for a fraction of a millisecond at a time.
 pub(crate) const MAX_BATCH_SIZE: usize = 1000;
 /// Longer than that nobody waits for a batch.
 pub(crate) const MAX_BATCH_INTERVAL: Duration = Duration::from_secs(3600);
-const WEBHOOK: &str = "webhook";
+/// How long a record is tried. A receiver that is down over a long weekend must not cost any.
+pub(crate) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// More requests at a time than this are no reporter but an attack.
+pub(crate) const MAX_IN_FLIGHT: usize = 64;
+pub(crate) const WEBHOOK: &str = "webhook";
+pub(crate) const FILE: &str = "file";
+pub(crate) const STDOUT: &str = "stdout";
 
 /// Records of what each request came to, and where they go.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -54,15 +63,21 @@ pub struct UsageConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ReporterConfig {
-    /// Its name in logs and metrics; the URL's host where it has none.
+    /// Its name in logs and metrics, and no other's; where it has none, the URL's host, or the type.
     pub name: String,
-    /// How records are sent: `webhook`.
+    /// How records are sent: `webhook`, `file`, `stdout`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether they are; true.
     pub enabled: bool,
+    /// Which records it gets; all.
+    pub filter: FilterConfig,
+    /// The fields of a record that are sent; all. `request_id` and `schema` are always sent.
+    pub fields: Vec<String>,
     /// HTTP requests with JSON.
     pub webhook: WebhookConfig,
+    /// Lines of JSON in a file.
+    pub file: FileConfig,
 }
 
 /// HTTP requests with JSON: one for each record, an object, or one for each batch of them, an array of the same objects.
@@ -77,8 +92,20 @@ pub struct WebhookConfig {
     /// How long an answer may take; 3s.
     #[serde(with = "llmproxy_core::duration")]
     pub timeout: Duration,
-    /// How often a record is sent once more after a failure that may pass; 3.
+    /// How often a record is sent once more at short distance after a failure that may pass; 3. After those the receiver
+    /// counts as down: from then on it is tried about twice a minute at most, and records wait.
     pub retry: u32,
+    /// How long a record is tried; 168h, a week.
+    #[serde(with = "llmproxy_core::duration")]
+    pub max_age: Duration,
+    /// The file that keeps the records which were refused or have become too old; a file beside the others' where it is
+    /// empty.
+    pub dead_letter: PathBuf,
+    /// Requests that may be on their way at a time; 1. More than one gives up the order of the records.
+    pub max_in_flight: usize,
+    /// Secrets that the requests are signed with as Standard Webhooks says, `whsec_...`; several are separated by blanks, for
+    /// as long as the receiver changes from one to the other. Empty, they are not signed.
+    pub secret: String,
     /// Headers of the request, such as Authorization.
     pub headers: BTreeMap<String, String>,
     /// Whether the record holds the whole request, prompts included; false. A batch then holds as many of them.
@@ -115,17 +142,21 @@ impl UsageConfig {
         }
         wrong.extend(self.ledger.validate().into_iter().map(|(key, what)| (format!("ledger.{key}"), what)));
         let mut names = BTreeSet::new();
+        let mut files: BTreeSet<&Path> = BTreeSet::new();
         for (index, reporter) in self.reporters.iter().enumerate().filter(|(_, reporter)| reporter.enabled) {
             let at = |key: &str| format!("reporters[{index}].{key}");
-            if reporter.kind != WEBHOOK {
-                wrong.push((at("type"), format!("`{}` is not a kind of reporter; use webhook", reporter.kind)));
-                continue;
+            if let Err(mistakes) = Destination::compile(reporter) {
+                wrong.extend(mistakes.into_iter().map(|(key, what)| (at(&key), what)));
             }
-            if !reporter.name.is_empty() && !names.insert(&reporter.name) {
-                wrong.push((at("name"), format!("`{}` is the name of another reporter too", reporter.name)));
+            let name = destination::name(reporter);
+            if !name.is_empty() && !names.insert(name.clone()) {
+                wrong.push((at("name"), taken(reporter, &name)));
             }
-            if let Err(mistakes) = Webhook::compile(&reporter.webhook) {
-                wrong.extend(mistakes.into_iter().map(|(key, what)| (at(&format!("webhook.{key}")), what)));
+            if reporter.kind == FILE
+                && !reporter.file.path.as_os_str().is_empty()
+                && !files.insert(&*reporter.file.path)
+            {
+                wrong.push((at("file.path"), "is the file of another reporter too".to_owned()));
             }
         }
         wrong
@@ -134,7 +165,7 @@ impl UsageConfig {
     /// The reporters that are in use.
     pub(crate) fn active(&self) -> impl Iterator<Item = &ReporterConfig> {
         let all = if self.enabled { &*self.reporters } else { &[] };
-        all.iter().filter(|reporter| reporter.enabled && reporter.kind == WEBHOOK)
+        all.iter().filter(|reporter| reporter.enabled)
     }
 }
 
@@ -152,11 +183,30 @@ impl Default for UsageConfig {
     }
 }
 
+/// Why a reporter can't have `name`.
+fn taken(reporter: &ReporterConfig, name: &str) -> String {
+    match (&*reporter.name, &*reporter.kind) {
+        ("", WEBHOOK) => {
+            format!("is missing: `{name}`, the host of its URL, is the name of another reporter too; give it one")
+        }
+        ("", _) => format!("is missing: `{name}`, its type, is the name of another reporter too; give it one"),
+        _ => format!("`{name}` is the name of another reporter too; give it one of its own"),
+    }
+}
+
 // === impl ReporterConfig ===
 
 impl Default for ReporterConfig {
     fn default() -> Self {
-        Self { name: String::new(), kind: WEBHOOK.to_owned(), enabled: true, webhook: WebhookConfig::default() }
+        Self {
+            name: String::new(),
+            kind: WEBHOOK.to_owned(),
+            enabled: true,
+            filter: FilterConfig::default(),
+            fields: Vec::new(),
+            webhook: WebhookConfig::default(),
+            file: FileConfig::default(),
+        }
     }
 }
 
@@ -169,6 +219,10 @@ impl Default for WebhookConfig {
             method: "POST".to_owned(),
             timeout: DEFAULT_TIMEOUT,
             retry: DEFAULT_RETRY,
+            max_age: DEFAULT_MAX_AGE,
+            dead_letter: PathBuf::new(),
+            max_in_flight: 1,
+            secret: String::new(),
             headers: BTreeMap::new(),
             include_request_body: false,
             batch_size: 1,
@@ -179,11 +233,15 @@ impl Default for WebhookConfig {
 
 impl fmt::Debug for WebhookConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers hold credentials, and so may the URL.
+        // Headers hold credentials, and so may the URL. The secret is one.
         f.debug_struct("WebhookConfig")
             .field("method", &self.method)
             .field("timeout", &self.timeout)
             .field("retry", &self.retry)
+            .field("max_age", &self.max_age)
+            .field("dead_letter", &self.dead_letter)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("is_signed", &!self.secret.is_empty())
             .field("headers", &self.headers.keys())
             .field("include_request_body", &self.include_request_body)
             .field("batch_size", &self.batch_size)
@@ -193,78 +251,5 @@ impl fmt::Debug for WebhookConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(json: serde_json::Value) -> UsageConfig {
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_url_is_all_that_a_reporter_needs() {
-        let config = config(serde_json::json!({
-            "enabled": true, "reporters": [{"name": "billing", "webhook": {"url": "https://billing.example/usage"}}],
-        }));
-        assert_eq!(config.validate(), []);
-        let webhook = &config.reporters[0].webhook;
-        assert_eq!((&*webhook.method, webhook.timeout, webhook.retry), ("POST", Duration::from_secs(3), 3));
-        assert!(!webhook.include_request_body);
-        assert_eq!((webhook.batch_size, webhook.batch_interval), (1, Duration::from_secs(1)));
-        assert_eq!((config.queue_size, config.admit_timeout), (10_000, Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn every_mistake_is_told_with_its_key() {
-        let config = config(serde_json::json!({"enabled": true, "queue_size": 0, "reporters": [
-            {"name": "a", "webhook": {"url": "ftp://x", "method": "", "timeout": "0s", "headers": {"b c": "d", "e": "f\n"}}},
-            {"name": "b", "type": "database"},
-            {"name": "a", "webhook": {"url": "http://x/?token=1"}},
-        ]}));
-        let keys: Vec<_> = config.validate().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(
-            keys,
-            [
-                "queue_size",
-                "reporters[0].webhook.url",
-                "reporters[0].webhook.method",
-                "reporters[0].webhook.timeout",
-                "reporters[0].webhook.headers.b c",
-                "reporters[0].webhook.headers.e",
-                "reporters[1].type",
-                "reporters[2].name",
-            ]
-        );
-    }
-
-    #[test]
-    fn batches_have_bounds() {
-        let check = |webhook: serde_json::Value, expected: &[&str]| {
-            let mut webhook = webhook;
-            webhook["url"] = "http://x".into();
-            let reporters = serde_json::json!([{ "webhook": webhook }]);
-            let wrong =
-                config(serde_json::json!({"enabled": true, "queue_size": 500, "reporters": reporters})).validate();
-            let keys: Vec<_> =
-                wrong.iter().map(|(key, _)| key.strip_prefix("reporters[0].webhook.").unwrap()).collect();
-            assert_eq!(keys, expected, "{webhook}");
-        };
-        check(serde_json::json!({"batch_size": 1000, "batch_interval": "1h"}), &[]);
-        check(serde_json::json!({"batch_size": 0, "batch_interval": "0s"}), &["batch_size", "batch_interval"]);
-        check(serde_json::json!({"batch_size": 1001, "batch_interval": "61m"}), &["batch_size", "batch_interval"]);
-    }
-
-    #[test]
-    fn what_is_switched_off_may_be_wrong() {
-        let reporters = serde_json::json!([{"type": "builtin", "enabled": false}]);
-        assert_eq!(config(serde_json::json!({"enabled": true, "reporters": reporters})).validate(), []);
-        assert_eq!(config(serde_json::json!({"queue_size": 0, "reporters": [{}]})).validate(), []);
-    }
-
-    #[test]
-    fn secrets_are_not_printed() {
-        let headers = [("Authorization".to_owned(), "Bearer secret".to_owned())].into();
-        let config = WebhookConfig { url: "http://secret@x".into(), headers, ..WebhookConfig::default() };
-        let text = format!("{config:?}");
-        assert!(text.contains("Authorization") && !text.contains("secret"), "{text}");
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -80,7 +80,7 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
                 (most, tries) = (sent / 2, 0);
                 continue;
             }
-            Verdict::Refused { why } => Err(GivenUp { reason: "refused", why }),
+            Verdict::Refused { why } | Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why }),
             Verdict::Again { why, after } => {
                 tries = tries.saturating_add(1);
                 watch.failed(&why, tries, retries);

@@ -8,7 +8,7 @@
 //!
 //! [`Reporters`] own the queues and send what is in them, never in a request's way. They outlive the layers: a reload
 //! applies its configuration to them, and a reporter that is no longer configured still sends what it was given. Where
-//! records go besides webhooks is an implementation of [`Report`].
+//! records go besides webhooks, files and the standard output is an implementation of [`Report`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -63,21 +63,35 @@
 
 pub mod metrics;
 
+mod answer;
+mod backups;
 mod config;
+mod dead_letter;
 mod delivery;
+mod destination;
 mod error;
+mod fields;
+mod file;
+mod filter;
 mod json;
 mod layer;
 mod ledger;
+mod lines;
 mod opening;
 mod report;
 mod reporter;
 mod reporters;
+#[cfg(test)]
+mod scratch;
 mod service;
+mod signature;
+mod stdout;
 mod webhook;
 
 pub use config::{ReporterConfig, UsageConfig, WebhookConfig};
 pub use error::{Uncommitted, UsageError};
+pub use file::FileConfig;
+pub use filter::FilterConfig;
 pub use json::to_json;
 pub use layer::UsageLayer;
 pub use ledger::{Durability, LedgerConfig, LedgerError, LedgerReader, Page};

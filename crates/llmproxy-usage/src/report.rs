@@ -1,6 +1,6 @@
 //! Where records go: a webhook, or whatever else someone writes.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -59,18 +59,24 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
         crate::config::DEFAULT_TIMEOUT
     }
 
-    /// How many tries may follow the first before a record is given up; 3. The waits between them double, from half a
-    /// second to half a minute.
+    /// How many tries may follow the first at short distance; 3. The waits between them double, from half a second to half a
+    /// minute. After those the other side counts as down: from then on it is tried about twice a minute at most, and records
+    /// wait.
     fn retries(&self) -> u32 {
         crate::config::DEFAULT_RETRY
     }
 
-    /// How long a record is tried before it is given up; seven days.
+    /// How old a record may become before it is given up; 7 days.
     fn max_age(&self) -> Duration {
         crate::config::DEFAULT_MAX_AGE
     }
 
-    /// How many records, or batches of them, may be on their way at a time; 1. With more their order is not kept.
+    /// The file that keeps records which are given up; `None`, the one that all such reporters share.
+    fn dead_letter(&self) -> Option<&Path> {
+        None
+    }
+
+    /// How many records, or batches, may be on their way at a time; 1. More than one gives up their order.
     fn max_in_flight(&self) -> usize {
         1
     }
@@ -146,7 +152,8 @@ pub trait ReportBatch: Send + Sync {
 
     /// Tries once to deliver `entries`, of which there is at least one: all of them, or the verdict is another than
     /// [`Verdict::Delivered`]. After [`Verdict::Again`] the same ones are tried again. After [`Verdict::Refused`] they are
-    /// tried in halves, down to single records, of which one that is refused is given up.
+    /// tried in halves, down to single records, of which one that is refused is given up; after
+    /// [`Verdict::RefusedAll`] all of them are.
     ///
     /// # Cancel safety
     ///
@@ -181,6 +188,12 @@ pub enum Verdict {
         /// Why, for the log.
         why: String,
     },
+    /// So will everything that is sent there: the address is wrong, or the sender may not. All that was tried with it is
+    /// given up at once.
+    RefusedAll {
+        /// Why, for the log.
+        why: String,
+    },
 }
 
 // === impl Verdict ===
@@ -194,5 +207,10 @@ impl Verdict {
     /// A failure that will not pass.
     pub fn refused(why: impl fmt::Display) -> Self {
         Self::Refused { why: why.to_string() }
+    }
+
+    /// A failure that will not pass, whatever is sent.
+    pub fn refused_all(why: impl fmt::Display) -> Self {
+        Self::RefusedAll { why: why.to_string() }
     }
 }

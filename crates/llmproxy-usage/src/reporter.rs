@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +22,9 @@ use tokio::{
 use crate::{
     Entry, Report,
     config::MAX_BATCH_INTERVAL,
+    dead_letter::DeadLetters,
     delivery::{GivenUp, Watch, deliver},
+    filter::Filter,
     ledger::Ledger,
     metrics::{DROPPED, PENDING, UP, WEBHOOK_FAILURE, WEBHOOK_SUCCESS},
 };
@@ -30,6 +33,10 @@ use crate::{
 const PAGE: usize = 256;
 /// The wait after the ledger could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
+/// The wait after a dead letter could not be written.
+const KEEP_RETRY: Duration = Duration::from_secs(5);
+/// The file of those, beside the ledger.
+const DEAD_LETTERS: &str = "dead-letters.jsonl";
 
 /// A reporter that is configured. Its task ends with it; what it has had is written down, and it goes on from there when it
 /// is configured again.
@@ -43,9 +50,18 @@ pub(crate) struct Reporter {
 /// How records are delivered at present.
 #[derive(Debug)]
 struct Current {
-    report: RwLock<Arc<dyn Report>>,
+    delivery: RwLock<Delivery>,
     /// Told when that is another.
     changed: Notify,
+}
+
+/// How a reporter delivers, and what.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) report: Arc<dyn Report>,
+    pub(crate) filter: Filter,
+    /// Whether it counts as webhooks do.
+    pub(crate) is_webhook: bool,
 }
 
 /// How many go together.
@@ -76,7 +92,9 @@ struct Feed {
 /// What became of records: the log and the counters.
 struct Outcome {
     name: Arc<str>,
-    is_webhook: bool,
+    current: Arc<Current>,
+    /// Where what is given up goes, unless the reporter has a file of its own.
+    dead_letters: PathBuf,
     is_down: AtomicBool,
     /// Looked up once, when there is something to count.
     success: OnceLock<metrics::Counter>,
@@ -89,15 +107,15 @@ impl Reporter {
     /// Starts to deliver what `ledger` has for it. As long as `hurry` is not zero, no batch waits to be full.
     pub(crate) fn start(
         name: Arc<str>,
-        is_webhook: bool,
-        report: Arc<dyn Report>,
+        delivery: Delivery,
         ledger: Arc<Ledger>,
         hurry: watch::Receiver<usize>,
     ) -> Self {
-        let current = Arc::new(Current { report: RwLock::new(report), changed: Notify::new() });
+        let current = Arc::new(Current { delivery: RwLock::new(delivery), changed: Notify::new() });
         let outcome = Outcome {
             name: name.clone(),
-            is_webhook,
+            current: current.clone(),
+            dead_letters: ledger.beside(DEAD_LETTERS),
             is_down: AtomicBool::new(false),
             success: OnceLock::new(),
             failure: OnceLock::new(),
@@ -115,8 +133,8 @@ impl Reporter {
     }
 
     /// Delivers so from now on, what waits included.
-    pub(crate) fn set_report(&self, report: Arc<dyn Report>) {
-        *self.current.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+    pub(crate) fn set_delivery(&self, delivery: Delivery) {
+        *self.current.delivery.write().unwrap_or_else(PoisonError::into_inner) = delivery;
         self.current.changed.notify_one();
     }
 }
@@ -131,12 +149,16 @@ impl Drop for Reporter {
 // === impl Current ===
 
 impl Current {
-    fn report(&self) -> Arc<dyn Report> {
-        self.report.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn delivery(&self) -> Delivery {
+        self.delivery.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
+// === impl Delivery ===
+
+impl Delivery {
     fn batching(&self) -> Batching {
-        let report = self.report();
+        let report = &self.report;
         // Someone else's code: what panics wants nothing.
         let ask = || {
             let batches = report.batches().map(|batches| (batches.size(), batches.interval()));
@@ -159,9 +181,10 @@ impl Feed {
     async fn run(mut self, mut hurry: watch::Receiver<usize>) {
         let mut news = self.ledger.news();
         loop {
-            let batching = self.current.batching();
+            let delivery = self.current.delivery();
+            let batching = delivery.batching();
             news.borrow_and_update();
-            let is_all = self.fill(batching).await;
+            let is_all = self.fill(batching, &delivery.filter).await;
             let is_hurry = *hurry.borrow_and_update() > 0;
             let deadline = self.start(batching, is_hurry);
             if self.flight.is_empty() && self.waiting.is_empty() {
@@ -183,7 +206,7 @@ impl Feed {
     }
 
     /// Reads as much as a batch has. Returns whether that is all that there is.
-    async fn fill(&mut self, batching: Batching) -> bool {
+    async fn fill(&mut self, batching: Batching, filter: &Filter) -> bool {
         while self.waiting.len() < batching.size {
             let limit = batching.size.max(PAGE);
             match self.ledger.after(self.read, limit, batching.with_body).await {
@@ -193,7 +216,8 @@ impl Feed {
                         self.since = Instant::now();
                     }
                     self.read = page.up_to;
-                    self.waiting.extend(page.entries.into_iter().map(|(seq, mut entry)| {
+                    let wanted = page.entries.into_iter().filter(|(_, entry)| filter.wants(&entry.record));
+                    self.waiting.extend(wanted.map(|(seq, mut entry)| {
                         // Another reporter may want it.
                         entry.request_body = entry.request_body.filter(|_| batching.with_body);
                         (seq, entry)
@@ -223,7 +247,7 @@ impl Feed {
             let (current, outcome) = (self.current.clone(), self.outcome.clone());
             self.flight.push_back(
                 async move {
-                    deliver(|| current.report(), &entries, &*outcome).await;
+                    deliver(|| current.delivery().report, &entries, &*outcome).await;
                     seq
                 }
                 .boxed(),
@@ -249,24 +273,41 @@ async fn until(deadline: Option<Instant>) {
 
 // === impl Outcome ===
 
+impl Outcome {
+    /// Keeps them where a person finds them. Until that is done they are not dealt with.
+    async fn keep(&self, entries: &[Entry], reason: &str) {
+        let own = || self.current.delivery().report.dead_letter().map(Path::to_owned);
+        let own = catch_unwind(AssertUnwindSafe(own)).unwrap_or_default();
+        let letters = DeadLetters::new(own.unwrap_or_else(|| self.dead_letters.clone()));
+        while let Err(error) = letters.append(&self.name, reason, entries).await {
+            tracing::error!(reporter = &*self.name, %error, "usage records that were given up are held until they can be kept");
+            sleep(KEEP_RETRY).await;
+        }
+    }
+}
+
 impl Watch for Outcome {
     fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()> {
-        let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-        if self.is_webhook {
-            let counter = match end {
-                Ok(()) => self.success.get_or_init(|| metrics::counter!(WEBHOOK_SUCCESS)),
-                Err(_) => self.failure.get_or_init(|| metrics::counter!(WEBHOOK_FAILURE)),
+        async move {
+            let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+            let is_webhook = self.current.delivery().is_webhook;
+            let Err(GivenUp { reason, why }) = end else {
+                if is_webhook {
+                    self.success.get_or_init(|| metrics::counter!(WEBHOOK_SUCCESS)).increment(count);
+                }
+                return;
             };
-            counter.increment(count);
-        }
-        if let Err(GivenUp { reason, why }) = end {
             let reporter = &*self.name;
-            metrics::counter!(DROPPED, "reporter" => reporter.to_owned(), "reason" => reason).increment(count);
             for Entry { record, .. } in entries {
                 tracing::error!(reporter, request_id = %record.request_id, reason, %why, "a usage record was given up");
             }
+            self.keep(entries, &format!("{reason}: {why}")).await;
+            if is_webhook {
+                self.failure.get_or_init(|| metrics::counter!(WEBHOOK_FAILURE)).increment(count);
+            }
+            metrics::counter!(DROPPED, "reporter" => reporter.to_owned(), "reason" => reason).increment(count);
         }
-        std::future::ready(()).boxed()
+        .boxed()
     }
 
     fn failed(&self, why: &str, tries: u32, retries: u32) {

@@ -10,11 +10,12 @@ use llmproxy_core::HttpClient;
 use tokio::sync::watch;
 
 use crate::{
-    LedgerError, Report, ReporterConfig, UsageConfig,
+    LedgerError, Report, UsageConfig,
     config::MAX_QUEUE_SIZE,
+    destination::{self, Destination},
+    filter::Filter,
     ledger::{Durability, Ledger},
-    reporter::Reporter,
-    webhook::{Webhook, WebhookReport},
+    reporter::{Delivery, Reporter},
 };
 
 /// All reporters, and the ledger. Long-lived: made once, told of each new configuration, and closed at the end.
@@ -42,13 +43,6 @@ pub(crate) struct Active {
     pub(crate) commit_timeout: Duration,
     /// Whether any of the reporters wants the request's body.
     pub(crate) wants_request_body: bool,
-}
-
-/// A reporter that is to run.
-struct Wanted {
-    name: Arc<str>,
-    is_webhook: bool,
-    report: Arc<dyn Report>,
 }
 
 /// As long as it is there, there is a hurry.
@@ -103,8 +97,7 @@ impl Reporters {
                 lock(&self.ledger).insert(ledger).clone()
             }
         };
-        let names: Vec<Arc<str>> = self.wanted(config).into_iter().map(|wanted| wanted.name).collect();
-        ledger.register(&names).await;
+        ledger.register(&self.names(config)).await;
         Ok(())
     }
 
@@ -121,17 +114,16 @@ impl Reporters {
         let mut wants_request_body = false;
         if let Some(ledger) = &ledger {
             ledger.configure(&config.ledger, config.durability, queue_size(config));
-            let wanted = self.wanted(config);
-            ledger.set_live(wanted.iter().map(|wanted| wanted.name.clone()));
-            for Wanted { name, is_webhook, report } in wanted {
-                wants_request_body |= wants_body(&*report);
+            ledger.set_live(self.names(config));
+            for (name, delivery) in self.wanted(config) {
+                wants_request_body |= wants_body(&*delivery.report);
                 let known = before.iter().position(|known| known.name == name);
                 running.push(match known.map(|index| before.swap_remove(index)) {
                     Some(same) => {
-                        same.set_report(report);
+                        same.set_delivery(delivery);
                         same
                     }
-                    None => Reporter::start(name, is_webhook, report, ledger.clone(), self.hurry.subscribe()),
+                    None => Reporter::start(name, delivery, ledger.clone(), self.hurry.subscribe()),
                 });
             }
             for gone in &before {
@@ -199,41 +191,41 @@ impl Reporters {
         config.enabled || !self.own.is_empty()
     }
 
-    fn wanted(&self, config: &UsageConfig) -> Vec<Wanted> {
-        let mut wanted: Vec<Wanted> = Vec::new();
+    /// The reporters that are to run.
+    fn names(&self, config: &UsageConfig) -> Vec<Arc<str>> {
+        let own = self.own.iter().map(|report| report.name().into());
+        own.chain(config.active().map(|reporter| destination::name(reporter).into())).collect()
+    }
+
+    /// The same, and how they deliver.
+    fn wanted(&self, config: &UsageConfig) -> Vec<(Arc<str>, Delivery)> {
+        let mut wanted: Vec<(Arc<str>, Delivery)> = Vec::new();
         for report in &self.own {
-            wanted.push(Wanted { name: report.name().into(), is_webhook: false, report: report.clone() });
+            let delivery = Delivery { report: report.clone(), filter: Filter::default(), is_webhook: false };
+            wanted.push((report.name().into(), delivery));
         }
         for reporter in config.active() {
-            let webhook = match Webhook::compile(&reporter.webhook) {
-                Ok(webhook) => webhook,
+            match Destination::compile(reporter) {
+                Ok(mut to) => {
+                    let (name, is_webhook) = (to.name.clone(), to.is_webhook());
+                    let filter = std::mem::take(&mut to.filter);
+                    wanted.push((name, Delivery { report: to.report(&self.client), filter, is_webhook }));
+                }
                 Err(wrong) => {
                     tracing::error!(reporter = reporter.name, ?wrong, "a usage reporter can't be used and is left out");
-                    continue;
                 }
-            };
-            let name = name(reporter, &webhook);
-            let report = WebhookReport { name: name.clone(), webhook, client: self.client.clone() };
-            wanted.push(Wanted { name, is_webhook: true, report: Arc::new(report) });
+            }
         }
         // Two of one name would share a place, and each would miss what the other has had.
         let mut names = BTreeSet::new();
-        wanted.retain(|wanted| {
-            let is_new = names.insert(wanted.name.clone());
+        wanted.retain(|(name, _)| {
+            let is_new = names.insert(name.clone());
             if !is_new {
-                tracing::error!(reporter = &*wanted.name, "a second usage reporter of this name is left out");
+                tracing::error!(reporter = &**name, "a second usage reporter of this name is left out");
             }
             is_new
         });
         wanted
-    }
-}
-
-/// Never the whole URL, which may hold a token.
-fn name(config: &ReporterConfig, webhook: &Webhook) -> Arc<str> {
-    match &*config.name {
-        "" => webhook.url.host().unwrap_or_default().into(),
-        name => name.into(),
     }
 }
 

@@ -1,21 +1,32 @@
 //! A webhook as it runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use jiff::{Timestamp, fmt::rfc2822};
-use llmproxy_core::{BoxError, HttpClient};
+use jiff::Timestamp;
+use llmproxy_core::HttpClient;
 
 use crate::{
     Entry, Report, ReportBatch, Verdict, WebhookConfig,
-    config::{MAX_BATCH_INTERVAL, MAX_BATCH_SIZE},
+    answer::judge,
+    config::{MAX_BATCH_INTERVAL, MAX_BATCH_SIZE, MAX_IN_FLIGHT},
+    fields::Fields,
     json,
+    signature::{Secrets, batch_id},
 };
+
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// How a record is sent.
 #[derive(Debug)]
@@ -28,6 +39,10 @@ pub(crate) struct Webhook {
     batch_interval: Duration,
     method: Method,
     headers: HeaderMap,
+    secrets: Option<Secrets>,
+    max_age: Duration,
+    dead_letter: Option<PathBuf>,
+    max_in_flight: usize,
 }
 
 /// A webhook and what it is asked through.
@@ -35,6 +50,7 @@ pub(crate) struct Webhook {
 pub(crate) struct WebhookReport {
     pub(crate) name: Arc<str>,
     pub(crate) webhook: Webhook,
+    pub(crate) fields: Fields,
     pub(crate) client: HttpClient,
 }
 
@@ -64,10 +80,24 @@ impl Webhook {
         if config.batch_interval.is_zero() || config.batch_interval > MAX_BATCH_INTERVAL {
             wrong.push(("batch_interval".to_owned(), "must be longer than 0s and at most 1h".to_owned()));
         }
+        if config.max_age.is_zero() {
+            wrong.push(("max_age".to_owned(), "must be longer than 0s; 168h is a week".to_owned()));
+        }
+        if !(1..=MAX_IN_FLIGHT).contains(&config.max_in_flight) {
+            wrong.push(("max_in_flight".to_owned(), format!("must be from 1 to {MAX_IN_FLIGHT}")));
+        }
+        let secrets = Some(config.secret.trim()).filter(|secret| !secret.is_empty()).map(Secrets::compile).transpose();
+        if let Err(what) = &secrets {
+            wrong.push(("secret".to_owned(), what.clone()));
+        }
+        let is_signed = !matches!(secrets, Ok(None));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in &config.headers {
             match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                (Ok(known), _) if is_signed && [ID, TIMESTAMP, SIGNATURE].contains(&known) => {
+                    wrong.push((format!("headers.{name}"), "is set by `secret`; leave one of the two out".to_owned()));
+                }
                 (Ok(name), Ok(mut value)) => {
                     value.set_sensitive(name == AUTHORIZATION);
                     headers.insert(name, value);
@@ -76,8 +106,8 @@ impl Webhook {
                 (_, Err(_)) => wrong.push((format!("headers.{name}"), "must be printable text in one line".to_owned())),
             }
         }
-        match (url, method) {
-            (Some(url), Ok(method)) if wrong.is_empty() => Ok(Self {
+        match (url, method, secrets) {
+            (Some(url), Ok(method), Ok(secrets)) if wrong.is_empty() => Ok(Self {
                 url,
                 timeout: config.timeout,
                 retry: config.retry,
@@ -86,17 +116,30 @@ impl Webhook {
                 batch_interval: config.batch_interval,
                 method,
                 headers,
+                secrets,
+                max_age: config.max_age,
+                dead_letter: Some(config.dead_letter.clone()).filter(|path| !path.as_os_str().is_empty()),
+                max_in_flight: config.max_in_flight,
             }),
             _ => Err(wrong),
         }
     }
 
-    /// The request that carries `body`.
-    pub(crate) fn request(&self, body: Bytes) -> Request<Bytes> {
+    /// The request that carries `body`, signed where there is a secret. `id` is the same on each try, the time is not: it
+    /// is there so that a receiver can refuse what somebody else sends again much later.
+    fn request(&self, id: impl FnOnce() -> String, body: Bytes) -> Request<Bytes> {
+        let mut headers = self.headers.clone();
+        if let Some(secrets) = &self.secrets {
+            let (id, now) = (id(), Timestamp::now().as_second());
+            let text = |value: &str| HeaderValue::try_from(value).expect("hexadecimal, base64 and digits");
+            headers.insert(SIGNATURE, text(&secrets.sign(&id, now, &body)));
+            headers.insert(ID, text(&id));
+            headers.insert(TIMESTAMP, now.into());
+        }
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.url.clone();
-        *request.headers_mut() = self.headers.clone();
+        *request.headers_mut() = headers;
         request
     }
 }
@@ -104,8 +147,8 @@ impl Webhook {
 // === impl WebhookReport ===
 
 impl WebhookReport {
-    async fn send(&self, body: Vec<u8>) -> Verdict {
-        judge(self.client.send(self.webhook.request(body.into())).await)
+    async fn send(&self, id: impl FnOnce() -> String, body: Vec<u8>) -> Verdict {
+        judge(self.client.send(self.webhook.request(id, body.into())).await)
     }
 }
 
@@ -115,7 +158,10 @@ impl Report for WebhookReport {
     }
 
     fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move { self.send(json::object(&entry)).await })
+        Box::pin(async move {
+            let id = || entry.record.request_id.to_string();
+            self.send(id, json::object(&entry, &self.fields)).await
+        })
     }
 
     fn timeout(&self) -> Duration {
@@ -126,8 +172,20 @@ impl Report for WebhookReport {
         self.webhook.retry
     }
 
+    fn max_age(&self) -> Duration {
+        self.webhook.max_age
+    }
+
+    fn dead_letter(&self) -> Option<&Path> {
+        self.webhook.dead_letter.as_deref()
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.webhook.max_in_flight
+    }
+
     fn wants_request_body(&self) -> bool {
-        self.webhook.include_request_body
+        self.webhook.include_request_body && self.fields.has("request_body")
     }
 
     fn batches(&self) -> Option<&dyn ReportBatch> {
@@ -145,83 +203,9 @@ impl ReportBatch for WebhookReport {
     }
 
     fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
-        Box::pin(async move { self.send(json::array(entries).await).await })
-    }
-}
-
-fn judge(answer: Result<Response<Bytes>, BoxError>) -> Verdict {
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(error) => return Verdict::again(error),
-    };
-    let status = answer.status();
-    let why = || format!("the receiver answered {status}");
-    match status {
-        _ if status.is_success() => Verdict::Delivered,
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Verdict::Again { why: why(), after: retry_after(answer.headers()) }
-        }
-        _ if status.is_server_error() => Verdict::Again { why: why(), after: retry_after(answer.headers()) },
-        _ => Verdict::Refused { why: why() },
-    }
-}
-
-/// Seconds or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let until = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-            Duration::try_from(until.duration_since(Timestamp::now())).ok()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(status: u16, retry_after: Option<&str>) -> Result<Response<Bytes>, BoxError> {
-        let mut response = Response::builder().status(status);
-        if let Some(value) = retry_after {
-            response = response.header("retry-after", value);
-        }
-        Ok(response.body(Bytes::new()).unwrap())
-    }
-
-    #[test]
-    fn only_what_may_pass_is_sent_again() {
-        let check = |status: u16, expected: &str| {
-            let verdict = match judge(answer(status, None)) {
-                Verdict::Delivered => "taken",
-                Verdict::Again { .. } => "again",
-                Verdict::Refused { .. } => "refused",
-            };
-            assert_eq!(verdict, expected, "{status}");
-        };
-        for status in [200, 201, 204] {
-            check(status, "taken");
-        }
-        for status in [408, 429, 500, 502, 503, 504] {
-            check(status, "again");
-        }
-        for status in [301, 302, 400, 401, 403, 404, 410, 413, 422] {
-            check(status, "refused");
-        }
-        assert_eq!(judge(Err("refused".into())), Verdict::again("refused"));
-    }
-
-    #[test]
-    fn a_receiver_may_ask_for_patience() {
-        let check = |value: &str, expected: Option<u64>| {
-            let Verdict::Again { after: wait, .. } = judge(answer(429, Some(value))) else { panic!() };
-            assert_eq!(wait, expected.map(Duration::from_secs), "{value}");
-        };
-        check("7", Some(7));
-        check("100000", Some(100_000));
-        check("soon", None);
-        check("-1", None);
-        check("Sun, 06 Nov 1994 08:49:37 GMT", None);
+        Box::pin(async move {
+            let id = || batch_id(entries.iter().map(|entry| entry.record.request_id));
+            self.send(id, json::array(entries, &self.fields).await).await
+        })
     }
 }

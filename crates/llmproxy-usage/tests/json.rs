@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 fn the_json_serves_every_receiver() {
     let record = record();
     let expected = json!({
+        "schema": 1,
         "request_id": record.request_id.to_string(),
         "timestamp": "2026-01-23T10:30:00.500000000Z",
         "user_id": "u-1",

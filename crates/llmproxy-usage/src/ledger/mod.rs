@@ -135,6 +135,11 @@ impl Ledger {
         Ok(Arc::new(Self { shared, writer, reader: tokio::sync::Mutex::default(), _lock: lock }))
     }
 
+    /// The file `name` in the same folder.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.shared.path.with_file_name(name)
+    }
+
     /// Takes what a new configuration says; not the path, which needs a restart.
     pub(crate) fn configure(&self, config: &LedgerConfig, durability: Durability, queue_size: usize) {
         *lock_of(&self.shared.settings) = Settings { durability, max_age: config.max_age, max_size: config.max_size };

@@ -162,6 +162,18 @@ async fn a_record_that_is_refused_costs_none_of_its_batch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_the_place_is_not_looked_for_in_the_records() {
+    for status in [401, 403, 404, 410] {
+        let (client, sent) = client(&[status]);
+        let reporters = Reporters::new(client);
+        reporters.apply(&batches(json!({"batch_size": 7}), json!({})));
+        end_some(&reporters, 7).await;
+        assert_eq!(reporters.flush(LONG).await, 0);
+        assert_eq!(sent.lock().unwrap().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_that_takes_too_long_is_sent_in_parts() {
     let taken = Arc::new(Mutex::new(Vec::new()));
     let inbox = taken.clone();

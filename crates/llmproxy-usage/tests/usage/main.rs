@@ -5,6 +5,7 @@
 mod batches;
 #[path = "../common/mod.rs"]
 mod common;
+mod destinations;
 
 use std::{
     collections::VecDeque,
