@@ -45,6 +45,8 @@ const SAMPLES: &[(&str, &str)] = &[
     ("health_check.path", "/other"),
     ("health_check.expected_status", "204"),
     ("usage.reporters[].webhook.method", "PUT"),
+    ("usage.reporters[].webhook.secret", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"),
+    ("usage.reporters[].fields", "[model]"),
 ];
 
 /// Keys that do something else than to set a value.
@@ -81,8 +83,12 @@ fn shown(config: &Config) -> String {
         })
         .collect();
     let headers: Vec<_> = config.backends.iter().map(|backend| &backend.headers).collect();
-    let hooks: Vec<_> =
-        config.usage.reporters.iter().map(|reporter| (&reporter.webhook.url, &reporter.webhook.headers)).collect();
+    let hooks: Vec<_> = config
+        .usage
+        .reporters
+        .iter()
+        .map(|reporter| (&reporter.webhook.url, &reporter.webhook.headers, &reporter.webhook.secret))
+        .collect();
     format!("{config:?} {keys:?} {headers:?} {hooks:?}")
 }
 

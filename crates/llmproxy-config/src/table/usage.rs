@@ -4,8 +4,8 @@ use super::{Key, Kind::*, Words, block, key};
 
 const REPORTERS: Words = Words {
     later: &["database", "builtin"],
-    why: "this version can't write records there, so they would be lost; use webhook, or disable the entry",
-    ..Words::of(&["webhook"])
+    why: "this version can't write records there, so they would be lost; use webhook or file, or disable the entry",
+    ..Words::of(&["webhook", "file", "stdout"])
 };
 
 const DURABILITY: Words = Words::of(&["relaxed", "strict"]);
@@ -55,9 +55,30 @@ pub(super) const KEYS: &[Key] = &[
         "how large it may grow before these go earlier, in bytes; what a reporter has not had is kept",
     ),
     key("usage.reporters", Blocks, "", "where they are sent"),
-    key("usage.reporters[].name", Text, "", "its name in logs and metrics"),
+    key(
+        "usage.reporters[].name",
+        Text,
+        "",
+        "its name in logs and metrics, and no other's; the URL's host, or the type, where it has none",
+    ),
     key("usage.reporters[].type", Word(&REPORTERS), "webhook", "how they are sent"),
     key("usage.reporters[].enabled", Switch, "true", "whether they are"),
+    block("usage.reporters[].filter", "which records it gets: those that fit each of the lists that are there"),
+    key(
+        "usage.reporters[].filter.models",
+        Texts,
+        "",
+        "models, as clients or backends name them; `*` stands for any text",
+    ),
+    key("usage.reporters[].filter.keys", Texts, "", "names or fingerprints of keys, in the same way"),
+    key("usage.reporters[].filter.paths", Texts, "", "paths of requests"),
+    key("usage.reporters[].filter.users", Texts, "", "users"),
+    key(
+        "usage.reporters[].fields",
+        Texts,
+        "",
+        "the fields of a record that are sent, beside `request_id` and `schema`; all where it is left out",
+    ),
     key("usage.reporters[].webhook", Block, "", "HTTP requests with JSON, for each record or for many"),
     key("usage.reporters[].webhook.url", Url, "", "where to"),
     key("usage.reporters[].webhook.method", Text, "POST", "the request's method"),
@@ -66,7 +87,28 @@ pub(super) const KEYS: &[Key] = &[
         "usage.reporters[].webhook.retry",
         Integer,
         "3",
-        "how often a record, or a batch, is sent once more when that failed",
+        "how often a record, or a batch, is sent once more at short distance when that failed; after those the receiver \
+         counts as down and is tried about twice a minute at most",
+    ),
+    key("usage.reporters[].webhook.max_age", Duration, "168h", "how long a record is tried"),
+    key(
+        "usage.reporters[].webhook.dead_letter",
+        Text,
+        "",
+        "file for records that were refused or have become too old; beside the others' where it is left out",
+    ),
+    key(
+        "usage.reporters[].webhook.max_in_flight",
+        Integer,
+        "1",
+        "requests that may be on their way at a time, up to 64; more than one gives up the order",
+    ),
+    key(
+        "usage.reporters[].webhook.secret",
+        Secret,
+        "",
+        "signs requests as Standard Webhooks says: `whsec_` and 24 to 64 bytes in base64; several, separated by blanks, \
+         give a signature each",
     ),
     key("usage.reporters[].webhook.headers", Map, "", "headers of the request"),
     key("usage.reporters[].webhook.headers.*", Secret, "", "a header's value"),
@@ -87,6 +129,25 @@ pub(super) const KEYS: &[Key] = &[
         Duration,
         "1s",
         "how long a record may wait for others to fill its batch",
+    ),
+    block("usage.reporters[].file", "a file of JSON lines; full ones are put beside it as NAME-TIME.jsonl"),
+    key("usage.reporters[].file.path", Text, "", "its path; missing folders are made"),
+    key("usage.reporters[].file.max_size", Bytes, "100MiB", "the size at which it is full, 64KiB or more; 0, never"),
+    key("usage.reporters[].file.max_size_mb", Any, "", "the same in MiB")
+        .refused("write it as `max_size` with a unit, such as max_size: 100MiB"),
+    key(
+        "usage.reporters[].file.max_age",
+        Duration,
+        "0s",
+        "the age at which it is full, too, and at which full ones are removed; 0, none is",
+    ),
+    key("usage.reporters[].file.max_backups", Integer, "0", "how many full ones are kept; 0, all"),
+    key("usage.reporters[].file.compress", Switch, "false", "whether full ones are packed with gzip"),
+    key(
+        "usage.reporters[].file.sync",
+        Switch,
+        "false",
+        "whether a record counts as delivered only when it is safe against a loss of power",
     ),
     key("usage.reporters[].database", Any, "", "storage, table").no_effect(),
     key("usage.reporters[].builtin", Any, "", "retention_days").no_effect(),
