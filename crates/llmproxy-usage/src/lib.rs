@@ -66,6 +66,7 @@ pub mod metrics;
 mod answer;
 mod backups;
 mod config;
+mod database;
 mod dead_letter;
 mod delivery;
 mod destination;
@@ -89,6 +90,7 @@ mod stdout;
 mod webhook;
 
 pub use config::{ReporterConfig, UsageConfig, WebhookConfig};
+pub use database::{DatabaseConfig, DatabaseReport, DatabaseReporterConfig, StorageConfig};
 pub use error::{Uncommitted, UsageError};
 pub use file::FileConfig;
 pub use filter::FilterConfig;
