@@ -50,6 +50,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         routing_paths: parts.block("routing"),
         health_check: parts.block::<HealthCheckConfig>("health_check"),
         usage: parts.block("usage"),
+        storage: parts.block("storage"),
         pricing: parts.block("pricing"),
         abort: parts.block("metering"),
         metering: parts.block::<MeteringConfig>("metering"),
@@ -88,6 +89,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("health_check", validate_health_check(&config.health_check));
     parts.found("metering", config.metering.validate());
     parts.found("usage", config.usage.validate());
+    parts.found("", config.usage.validate_references(&config.storage));
     parts.found("pricing", config.pricing.validate());
     parts.found("metering", config.abort.validate());
     if config.sse.gap_timeout.is_zero() {

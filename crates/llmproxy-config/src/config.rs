@@ -7,7 +7,7 @@ use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
 use llmproxy_metering::{AbortConfig, InspectConfig, MeteringConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
-use llmproxy_usage::UsageConfig;
+use llmproxy_usage::{StorageConfig, UsageConfig};
 use serde::Deserialize;
 
 use crate::{LogConfig, LoggingConfig, ServerConfig};
@@ -49,6 +49,8 @@ pub struct Config {
     pub health_check: HealthCheckConfig,
     /// `usage:`
     pub usage: UsageConfig,
+    /// `storage:`
+    pub storage: StorageConfig,
     /// `pricing:`
     pub pricing: PricingConfig,
     /// What `metering:` says about clients that leave before the end.
@@ -87,7 +89,7 @@ pub enum CustomLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct AdminConfig {
-    /// The builtin key store's database.
+    /// The builtin key store's database, and that of a usage reporter of type builtin.
     pub db_path: PathBuf,
 }
 

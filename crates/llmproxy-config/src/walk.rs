@@ -336,7 +336,7 @@ mod tests {
         check("auth: {enabled: true, pipeline: [{script: {enabled: true}}]}", "auth.pipeline[0].script");
         check("rate_limit: {enabled: true, storage: redis}", "rate_limit.storage");
         check("rate_limit: {enabled: true, per_user: {requests_per_minute: 1}}", "rate_limit.per_user");
-        check("usage: {enabled: true, reporters: [{type: database}]}", "usage.reporters[0].type");
+        check("usage: {enabled: true, reporters: [{type: kafka}]}", "usage.reporters[0].type");
         check("discovery: {enabled: true}", "discovery.enabled");
         check("hooks: {enabled: true, on_request: {enabled: true, script: x}}", "hooks.on_request");
         check("routing: {script: {enabled: yes}}", "routing.script");
@@ -363,7 +363,7 @@ mod tests {
             warnings("logging: {request: {enabled: true, storage: a, include_body: true}}"),
             ["logging.request: is known, but has no effect in this version"]
         );
-        assert_eq!(warnings("storage: {databases: [{name: a, driver: mysql}]}").len(), 1);
+        assert_eq!(warnings("storage: {caches: [{name: a, driver: redis}]}").len(), 1);
         assert_eq!(
             warnings("logging: {request: {enabled: false}}\nmetrics: {custom_labels: []}"),
             Vec::<String>::new()
@@ -395,7 +395,7 @@ mod tests {
             "auth.pipeline[0].static.keys[0].allowed_ips",
         );
         let (dict, walk) = walk(
-            "server: {trusted_proxies: '', listen: '', tls: {enabled: false, key_file: ''}}\nstorage: {databases: [{port: ''}]}\nauth: {pipeline: [{name: ''}]}",
+            "server: {trusted_proxies: '', listen: '', tls: {enabled: false, key_file: ''}}\nstorage: {caches: [{db: ''}]}\nauth: {pipeline: [{name: ''}]}",
         );
         assert!(walk.mistakes.is_empty() && tree::get(&dict, &["server", "listen"]).is_none(), "{:?}", walk.mistakes);
     }

@@ -75,7 +75,6 @@ fn a_file_of_the_go_program_starts_and_says_what_it_should_say() {
         "log.level",
         "routing.load_balance",
         "server.read_timeout",
-        "storage",
         "usage_hook",
     ];
     assert_eq!(paths, expected);

@@ -89,7 +89,8 @@ fn shown(config: &Config) -> String {
         .iter()
         .map(|reporter| (&reporter.webhook.url, &reporter.webhook.headers, &reporter.webhook.secret))
         .collect();
-    format!("{config:?} {keys:?} {headers:?} {hooks:?}")
+    let secrets: Vec<_> = config.storage.databases.iter().map(|database| (&database.dsn, &database.password)).collect();
+    format!("{config:?} {keys:?} {headers:?} {hooks:?} {secrets:?}")
 }
 
 /// A file with `value` at `path`, or with only what stands beside it.

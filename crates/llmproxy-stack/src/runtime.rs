@@ -23,7 +23,7 @@ use llmproxy_metering::{
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
 use llmproxy_upstream::{Clients, Upstream};
-use llmproxy_usage::{OpeningLayer, Report, Reporters, UsageLayer};
+use llmproxy_usage::{OpeningLayer, Report, Reporters, Stores, UsageLayer};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Service, ServiceBuilder};
 
@@ -311,7 +311,8 @@ impl Runtime {
 
         // From here on nothing fails.
         self.limiter.reconfigure(&config.rate_limit);
-        self.reporters.apply(&config.usage);
+        let stores = Stores { storage: &config.storage, admin_db: &config.admin.db_path };
+        self.reporters.apply_with(&config.usage, stores);
         self.budget.resize(config.inspect.max_buffered_bytes);
         let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check);
         self.clients.retain(&pool.backends());

@@ -10,7 +10,8 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    Durability, FileConfig, FilterConfig, LedgerConfig,
+    BuiltinConfig, DatabaseReport, DatabaseReporterConfig, Durability, FileConfig, FilterConfig, LedgerConfig,
+    StorageConfig,
     destination::{self, Destination},
 };
 
@@ -33,6 +34,8 @@ pub(crate) const MAX_IN_FLIGHT: usize = 64;
 pub(crate) const WEBHOOK: &str = "webhook";
 pub(crate) const FILE: &str = "file";
 pub(crate) const STDOUT: &str = "stdout";
+pub(crate) const DATABASE: &str = "database";
+pub(crate) const BUILTIN: &str = "builtin";
 
 /// Records of what each request came to, and where they go.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -65,7 +68,7 @@ pub struct UsageConfig {
 pub struct ReporterConfig {
     /// Its name in logs and metrics, and no other's; where it has none, the URL's host, or the type.
     pub name: String,
-    /// How records are sent: `webhook`, `file`, `stdout`.
+    /// How records are sent: `webhook`, `file`, `stdout`, `database`, `builtin`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether they are; true.
@@ -78,6 +81,19 @@ pub struct ReporterConfig {
     pub webhook: WebhookConfig,
     /// Lines of JSON in a file.
     pub file: FileConfig,
+    /// A table of a SQL database.
+    pub database: DatabaseReporterConfig,
+    /// The admin database.
+    pub builtin: BuiltinConfig,
+}
+
+/// What reporters refer to outside of `usage`.
+#[derive(Clone, Copy, Debug)]
+pub struct Stores<'a> {
+    /// The `storage:` block.
+    pub storage: &'a StorageConfig,
+    /// `admin.db_path`
+    pub admin_db: &'a Path,
 }
 
 /// HTTP requests with JSON: one for each record, an object, or one for each batch of them, an array of the same objects.
@@ -143,6 +159,7 @@ impl UsageConfig {
         wrong.extend(self.ledger.validate().into_iter().map(|(key, what)| (format!("ledger.{key}"), what)));
         let mut names = BTreeSet::new();
         let mut files: BTreeSet<&Path> = BTreeSet::new();
+        let mut has_builtin = false;
         for (index, reporter) in self.reporters.iter().enumerate().filter(|(_, reporter)| reporter.enabled) {
             let at = |key: &str| format!("reporters[{index}].{key}");
             if let Err(mistakes) = Destination::compile(reporter) {
@@ -158,7 +175,43 @@ impl UsageConfig {
             {
                 wrong.push((at("file.path"), "is the file of another reporter too".to_owned()));
             }
+            if reporter.kind == BUILTIN && std::mem::replace(&mut has_builtin, true) {
+                let what = "there is another reporter of type builtin, and only one admin database";
+                wrong.push((at("type"), what.to_owned()));
+            }
         }
+        wrong
+    }
+
+    /// What is wrong with what the reporters refer to: the key's path in the whole file, and what is wrong with it. Databases
+    /// that no reporter in use refers to are not looked at.
+    ///
+    /// ```
+    /// use llmproxy_usage::{StorageConfig, UsageConfig};
+    ///
+    /// let config: UsageConfig = serde_json::from_value(serde_json::json!({
+    ///     "enabled": true, "reporters": [{"type": "database", "database": {"storage": "billing"}}],
+    /// }))?;
+    /// let wrong = config.validate_references(&StorageConfig::default());
+    /// assert_eq!(wrong[0].0, "usage.reporters[0].database.storage");
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    pub fn validate_references(&self, storage: &StorageConfig) -> Vec<(String, String)> {
+        let mut wrong: Vec<(String, String)> = Vec::new();
+        let reporters = if self.enabled { &*self.reporters } else { &[] };
+        for (index, reporter) in reporters.iter().enumerate() {
+            if !reporter.enabled || reporter.kind != DATABASE || !reporter.database.validate().is_empty() {
+                continue;
+            }
+            let found = DatabaseReport::new("", &reporter.database, storage).err().unwrap_or_default();
+            wrong.extend(found.into_iter().map(|(key, what)| match key.starts_with("storage.") {
+                true => (key, what),
+                false => (format!("usage.reporters[{index}].database.{key}"), what),
+            }));
+        }
+        // Two reporters may refer to the same database.
+        let mut said = BTreeSet::new();
+        wrong.retain(|(key, _)| said.insert(key.clone()));
         wrong
     }
 
@@ -189,6 +242,9 @@ fn taken(reporter: &ReporterConfig, name: &str) -> String {
         ("", WEBHOOK) => {
             format!("is missing: `{name}`, the host of its URL, is the name of another reporter too; give it one")
         }
+        ("", DATABASE) => {
+            format!("is missing: `{name}`, the name of its storage, is the name of another reporter too; give it one")
+        }
         ("", _) => format!("is missing: `{name}`, its type, is the name of another reporter too; give it one"),
         _ => format!("`{name}` is the name of another reporter too; give it one of its own"),
     }
@@ -206,6 +262,8 @@ impl Default for ReporterConfig {
             fields: Vec::new(),
             webhook: WebhookConfig::default(),
             file: FileConfig::default(),
+            database: DatabaseReporterConfig::default(),
+            builtin: BuiltinConfig::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ fn a_url_is_all_that_a_reporter_needs() {
 fn every_mistake_is_told_with_its_key() {
     let config = config(serde_json::json!({"enabled": true, "queue_size": 0, "reporters": [
         {"name": "a", "webhook": {"url": "ftp://x", "method": "", "timeout": "0s", "headers": {"b c": "d", "e": "f\n"}}},
-        {"name": "b", "type": "database"},
+        {"name": "b", "type": "carrier pigeon"},
         {"name": "a", "webhook": {"url": "http://x/?token=1"}},
     ]}));
     let keys: Vec<_> = config.validate().into_iter().map(|(key, _)| key).collect();
@@ -59,7 +59,7 @@ fn batches_have_bounds() {
 
 #[test]
 fn what_is_switched_off_may_be_wrong() {
-    let reporters = serde_json::json!([{"type": "builtin", "enabled": false}]);
+    let reporters = serde_json::json!([{"type": "carrier pigeon", "enabled": false}]);
     assert_eq!(config(serde_json::json!({"enabled": true, "reporters": reporters})).validate(), []);
     assert_eq!(config(serde_json::json!({"queue_size": 0, "reporters": [{}]})).validate(), []);
 }

@@ -6,8 +6,8 @@ use http::Uri;
 use llmproxy_core::HttpClient;
 
 use crate::{
-    Report, ReporterConfig,
-    config::{FILE, STDOUT, WEBHOOK},
+    BuiltinConfig, BuiltinReport, DatabaseReport, DatabaseReporterConfig, Report, ReporterConfig, Stores,
+    config::{BUILTIN, DATABASE, FILE, STDOUT, WEBHOOK},
     fields::Fields,
     file::{FileReport, FileTarget},
     filter::Filter,
@@ -29,6 +29,8 @@ enum To {
     Webhook(Box<Webhook>),
     File(FileTarget),
     Stdout,
+    Database(DatabaseReporterConfig),
+    Builtin(BuiltinConfig),
 }
 
 // === impl Destination ===
@@ -50,8 +52,17 @@ impl Destination {
                 .map_err(|mistakes| wrong.extend(below("file", mistakes)))
                 .ok(),
             STDOUT => Some(To::Stdout),
+            DATABASE => {
+                wrong.extend(below(DATABASE, config.database.validate()));
+                Some(To::Database(config.database.clone()))
+            }
+            BUILTIN => {
+                wrong.extend(below(BUILTIN, config.builtin.validate()));
+                Some(To::Builtin(config.builtin.clone()))
+            }
             other => {
-                let what = format!("`{other}` is not a kind of reporter; use {WEBHOOK}, {FILE} or {STDOUT}");
+                let kinds = format!("{WEBHOOK}, {FILE}, {STDOUT}, {DATABASE} or {BUILTIN}");
+                let what = format!("`{other}` is not a kind of reporter; use {kinds}");
                 return Err(vec![("type".to_owned(), what)]);
             }
         };
@@ -60,6 +71,9 @@ impl Destination {
             wrong.extend(unknown.into_iter().map(|(index, what)| (format!("fields[{index}]"), what)));
             Fields::default()
         });
+        if !config.fields.is_empty() && matches!(&*config.kind, DATABASE | BUILTIN) {
+            wrong.push(("fields".to_owned(), "a table has all columns; leave it out".to_owned()));
+        }
         let has_body = config.kind == WEBHOOK && config.webhook.include_request_body;
         let wants_body = config.fields.iter().any(|field| field == "request_body");
         if !config.fields.is_empty() && has_body != wants_body {
@@ -79,14 +93,20 @@ impl Destination {
         matches!(self.to, To::Webhook(_))
     }
 
-    /// What delivers there; a webhook is sent through `client`.
-    pub(crate) fn report(self, client: &HttpClient) -> Arc<dyn Report> {
+    /// What delivers there; a webhook is sent through `client`. Or what is wrong with the database that it refers to.
+    pub(crate) fn report(
+        self,
+        client: &HttpClient,
+        stores: Stores<'_>,
+    ) -> Result<Arc<dyn Report>, Vec<(String, String)>> {
         let Self { name, fields, .. } = self;
-        match self.to {
+        Ok(match self.to {
             To::Webhook(webhook) => Arc::new(WebhookReport { name, webhook: *webhook, fields, client: client.clone() }),
             To::File(target) => Arc::new(FileReport::new(name, target, fields)),
             To::Stdout => Arc::new(StdoutReport::new(name, fields)),
-        }
+            To::Database(config) => Arc::new(DatabaseReport::new(&*name, &config, stores.storage)?),
+            To::Builtin(config) => BuiltinReport::new(&*name, &config, stores.admin_db),
+        })
     }
 }
 
@@ -97,6 +117,7 @@ pub(crate) fn name(config: &ReporterConfig) -> Cow<'_, str> {
             let url = config.webhook.url.parse::<Uri>().ok();
             Cow::Owned(url.and_then(|url| url.host().map(str::to_owned)).unwrap_or_default())
         }
+        ("", DATABASE) => Cow::Borrowed(&config.database.storage),
         ("", kind) => Cow::Borrowed(kind),
         (name, _) => Cow::Borrowed(name),
     }

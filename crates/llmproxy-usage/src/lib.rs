@@ -65,6 +65,7 @@ pub mod metrics;
 
 mod answer;
 mod backups;
+mod builtin;
 mod config;
 mod database;
 mod dead_letter;
@@ -87,9 +88,11 @@ mod scratch;
 mod service;
 mod signature;
 mod stdout;
+mod totals;
 mod webhook;
 
-pub use config::{ReporterConfig, UsageConfig, WebhookConfig};
+pub use builtin::{BuiltinConfig, BuiltinError, BuiltinReport, BuiltinStore};
+pub use config::{ReporterConfig, Stores, UsageConfig, WebhookConfig};
 pub use database::{DatabaseConfig, DatabaseReport, DatabaseReporterConfig, StorageConfig};
 pub use error::{Uncommitted, UsageError};
 pub use file::FileConfig;
@@ -101,3 +104,4 @@ pub use opening::{Opening, OpeningLayer};
 pub use report::{Entry, Report, ReportBatch, Verdict};
 pub use reporters::Reporters;
 pub use service::Usage;
+pub use totals::{Group, Query, Total, Totals};

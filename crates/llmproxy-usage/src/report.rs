@@ -196,6 +196,20 @@ pub enum Verdict {
     },
 }
 
+// === impl Entry ===
+
+impl Entry {
+    /// An entry without a request's body: for tests of reporters.
+    pub fn new(record: Arc<UsageRecord>) -> Self {
+        Self { record, request_body: None }
+    }
+
+    /// The same with a request's body.
+    pub fn with_request_body(self, body: impl Into<Bytes>) -> Self {
+        Self { request_body: Some(body.into()), ..self }
+    }
+}
+
 // === impl Verdict ===
 
 impl Verdict {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use llmproxy_core::HttpClient;
 use tokio::sync::watch;
 
 use crate::{
-    LedgerError, Report, UsageConfig,
+    LedgerError, Report, StorageConfig, Stores, UsageConfig,
     config::MAX_QUEUE_SIZE,
     destination::{self, Destination},
     filter::Filter,
@@ -104,10 +105,23 @@ impl Reporters {
     /// Becomes what `config` says, which was given to [`open`](Self::open) before. A reporter that
     /// [`UsageConfig::validate`] has a complaint about is left out, with a line in the log.
     ///
+    /// Without a `storage` block, and with the admin database at its usual place: [`apply_with`](Self::apply_with) is told
+    /// of them.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn apply(&self, config: &UsageConfig) {
+        let (storage, admin_db) = (StorageConfig::default(), Path::new("./data/keys.db"));
+        self.apply_with(config, Stores { storage: &storage, admin_db });
+    }
+
+    /// The same, for reporters that write into databases.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn apply_with(&self, config: &UsageConfig, stores: Stores<'_>) {
         let ledger = lock(&self.ledger).clone().filter(|_| self.keeps(config));
         let mut running = lock(&self.running);
         let mut before = std::mem::take(&mut *running);
@@ -115,7 +129,7 @@ impl Reporters {
         if let Some(ledger) = &ledger {
             ledger.configure(&config.ledger, config.durability, queue_size(config));
             ledger.set_live(self.names(config));
-            for (name, delivery) in self.wanted(config) {
+            for (name, delivery) in self.wanted(config, stores) {
                 wants_request_body |= wants_body(&*delivery.report);
                 let known = before.iter().position(|known| known.name == name);
                 running.push(match known.map(|index| before.swap_remove(index)) {
@@ -198,19 +212,20 @@ impl Reporters {
     }
 
     /// The same, and how they deliver.
-    fn wanted(&self, config: &UsageConfig) -> Vec<(Arc<str>, Delivery)> {
+    fn wanted(&self, config: &UsageConfig, stores: Stores<'_>) -> Vec<(Arc<str>, Delivery)> {
         let mut wanted: Vec<(Arc<str>, Delivery)> = Vec::new();
         for report in &self.own {
             let delivery = Delivery { report: report.clone(), filter: Filter::default(), is_webhook: false };
             wanted.push((report.name().into(), delivery));
         }
         for reporter in config.active() {
-            match Destination::compile(reporter) {
-                Ok(mut to) => {
-                    let (name, is_webhook) = (to.name.clone(), to.is_webhook());
-                    let filter = std::mem::take(&mut to.filter);
-                    wanted.push((name, Delivery { report: to.report(&self.client), filter, is_webhook }));
-                }
+            let delivery = Destination::compile(reporter).and_then(|mut to| {
+                let (name, is_webhook) = (to.name.clone(), to.is_webhook());
+                let filter = std::mem::take(&mut to.filter);
+                Ok((name, Delivery { report: to.report(&self.client, stores)?, filter, is_webhook }))
+            });
+            match delivery {
+                Ok(delivery) => wanted.push(delivery),
                 Err(wrong) => {
                     tracing::error!(reporter = reporter.name, ?wrong, "a usage reporter can't be used and is left out");
                 }

@@ -102,7 +102,8 @@ async fn ask(connection: &mut SqliteConnection) -> Result<Found, KeyStoreError> 
     let has = |name: &str| tables.iter().any(|table| table == name);
     match () {
         () if tables.is_empty() => Ok(Found::Nothing),
-        () if has("llmproxy_keys") => Ok(Found::Ours),
+        // Usage records may have been there first: they share the file.
+        () if has("llmproxy_keys") || has("llmproxy_usage") => Ok(Found::Ours),
         () if has("api_keys") && go::has_clear_keys(connection).await? => Ok(Found::Go(go::read(connection).await?)),
         () => Ok(Found::Foreign),
     }

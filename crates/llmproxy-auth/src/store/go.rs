@@ -1,9 +1,9 @@
 //! The database of the Go program: a table `api_keys` with the keys in clear.
 
 use jiff::Timestamp;
+use llmproxy_core::go_time;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::time;
 use crate::{KeyEntry, KeyHash, KeyStatus, KeyStoreError, mask};
 
 /// Whether the table `api_keys` is the Go program's.
@@ -44,7 +44,7 @@ fn entry(row: &SqliteRow) -> Result<Option<KeyEntry>, KeyStoreError> {
     };
     let mut moment = |column: &str| {
         let text = text(column)?;
-        let read = text.as_deref().map(time::parse);
+        let read = text.as_deref().map(go_time::parse);
         if matches!(read, Some(Err(_))) {
             doubt(column);
         }
@@ -64,6 +64,6 @@ fn entry(row: &SqliteRow) -> Result<Option<KeyEntry>, KeyStoreError> {
     entry.starts_at = starts_at;
     entry.expires_at = expires_at;
     // Of no weight, so one that can't be read is not worth a doubt.
-    entry.created_at = text("created_at")?.and_then(|text| time::parse(&text).ok()).flatten();
+    entry.created_at = text("created_at")?.and_then(|text| go_time::parse(&text).ok()).flatten();
     Ok(Some(entry))
 }

@@ -6,7 +6,6 @@
 mod file;
 mod go;
 mod schema;
-mod time;
 
 use std::{
     collections::{BTreeSet, HashMap},

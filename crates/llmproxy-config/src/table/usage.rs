@@ -2,11 +2,7 @@
 
 use super::{Key, Kind::*, Words, block, key};
 
-const REPORTERS: Words = Words {
-    later: &["database", "builtin"],
-    why: "this version can't write records there, so they would be lost; use webhook or file, or disable the entry",
-    ..Words::of(&["webhook", "file", "stdout"])
-};
+const REPORTERS: Words = Words::of(&["webhook", "file", "stdout", "database", "builtin"]);
 
 const DURABILITY: Words = Words::of(&["relaxed", "strict"]);
 
@@ -149,8 +145,34 @@ pub(super) const KEYS: &[Key] = &[
         "false",
         "whether a record counts as delivered only when it is safe against a loss of power",
     ),
-    key("usage.reporters[].database", Any, "", "storage, table").no_effect(),
-    key("usage.reporters[].builtin", Any, "", "retention_days").no_effect(),
+    key("usage.reporters[].database", Block, "", "a table of a SQL database"),
+    key("usage.reporters[].database.storage", Text, "", "the database: the name of an entry of storage.databases"),
+    key(
+        "usage.reporters[].database.table",
+        Text,
+        "usage_records",
+        "the table, perhaps with its schema; it is made, or gets the columns that it lacks",
+    ),
+    key(
+        "usage.reporters[].database.include_request_body",
+        Switch,
+        "false",
+        "whether the column request_body holds the whole request, prompts included",
+    ),
+    key("usage.reporters[].database.batch_size", Integer, "500", "records in a transaction at most, up to 1000"),
+    key(
+        "usage.reporters[].database.batch_interval",
+        Duration,
+        "1s",
+        "how long a record may wait for others to fill its batch",
+    ),
+    key("usage.reporters[].builtin", Block, "", "SQLite in the admin database, admin.db_path"),
+    key(
+        "usage.reporters[].builtin.retention_days",
+        Integer,
+        "0",
+        "days after which records are removed there; their sums by hour and day stay. 0 keeps everything",
+    ),
     key("usage.reporters[].script", Script, "", "decides what is sent").refused(SCRIPTS),
     block("pricing", "what tokens cost: in each record, and in the metrics"),
     key("pricing.currency", Text, "USD", "what the prices are in; any text"),

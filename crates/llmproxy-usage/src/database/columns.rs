@@ -159,7 +159,8 @@ impl Kind {
 
     /// What a value that is sent as text must be turned into.
     pub(crate) fn cast(self, driver: Driver) -> Option<&'static str> {
-        (driver == Driver::Postgres && matches!(self, Self::Moment | Self::Money | Self::Json)).then(|| self.sql(driver))
+        (driver == Driver::Postgres && matches!(self, Self::Moment | Self::Money | Self::Json))
+            .then(|| self.sql(driver))
     }
 }
 

@@ -53,10 +53,18 @@ macro_rules! on_pool {
     ($connections:expr, $pool:ident => $body:expr) => {
         match $connections {
             #[cfg(feature = "databases")]
-            $crate::database::connect::Connections::Postgres($crate::database::connect::Bounded { pool: $pool, .. }) => $body,
+            $crate::database::connect::Connections::Postgres($crate::database::connect::Bounded {
+                pool: $pool,
+                ..
+            }) => $body,
             #[cfg(feature = "databases")]
-            $crate::database::connect::Connections::MySql($crate::database::connect::Bounded { pool: $pool, .. }) => $body,
-            $crate::database::connect::Connections::Sqlite(_, $crate::database::connect::Bounded { pool: $pool, .. }) => $body,
+            $crate::database::connect::Connections::MySql($crate::database::connect::Bounded {
+                pool: $pool, ..
+            }) => $body,
+            $crate::database::connect::Connections::Sqlite(
+                _,
+                $crate::database::connect::Bounded { pool: $pool, .. },
+            ) => $body,
         }
     };
 }
@@ -195,11 +203,9 @@ fn merged(mut dsn: Dsn, config: &DatabaseConfig) -> Dsn {
         place.clone_from(&config.host);
     }
     dsn.port = dsn.port.or((config.port != 0).then_some(config.port));
-    for (said, beside) in [
-        (&mut dsn.user, &config.user),
-        (&mut dsn.password, &config.password),
-        (&mut dsn.database, &config.database),
-    ] {
+    for (said, beside) in
+        [(&mut dsn.user, &config.user), (&mut dsn.password, &config.password), (&mut dsn.database, &config.database)]
+    {
         if said.is_empty() {
             said.clone_from(beside);
         }
@@ -293,7 +299,9 @@ mod tests {
 
     #[test]
     fn urls_and_the_forms_of_go_say_the_same() {
-        for dsn in ["postgres://u:p@h:5433/d?sslmode=disable", "host=h port=5433 user=u password=p dbname=d sslmode=disable"] {
+        for dsn in
+            ["postgres://u:p@h:5433/d?sslmode=disable", "host=h port=5433 user=u password=p dbname=d sslmode=disable"]
+        {
             let options = postgres(&config("postgres", dsn)).unwrap();
             let said = (options.get_host(), options.get_port(), options.get_username(), options.get_database());
             assert_eq!(said, ("h", 5433, "u", Some("d")), "{dsn}");

@@ -28,7 +28,8 @@ impl Dsn {
         let (login, address) = head.rsplit_once('@').unwrap_or(("", head));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         let (database, query) = tail.split_once('?').unwrap_or((tail, ""));
-        let mut dsn = Self { user: user.into(), password: password.into(), database: database.into(), ..Self::default() };
+        let mut dsn =
+            Self { user: user.into(), password: password.into(), database: database.into(), ..Self::default() };
         let (net, place) = match address.split_once('(') {
             Some((net, place)) => (net, place.strip_suffix(')').ok_or("has a `(` without its `)`")?),
             None => (address, ""),
@@ -56,7 +57,8 @@ impl Dsn {
         let mut dsn = Self::default();
         let mut rest = text.trim_start();
         while !rest.is_empty() {
-            let (key, after) = rest.split_once('=').ok_or("must be a URL, or pairs like host=... user=... dbname=...")?;
+            let (key, after) =
+                rest.split_once('=').ok_or("must be a URL, or pairs like host=... user=... dbname=...")?;
             let (value, after) = quoted(after.trim_start())?;
             match key.trim() {
                 "host" | "hostaddr" if value.starts_with('/') => dsn.socket = value,

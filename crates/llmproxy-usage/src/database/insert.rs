@@ -32,8 +32,15 @@ pub(crate) async fn insert(
     rows: &[Row<'_>],
 ) -> Result<(), sqlx::Error> {
     let driver = connections.driver();
+    // A reader that wants to write after all can't wait for its turn in SQLite.
+    let begin = if driver == Driver::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
     on_pool!(connections, pool => {
-        let mut transaction = pool.begin().await?;
+        let mut transaction = pool.begin_with(begin).await?;
+        if driver == Driver::Sqlite {
+            // A connection that knows the table from before it had its index takes ON CONFLICT for a mistake, unless it has
+            // had a reason to look.
+            sqlx::raw_sql("SELECT 1 FROM sqlite_master LIMIT 1").execute(&mut *transaction).await?;
+        }
         let mut rest = rows;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(fitting(rest));

@@ -22,13 +22,16 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::{sync::Mutex, task::JoinHandle};
 
+pub use self::storage::{DatabaseConfig, StorageConfig};
+pub(crate) use self::{
+    columns::{COLUMNS, Column, Kind, Row, Value},
+    storage::Driver,
+    verdict::{Failure, judge, not_ready},
+};
 use self::{
-    columns::Row,
     connect::{Connections, Target},
     table::{Doubles, Table},
-    verdict::Failure,
 };
-pub use self::storage::{DatabaseConfig, StorageConfig};
 use crate::{
     Entry, Report, ReportBatch, Verdict,
     config::{MAX_BATCH_INTERVAL, MAX_BATCH_SIZE},
@@ -39,7 +42,7 @@ const DEFAULT_TABLE: &str = "usage_records";
 pub(crate) const DEFAULT_BATCH_SIZE: usize = 500;
 pub(crate) const DEFAULT_BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// For a batch that is long, on a server that is busy.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A table of a database of `storage.databases`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -75,7 +75,9 @@ impl StorageConfig {
             (None, _) => {
                 let names: Vec<_> = self.databases.iter().map(|database| database.name.as_str()).collect();
                 Err(match names.is_empty() {
-                    true => format!("`{name}` is not among storage.databases, which has no entry; add one with this name"),
+                    true => {
+                        format!("`{name}` is not among storage.databases, which has no entry; add one with this name")
+                    }
                     false => format!("`{name}` is not among storage.databases, which has {}", names.join(", ")),
                 })
             }
@@ -194,7 +196,8 @@ mod tests {
     #[test]
     fn what_a_reporter_refers_to_must_be_there_and_be_one() {
         let named = |name: &str, enabled| DatabaseConfig { name: name.into(), enabled, ..DatabaseConfig::default() };
-        let storage = StorageConfig { databases: vec![named("a", true), named("b", false), named("c", true), named("c", true)] };
+        let storage =
+            StorageConfig { databases: vec![named("a", true), named("b", false), named("c", true), named("c", true)] };
         assert_eq!(storage.find("a").unwrap().0, 0);
         assert!(storage.find("b").unwrap_err().contains("disabled"));
         assert!(storage.find("c").unwrap_err().contains("two entries"));

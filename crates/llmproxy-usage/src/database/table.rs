@@ -104,12 +104,14 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
         execute(connections, on(&index, "", table, driver, &quote("timestamp", driver))).await?;
         tracing::info!(table = %name, "made the table of usage records");
     } else {
-        let missing = COLUMNS.iter().filter(|column| !present.iter().any(|name| name.eq_ignore_ascii_case(column.name)));
+        let missing =
+            COLUMNS.iter().filter(|column| !present.iter().any(|name| name.eq_ignore_ascii_case(column.name)));
         let mut added = Vec::new();
         for column in missing {
             // Rows of before know nothing of it, so that it may be empty.
             let kind = column.kind.sql(driver);
-            execute(connections, format!("ALTER TABLE {name} ADD COLUMN {} {kind}", quote(column.name, driver))).await?;
+            execute(connections, format!("ALTER TABLE {name} ADD COLUMN {} {kind}", quote(column.name, driver)))
+                .await?;
             added.push(column.name);
         }
         if !added.is_empty() {
@@ -132,7 +134,9 @@ fn create(name: &str, driver: Driver) -> String {
     }
     sql += match driver {
         Driver::Postgres => ", created_at TIMESTAMPTZ NOT NULL DEFAULT CURRENT_TIMESTAMP)",
-        Driver::MySql => ", created_at DATETIME(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6)) DEFAULT CHARACTER SET utf8mb4",
+        Driver::MySql => {
+            ", created_at DATETIME(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6)) DEFAULT CHARACTER SET utf8mb4"
+        }
         Driver::Sqlite => ", created_at DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP)",
     };
     sql

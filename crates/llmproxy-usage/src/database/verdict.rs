@@ -56,8 +56,10 @@ fn is_about_content(driver: Driver, error: &dyn DatabaseError) -> bool {
 fn explain(driver: Driver, error: &sqlx::Error) -> String {
     let hint = match error {
         sqlx::Error::Database(error) => hint(driver, &**error),
-        sqlx::Error::PoolTimedOut => "no connection within 10 s; see that the server runs, that it can be reached from \
-            here, and that it has connections left",
+        sqlx::Error::PoolTimedOut => {
+            "no connection within 10 s; see that the server runs, that it can be reached from \
+            here, and that it has connections left"
+        }
         sqlx::Error::Io(_) => "see that the server runs and that `host` and `port`, or the DSN, name it",
         sqlx::Error::Tls(_) => "see to the server's certificate, or say in the DSN how it is checked",
         _ => "",
