@@ -6,7 +6,8 @@
 //!
 //! - [`Observed`] watches. It sees the head, each chunk by reference, and the end. [`Hold`] only keeps something alive
 //!   until then.
-//! - [`Shaped`] may withhold, replace or insert whole chunks, and may fail a body that is silent for too long.
+//! - [`Shaped`] may withhold, replace or insert whole chunks, may fail a body that is silent for too long, and may keep the
+//!   end back until something has happened.
 //!
 //! A third is for the drop alone: around these two, [`Drained`] may have a task read the rest of a body whose reader left, so
 //! that they see its true end.
@@ -18,11 +19,13 @@
 
 mod drained;
 mod observed;
+mod out;
 mod shaped;
 
 pub use drained::{Drain, DrainLimit, Drained};
 pub use observed::{Hold, Observe, ObserveFuture, Observed, Observer, observe};
-pub use shaped::{Out, Shape, Shaped, Shaper};
+pub use out::Out;
+pub use shaped::{Shape, Shaped, Shaper};
 
 use crate::BoxError;
 

@@ -1,7 +1,6 @@
 //! A body whose chunks may be withheld, replaced or added to.
 
 use std::{
-    collections::VecDeque,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,7 +10,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::Ending;
+use super::{Ending, Out};
 use crate::BoxError;
 
 /// Decides what of one body passes.
@@ -73,6 +72,24 @@ pub trait Shape: Send + 'static {
         false
     }
 
+    /// Whether the end, once it was told, is to wait: `poll_end` is asked then, until it is ready, which makes this `false`.
+    ///
+    /// Until then the body is not at its end, and what the piece that was the last came to is held, as is what `end` has
+    /// pushed. Only what was pushed before a call of [`Out::hold`] goes on.
+    fn holds_end(&self) -> bool {
+        false
+    }
+
+    /// Waits before the end passes. The shape registers `cx` with whatever should wake it, and bounds the wait.
+    ///
+    /// # Errors
+    ///
+    /// Where the end must not pass. What is held is dropped, trailers included, and the body fails: with this error, or with
+    /// the one that it had failed with already.
+    fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
     /// Whether more or fewer bytes may come out than go in, so that the length is not known. hyper chooses the framing by
     /// the length, and would cut off what is past it.
     fn changes_length(&self) -> bool;
@@ -96,28 +113,17 @@ impl<S: Shape> Shape for Box<S> {
         (**self).is_over()
     }
 
+    fn holds_end(&self) -> bool {
+        (**self).holds_end()
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        (**self).poll_end(cx)
+    }
+
     fn changes_length(&self) -> bool {
         (**self).changes_length()
     }
-}
-
-/// Chunks on their way out, in order.
-///
-/// ```
-/// use bytes::Bytes;
-/// use llmproxy_core::body::Out;
-///
-/// let mut out = Out::default();
-/// out.push(Bytes::from("data: 1\n\n"));
-/// out.push(Bytes::new());
-/// assert_eq!(out.pop().unwrap(), "data: 1\n\n");
-/// assert!(out.is_empty());
-/// ```
-#[derive(Debug, Default)]
-pub struct Out {
-    // Nearly always one chunk comes out for one that goes in: no allocation then.
-    first: Option<Bytes>,
-    more: VecDeque<Bytes>,
 }
 
 /// A shape that is certain to be told the end: when it is dropped before, it tells [`Ending::Dropped`].
@@ -151,6 +157,9 @@ pin_project! {
     ///
     /// An error never follows the head or a frame at once: hyper throws away what it has buffered when a body fails. The
     /// body says Pending once, so that hyper flushes, and then fails.
+    ///
+    /// The end passes when the shape lets it ([`Shape::holds_end`]): up to then the body is not at its end, and its length
+    /// counts what is held.
     #[derive(Debug)]
     pub struct Shaped<B, S: Shape> {
         #[pin]
@@ -177,36 +186,6 @@ enum Last {
     Nothing,
 }
 
-// === impl Out ===
-
-impl Out {
-    /// Lets `data` go on. Empty data is nothing.
-    pub fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        if self.first.is_none() && self.more.is_empty() {
-            self.first = Some(data);
-        } else {
-            self.more.push_back(data);
-        }
-    }
-
-    /// Takes the next chunk; `None` where there is none.
-    pub fn pop(&mut self) -> Option<Bytes> {
-        self.first.take().or_else(|| self.more.pop_front())
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.first.is_none() && self.more.is_empty()
-    }
-
-    fn len(&self) -> u64 {
-        self.first.iter().chain(&self.more).map(|data| data.len() as u64).sum()
-    }
-}
-
 // === impl Shaper ===
 
 impl<S: Shape> Shaper<S> {
@@ -226,6 +205,18 @@ impl<S: Shape> Shaper<S> {
             self.shape.end(ending, out);
         }
     }
+
+    /// Waits until the end that was told may pass; see [`Shape::poll_end`]. Ready where none was told.
+    ///
+    /// For a future that comes to an end before there is a body, or to a body that is at its end: whoever reads that one does
+    /// not poll it, so the head has to wait.
+    ///
+    /// # Errors
+    ///
+    /// The shape's.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if self.ended && self.shape.holds_end() { self.shape.poll_end(cx) } else { Poll::Ready(Ok(())) }
+    }
 }
 
 impl<S: Shape> Drop for Shaper<S> {
@@ -243,6 +234,9 @@ impl<B: Body, S: Shape> Shaped<B, S> {
     }
 
     /// Shapes `body` with a shape that has watched the wait for it.
+    ///
+    /// A body that is at its end already ends at once. Where the shape holds that end, its reader should not be given the
+    /// head before [`Shaper::poll_end`] is ready: of a body whose size is 0, hyper writes the head and polls no more.
     pub fn with_shaper(body: B, mut shaper: Shaper<S>) -> Self {
         let mut out = Out::default();
         let mut last = Last::Body;
@@ -272,9 +266,34 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
         loop {
+            let is_told = !matches!(this.last, Last::Body);
+            let is_held = is_told && this.shaper.shape.holds_end();
+            match is_told {
+                true if is_held => this.out.hold_all(),
+                true => this.out.release(),
+                false => {}
+            }
             if let Some(data) = this.out.pop() {
                 *this.unflushed = true;
                 return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            if is_held {
+                match this.shaper.shape.poll_end(cx) {
+                    Poll::Pending => {
+                        *this.unflushed = false;
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(())) => {
+                        this.out.release();
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        *this.out = Out::default();
+                        if !matches!(this.last, Last::Error(_)) {
+                            *this.last = Last::Error(error);
+                        }
+                    }
+                }
             }
             match this.last {
                 Last::Body => {}
@@ -325,7 +344,7 @@ where
                         this.shaper.end(Ending::Complete, this.out);
                         *this.last = Last::Nothing;
                     }
-                    Poll::Ready(Ok(())) if !this.out.is_empty() => {}
+                    Poll::Ready(Ok(())) if this.out.is_ready() => {}
                     Poll::Ready(Err(error)) => {
                         this.shaper.end(Ending::Failed(&error), this.out);
                         *this.last = Last::Error(error);
@@ -342,7 +361,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         // `Nothing` is reached only after the shape was told.
-        self.out.is_empty() && matches!(self.last, Last::Nothing)
+        self.out.is_empty() && matches!(self.last, Last::Nothing) && !self.shaper.shape.holds_end()
     }
 
     fn size_hint(&self) -> SizeHint {
