@@ -24,6 +24,15 @@ pub(crate) struct Withhold {
     removed: u64,
 }
 
+/// What becomes of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Pass,
+    Remove,
+    /// Wait, and all that follows with it, until the end or until another passes.
+    Hold,
+}
+
 /// Watches an event that comes in pieces for the first byte behind `"choices":[`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Probe {
@@ -46,14 +55,13 @@ enum Next {
 // === impl Withhold ===
 
 impl Withhold {
-    /// Takes the next piece through the scanner. What may go on is pushed to `out`; `judge` is asked about each event
-    /// whether it is the one to remove.
+    /// Takes the next piece through the scanner. What may go on is pushed to `out`; `judge` is asked about each event.
     pub(crate) fn chunk(
         &mut self,
         scanner: &mut Scanner,
         data: &Bytes,
         out: &mut Out,
-        mut judge: impl FnMut(&Event<'_>) -> bool,
+        mut judge: impl FnMut(&Event<'_>) -> Verdict,
     ) {
         // An empty piece must not be taken for what follows a CR.
         if data.is_empty() {
@@ -66,7 +74,18 @@ impl Withhold {
             _ => (0, 0),
         };
         scanner.feed(data, |event: Event<'_>| {
-            let remove = judge(&event) && !self.let_go;
+            let verdict = judge(&event);
+            let remove = verdict == Verdict::Remove && !self.let_go;
+            match verdict {
+                Verdict::Pass => out.release(),
+                // What has come of it before has not been pushed.
+                Verdict::Hold => {
+                    push(out, data, passed, begun);
+                    passed = begun;
+                    out.hold();
+                }
+                Verdict::Remove => {}
+            }
             if remove {
                 self.held.clear();
                 push(out, data, passed, begun);

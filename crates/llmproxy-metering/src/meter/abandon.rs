@@ -81,7 +81,9 @@ impl<B: 'static> Drain<Shaped<B, Box<Metering>>> for Abandon {
 impl Metering {
     /// Asked when the client leaves: whether the rest of the answer would say more of what it came to.
     fn is_worth_reading(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.status.is_success())
+        // All has come where the end was told; it is only held.
+        self.exchange.end().is_none()
+            && self.head.as_ref().is_some_and(|head| head.status.is_success())
             // Of what is not read there would only be more of it.
             && !self.is_opaque()
             && !self.exchange.is_unasked()
@@ -92,6 +94,8 @@ impl Metering {
     /// The client has left, and the rest is read: what follows is not delivered to anybody.
     fn leave(&mut self) {
         self.exchange.set_end(End::ClientGone);
+        // Nobody is there who could see the end too soon.
+        self.gate = None;
         let delivered = self.summary(End::ClientGone).completion().unwrap_or(0);
         if let Some(heard) = &mut self.tally().heard {
             heard.leave();

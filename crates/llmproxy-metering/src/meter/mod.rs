@@ -1,6 +1,8 @@
 //! Watches the answer and tells, once, what the exchange came to.
 
 mod abandon;
+mod end;
+mod gate;
 mod hear;
 mod layer;
 mod record;

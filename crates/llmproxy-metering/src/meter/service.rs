@@ -27,9 +27,12 @@ use super::{Abandon, Metering, rules::Rules};
 /// [`Inspect`](crate::Inspect) outside of it the record has no model and no estimate of the prompt. Made by
 /// [`MeterLayer`](crate::MeterLayer), where there is an example.
 ///
+/// Where an [`EndHold`](llmproxy_core::EndHold) was left in the exchange, the end of the answer waits for it; see [`Metering`].
+/// So does an error in the place of an answer, and the head of an answer without a body.
+///
 /// # Errors
 ///
-/// The inner service's, as they are.
+/// The inner service's, as they are; that of the hold, where an answer has no body and its record is not kept.
 ///
 /// # Cancel safety
 ///
@@ -42,15 +45,17 @@ pub struct Meter<S> {
 }
 
 pin_project! {
-    /// Waits for the head of an answer.
+    /// Waits for the head of an answer; where that is an end, and the end is held, until it may pass.
     ///
     /// # Cancel safety
     ///
     /// Dropping it is an end of the exchange, and recorded as one.
     #[derive(Debug)]
-    pub struct MeterFuture<F> {
+    pub struct MeterFuture<F, B> {
         #[pin]
         inner: F,
+        // What it has come to, where that is an end that has to wait. Rarely there.
+        held: Option<Box<Result<Response<B>, BoxError>>>,
         // After the future: what is further in ends before.
         shaper: Option<Shaper<Box<Metering>>>,
         abandon: Abandon,
@@ -76,7 +81,7 @@ where
 {
     type Response = Response<MeteredBody<B>>;
     type Error = BoxError;
-    type Future = MeterFuture<S::Future>;
+    type Future = MeterFuture<S::Future, B>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -91,13 +96,13 @@ where
             metering.prompt(body);
         }
         let shaper = Shaper::new(Box::new(metering));
-        MeterFuture { inner: self.inner.call(request), shaper: Some(shaper), abandon }
+        MeterFuture { inner: self.inner.call(request), held: None, shaper: Some(shaper), abandon }
     }
 }
 
 // === impl MeterFuture ===
 
-impl<F, B, E> Future for MeterFuture<F>
+impl<F, B, E> Future for MeterFuture<F, B>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
@@ -107,20 +112,45 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.inner.poll(cx));
-        let mut shaper = this.shaper.take().expect("a future is not polled after it was ready");
-        Poll::Ready(match result {
-            Ok(response) => {
-                let (mut head, body) = response.into_parts();
-                shaper.get_mut().head(&mut head);
-                let body = Drained::new(Shaped::with_shaper(body, shaper), this.abandon.clone());
-                Ok(Response::from_parts(head, body))
+        let shaper = this.shaper.as_mut().expect("a future is not polled after it was ready");
+        let result = match this.held.take() {
+            Some(held) => *held,
+            None => see(ready!(this.inner.poll(cx)).map_err(Into::into), shaper),
+        };
+        let result = match shaper.poll_end(cx) {
+            Poll::Pending => {
+                *this.held = Some(Box::new(result));
+                return Poll::Pending;
             }
-            Err(error) => {
-                let error = error.into();
-                shaper.end(Ending::Failed(&error), &mut Out::default());
-                Err(error)
+            // What has failed has failed by its own error.
+            Poll::Ready(released) => result.and_then(|response| released.map(|()| response)),
+        };
+        let shaper = this.shaper.take().expect("it was there");
+        Poll::Ready(result.map(|response| {
+            let (head, body) = response.into_parts();
+            Response::from_parts(head, Drained::new(Shaped::with_shaper(body, shaper), this.abandon.clone()))
+        }))
+    }
+}
+
+/// Tells the meter what the wait has come to.
+fn see<B: Body>(
+    result: Result<Response<B>, BoxError>,
+    shaper: &mut Shaper<Box<Metering>>,
+) -> Result<Response<B>, BoxError> {
+    match result {
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            shaper.get_mut().head(&mut head);
+            // The server gives the head of it and never polls it.
+            if body.is_end_stream() {
+                shaper.end(Ending::Complete, &mut Out::default());
             }
-        })
+            Ok(Response::from_parts(head, body))
+        }
+        Err(error) => {
+            shaper.end(Ending::Failed(&error), &mut Out::default());
+            Err(error)
+        }
     }
 }

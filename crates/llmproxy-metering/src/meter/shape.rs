@@ -1,6 +1,10 @@
 //! What watches one answer, from the request on to the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -9,17 +13,19 @@ use http::{
     response::Parts,
 };
 use llmproxy_core::{
-    End, Ended, Endpoint, Exchange, Work,
+    BoxError, Exchange,
     body::{Ending, Out, Shape},
-    cause_ref,
 };
 use llmproxy_sse::{Event, Scanner};
 use tokio::time::Instant;
 
-use super::{abandon::Left, record::Outcome, rules::Rules, settle};
+use super::{
+    abandon::Left,
+    gate::{Cut, Gate},
+    rules::Rules,
+};
 use crate::{
-    InspectError,
-    answer::{Coding, Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Withhold},
+    answer::{Coding, Dialect, Large, Lines, Packed, Plain, Tally, TopLevel, Verdict, Withhold},
     media::{is_json, is_type, media_type},
     metrics::WITHHELD,
 };
@@ -27,10 +33,16 @@ use crate::{
 /// Watches one answer and records it; takes the usage event out that the proxy itself has asked for. Made by
 /// [`Meter`](crate::Meter). No chunk is held back but the one that the usage event stands in, and none is copied but what is
 /// unpacked of a compressed answer.
+///
+/// Where an [`EndHold`](llmproxy_core::EndHold) was left in the exchange, the end of the answer waits for it: the frame that
+/// completes a Content-Length, of a stream the event that nothing follows (or that tells of an error) with all behind it, in any
+/// case the end of the body, be it a failure. All before goes on as it comes. Of a compressed stream it is the piece in which
+/// that event shows; of zstd, which shows it late, and of what is not unpacked it may be the end of the body alone. Nothing is
+/// held of the answer to a client that has left, nor in a tunnel (101), nor where there is no record to wait for.
 pub struct Metering {
     pub(super) exchange: Arc<Exchange>,
     pub(super) method: Method,
-    path: Arc<str>,
+    pub(super) path: Arc<str>,
     pub(super) rules: Arc<Rules>,
     /// The request's JSON, as long as its prompt may be counted. Rarely there.
     pub(super) body: Option<Box<Bytes>>,
@@ -41,9 +53,11 @@ pub struct Metering {
     first_byte: bool,
     // When the last piece passed that carried something, and the longest wait for one after another.
     last_token: Option<Instant>,
-    longest_gap: Option<Duration>,
+    pub(super) longest_gap: Option<Duration>,
     /// Of a client that left while its answer is read on.
     pub(super) left: Option<Box<Left>>,
+    /// Where the end is to wait until the record is kept.
+    pub(super) gate: Option<Box<Gate>>,
 }
 
 // There is one for each open stream: it must not grow unnoticed.
@@ -93,6 +107,7 @@ const MAX_REQUEST_ID: usize = 256;
 
 impl Metering {
     pub(super) fn new(exchange: Arc<Exchange>, method: &Method, path: &str, rules: Arc<Rules>) -> Self {
+        let gate = exchange.take_end_hold().map(|hold| Box::new(Gate::new(hold)));
         Self {
             exchange,
             method: method.clone(),
@@ -107,6 +122,7 @@ impl Metering {
             last_token: None,
             longest_gap: None,
             left: None,
+            gate,
         }
     }
 
@@ -151,6 +167,14 @@ impl Metering {
                 self.watch = Watch::Packed(Packed::new(coding, unpacked, std::mem::take(&mut self.tally)));
             }
         }
+        let dialect = Dialect::of(self.endpoint());
+        if let Some(gate) = &mut self.gate {
+            let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+            gate.head(length, dialect, is_lines);
+        }
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            self.gate = None;
+        }
         let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
         self.head = Some(Head {
             status: head.status,
@@ -173,27 +197,43 @@ impl Metering {
 
     fn events(&mut self, events: &mut Events, data: Bytes, out: &mut Out) {
         let (mut begun, mut first_byte, mut token) = (0, false, false);
+        let mut gate = self.gate.as_deref_mut();
         let mut judge = |event: &Event<'_>| {
             let seen = self.tally.split_event(event, &data[begun..event.end], &mut events.large);
             first_byte |= seen.data;
             token |= seen.delta;
             begun = event.end;
             events.begins_with = None;
-            seen.usage_event
+            // A client that is told of an error sees no reason to wait for more.
+            let is_last = self.tally.terminal || (self.tally.error.is_some() && !seen.delta);
+            (seen.usage_event, is_last)
         };
-        match &mut events.framing {
-            Framing::Events(scanner, Some(withhold)) => withhold.chunk(scanner, &data, out, judge),
-            Framing::Events(scanner, None) => {
-                scanner.feed(&data, |event: Event<'_>| {
-                    judge(&event);
-                });
-                out.push(data.clone());
+        if let Framing::Events(scanner, Some(withhold)) = &mut events.framing {
+            withhold.chunk(scanner, &data, out, |event| {
+                let (usage_event, is_last) = judge(event);
+                let held = gate.as_deref_mut().is_some_and(|gate| gate.saw(is_last));
+                match usage_event {
+                    true => Verdict::Remove,
+                    false if held => Verdict::Hold,
+                    false => Verdict::Pass,
+                }
+            });
+        } else {
+            let (mut cut, mut from) = (Cut::new(&data), 0);
+            let on_event = |event: Event<'_>| {
+                let (_, is_last) = judge(&event);
+                if let Some(gate) = &mut gate {
+                    gate.event(is_last, from, &mut cut, out);
+                    from = event.end;
+                }
+            };
+            match &mut events.framing {
+                Framing::Events(scanner, _) => scanner.feed(&data, on_event),
+                Framing::Lines(lines) => lines.feed(&data, on_event),
             }
-            Framing::Lines(lines) => {
-                lines.feed(&data, |line| {
-                    judge(&line);
-                });
-                out.push(data.clone());
+            match gate {
+                Some(gate) => gate.tail(from, cut, out),
+                None => out.push(data.clone()),
             }
         }
         self.tally.begin_event(&data[begun..], &mut events.large);
@@ -217,9 +257,13 @@ impl Metering {
         }
     }
 
-    fn packed(&mut self, mut packed: Packed, data: &[u8]) {
+    fn packed(&mut self, mut packed: Packed, data: &[u8], out: &mut Out) {
         match packed.feed(data) {
             Ok(token) => {
+                if let Some(gate) = &mut self.gate {
+                    let tally = packed.so_far().0;
+                    gate.see(tally.terminal || (tally.error.is_some() && !token), out);
+                }
                 self.watch = Watch::Packed(packed);
                 if token {
                     self.see_token();
@@ -286,53 +330,8 @@ impl Metering {
         }
     }
 
-    /// What the exchange would come to if this were all.
-    pub(super) fn summary(&self, end: End) -> Outcome<'_> {
-        let (tally, bytes) = self.so_far();
-        Outcome {
-            exchange: &self.exchange,
-            method: &self.method,
-            path: &self.path,
-            head: self.head.as_ref(),
-            tally,
-            learned: self.rules.counters.as_ref().map(|counters| &counters.learned),
-            endpoint: self.endpoint(),
-            bytes,
-            longest_gap: self.longest_gap,
-            end,
-            delivered: self.left.as_ref().map(|left| left.delivered),
-            error: None,
-            refused: None,
-        }
-    }
-
-    pub(super) fn endpoint(&self) -> Endpoint {
-        self.exchange.call().map_or_else(|| Endpoint::of(&self.path), |call| call.endpoint)
-    }
-
-    /// What went wrong, if an answer that should have been a good one says so itself.
-    fn said_error(&self) -> Option<&Arc<str>> {
-        let head = self.head.as_ref()?;
-        // Elsewhere a member of that name may mean anything.
-        let is_told = head.counted || self.endpoint().work() != Work::Other;
-        self.so_far().0.error.as_ref().filter(|_| is_told && head.status.is_success())
-    }
-
-    /// How the exchange ended; `None` where nothing says so and no backend was asked.
-    pub(super) fn outcome(&self, ending: Ending<'_>) -> Option<End> {
-        let failed = self.said_error().is_some();
-        let refused = self.head.as_ref().is_some_and(|head| head.status.is_server_error());
-        match ending {
-            Ending::Failed(error) if self.exchange.is_unasked() => cause_ref::<Ended>(&**error).map(Ended::end),
-            Ending::Failed(error) => Some(Ended::of(&**error)),
-            Ending::Complete if failed || refused => Some(End::BackendFailed),
-            Ending::Complete => Some(End::Complete),
-            Ending::Dropped if self.so_far().0.terminal && !failed => Some(End::Complete),
-            Ending::Dropped if self.exchange.is_panicked() => Some(End::ProxyFailed),
-            Ending::Dropped if self.exchange.is_stopped() => Some(End::Shutdown),
-            Ending::Dropped if failed => Some(End::BackendFailed),
-            Ending::Dropped => Some(End::ClientGone),
-        }
+    fn is_overrun(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.is_overrun())
     }
 }
 
@@ -347,6 +346,14 @@ impl Events {
 impl Shape for Metering {
     fn chunk(&mut self, data: Bytes, out: &mut Out) {
         self.bytes += data.len() as u64;
+        if let Some(gate) = &mut self.gate {
+            if !gate.admit(&data, out) {
+                return;
+            }
+        } else if self.left.is_some() {
+            // What was held for whoever has left.
+            out.release();
+        }
         match std::mem::replace(&mut self.watch, Watch::Opaque) {
             Watch::Events(mut events) => {
                 self.events(&mut events, data, out);
@@ -358,7 +365,7 @@ impl Shape for Metering {
                 self.tally.plain_text(&data);
                 self.watch = Watch::Json(scanner);
             }
-            Watch::Packed(packed) => self.packed(packed, &data),
+            Watch::Packed(packed) => self.packed(packed, &data, out),
             Watch::Opaque => {}
         }
         if !data.is_empty() {
@@ -369,35 +376,34 @@ impl Shape for Metering {
 
     fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
         self.finish(ending, out);
-        // The end of whoever left was told when it did.
-        let end = self.exchange.end().filter(|_| self.left.is_some()).or_else(|| {
-            let end = self.outcome(ending)?;
-            self.exchange.set_end(end);
-            Some(end)
-        });
-        let sinks = self.exchange.take_sinks();
-        let Some(end) = end.filter(|_| !self.exchange.is_unasked() && !sinks.is_empty()) else { return };
-        let error = match ending {
-            Ending::Failed(error) => Some(error.to_string().into()),
-            _ => self.said_error().cloned().or_else(|| {
-                let status = self.head.as_ref()?.status;
-                status.is_server_error().then(|| format!("the backend answered {status}").into())
-            }),
-        };
-        let refused = match ending {
-            Ending::Failed(error) => cause_ref::<InspectError>(&**error).map(InspectError::status),
-            _ => None,
-        };
-        let outcome = Outcome { error, refused, ..self.summary(end) };
-        let record = outcome.record();
-        if let Some(counters) = &self.rules.counters {
-            settle::learn(&counters.learned, &outcome, &record);
+        let has_record = self.tell(ending);
+        if !has_record || matches!(ending, Ending::Dropped) {
+            self.gate = None;
         }
-        self.settle(record, sinks);
     }
 
-    /// Asked when the body failed. Of events `llmproxy-sse` has said so before; what the last line is, only JSON tells.
+    /// Asked when nothing comes. A backend that goes on after it has said that nothing follows need not be heard out.
+    fn poll_silent(&mut self, _: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
+        if self.is_overrun() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn holds_end(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let Some(gate) = &mut self.gate else { return Poll::Ready(Ok(())) };
+        let result = ready!(gate.poll(cx));
+        self.gate = None;
+        Poll::Ready(result)
+    }
+
+    /// Asked when the body failed, and where it goes on behind its last event. Of events `llmproxy-sse` has said the first
+    /// before; what the last line is, only JSON tells.
     fn is_over(&self) -> bool {
+        if self.is_overrun() {
+            return true;
+        }
         let Watch::Events(events) = &self.watch else { return false };
         let is_between = matches!(events.framing, Framing::Lines(_)) && events.begins_with.is_none();
         is_between && events.is_open_ended && self.tally.terminal && self.said_error().is_none()

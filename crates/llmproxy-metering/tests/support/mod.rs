@@ -24,6 +24,8 @@ pub enum Step {
     Error(BoxError),
     /// Nothing comes any more.
     Hang,
+    /// Nothing comes in one poll.
+    Wait,
 }
 
 /// A body made of steps.
@@ -57,12 +59,16 @@ impl Body for Script {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.steps.pop_front() {
             None => Poll::Ready(None),
             Some(Step::Data(data)) => Poll::Ready(Some(Ok(Frame::data(data)))),
             Some(Step::Trailers) => Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new())))),
             Some(Step::Error(error)) => Poll::Ready(Some(Err(error))),
+            Some(Step::Wait) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Some(Step::Hang) => {
                 self.steps.push_front(Step::Hang);
                 Poll::Pending
