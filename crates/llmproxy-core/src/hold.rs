@@ -16,7 +16,7 @@ use crate::BoxError;
 /// before the end of the answer passes without it. `Ok` lets the end pass. An error is the end: the answer is broken off with
 /// it, so that the client can see that it is not whole.
 ///
-/// It must bound its own wait; nobody else does. It is polled no more once it was ready. An exchange that ends without a
+/// It must bound its own wait; nobody else does. Like a sink, it must not keep the exchange that it is left in. It is polled no more once it was ready. An exchange that ends without a
 /// record, or whose client has left, drops it.
 ///
 /// ```

@@ -10,6 +10,7 @@ mod rules;
 mod service;
 mod settle;
 mod shape;
+mod stream;
 
 pub use abandon::{Abandon, AbandonLimit};
 pub use layer::MeterLayer;
