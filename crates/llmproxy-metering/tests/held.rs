@@ -268,6 +268,9 @@ async fn plain_answers_wait_with_what_shows_their_end() {
     let stream = [DELTAS, DONE].concat();
     let answer = sized(events(Script::chunks([DELTAS, DONE])), stream.len());
     assert_eq!(found(answer).await, (DELTAS, DONE, At::End));
+    // Nothing tells the last of these but the length.
+    let answer = sized(events(Script::chunks([DELTAS, DELTAS])), 2 * DELTAS.len());
+    assert_eq!(found(answer).await, (DELTAS, DELTAS, At::End));
     let broken = Script::new([data("{\"a\":"), Step::Error("dead".into())]);
     assert_eq!(found(json(broken)).await, ("{\"a\":", "", At::Error("dead".into())));
     let broken = Script::new([data(DELTAS), data(DONE), Step::Error("dead".into())]);
@@ -385,8 +388,17 @@ async fn a_client_that_leaves_before_it_was_given_the_last_event_has_left() {
 async fn what_is_read_on_for_nobody_is_not_held() {
     let config = AbortConfig { on_abort: OnAbort::Drain, ..AbortConfig::default() };
     let layer = MeterLayer::new().with_abort(&config, Drains::default());
+    struct Kept(#[expect(dead_code, reason = "it is counted")] Arc<()>);
+    impl AsRef<[u8]> for Kept {
+        fn as_ref(&self) -> &[u8] {
+            DELTAS.as_bytes()
+        }
+    }
     let (exchange, records, release) = strict(CHAT, false);
-    let mut script = Some(Script::new([data(DELTAS), data("d"), Step::Wait, data("ata: 1\n\n"), data(DONE)]));
+    let kept = Arc::new(());
+    let piece = Step::Data(bytes::Bytes::from_owner(Kept(kept.clone())));
+    let steps = [data(DELTAS), data("d"), Step::Wait, piece, Step::Hang];
+    let mut script = Some(Script::new(steps));
     let mut service = layer.layer(service_fn(move |_: http::Request<()>| {
         let answer = events(script.take().unwrap());
         async move { Ok::<_, BoxError>(answer) }
@@ -395,9 +407,12 @@ async fn what_is_read_on_for_nobody_is_not_held() {
     assert_eq!(ready(&mut body), (DELTAS.to_owned(), At::Pending));
     drop(body);
     assert!(release.is_closed());
-    while records.all().is_empty() {
+    for _ in 0..10 {
         tokio::task::yield_now().await;
     }
+    assert_eq!((Arc::strong_count(&kept), records.all().len()), (1, 0), "it is read, and not kept");
+    tokio::time::sleep(config.drain_timeout).await;
+    tokio::task::yield_now().await;
     assert_eq!(records.one().end, End::ClientGone);
 }
 

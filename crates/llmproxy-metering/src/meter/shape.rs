@@ -300,8 +300,7 @@ impl Shape for Metering {
 
     fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
         self.finish(ending, out);
-        let has_record = self.tell(ending);
-        if !has_record || matches!(ending, Ending::Dropped) {
+        if !self.tell(ending) {
             self.gate = None;
         }
     }
