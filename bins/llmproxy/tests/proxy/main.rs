@@ -39,3 +39,4 @@ mod streams;
 mod tls;
 mod uploads;
 mod upstream;
+mod usage_reporters;
