@@ -120,8 +120,8 @@ pub struct WebhookConfig {
     /// Requests that may be on their way at a time; 1. More than one gives up the order of the records.
     pub max_in_flight: usize,
     /// Secrets that the requests are signed with as Standard Webhooks says, `whsec_...`; several are separated by blanks, for
-    /// as long as the receiver changes from one to the other. Empty, they are not signed.
-    pub secret: String,
+    /// as long as the receiver changes from one to the other. `None`, they are not signed.
+    pub secret: Option<String>,
     /// Headers of the request, such as Authorization.
     pub headers: BTreeMap<String, String>,
     /// Whether the record holds the whole request, prompts included; false. A batch then holds as many of them.
@@ -280,7 +280,7 @@ impl Default for WebhookConfig {
             max_age: DEFAULT_MAX_AGE,
             dead_letter: PathBuf::new(),
             max_in_flight: 1,
-            secret: String::new(),
+            secret: None,
             headers: BTreeMap::new(),
             include_request_body: false,
             batch_size: 1,
@@ -299,7 +299,7 @@ impl fmt::Debug for WebhookConfig {
             .field("max_age", &self.max_age)
             .field("dead_letter", &self.dead_letter)
             .field("max_in_flight", &self.max_in_flight)
-            .field("is_signed", &!self.secret.is_empty())
+            .field("is_signed", &self.secret.is_some())
             .field("headers", &self.headers.keys())
             .field("include_request_body", &self.include_request_body)
             .field("batch_size", &self.batch_size)

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use crate::{Entry, fields::Fields, json, lines::LineFile};
 
-/// A file of JSON lines, one for each record: `{"reason":..,"record":{..},"reporter":..,"time":..}`. The record has all its
+/// A file of JSON lines, one for each record: `{"time":..,"reporter":..,"reason":..,"record":{..}}`. The record has all its
 /// fields, whatever the reporter sends of them, so that it can be sent again.
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetters {
@@ -39,9 +39,11 @@ impl DeadLetters {
         let (time, all) = (Timestamp::now(), Fields::default());
         for entry in entries {
             // In pieces, because a record is written straight into a buffer.
-            lines.extend_from_slice(format!("{{\"reason\":{},\"record\":", json!(reason)).as_bytes());
+            let (reporter, reason) = (json!(reporter), json!(reason));
+            let head = format!(r#"{{"time":"{time}","reporter":{reporter},"reason":{reason},"record":"#);
+            lines.extend_from_slice(head.as_bytes());
             json::write(&mut lines, entry, &all);
-            lines.extend_from_slice(format!(",\"reporter\":{},\"time\":\"{time}\"}}\n", json!(reporter)).as_bytes());
+            lines.extend_from_slice(b"}\n");
         }
         let turn = self.turn.clone().lock_owned().await;
         let path = self.path.clone();

@@ -9,6 +9,8 @@ const PREFIX: &str = "whsec_";
 /// Bytes of a secret; the bounds are the specification's.
 const SIZES: std::ops::RangeInclusive<usize> = 24..=64;
 
+const ADVICE: &str = "make one with: echo whsec_$(openssl rand -base64 32)";
+
 /// The secrets that a webhook is signed with, each by itself: while a receiver changes from one to the next it finds the
 /// signature that it knows.
 #[derive(Clone)]
@@ -20,6 +22,9 @@ impl Secrets {
     /// Takes secrets separated by blanks, or says what is wrong, without quoting them.
     pub(crate) fn compile(text: &str) -> Result<Self, String> {
         let secrets: Vec<_> = text.split_whitespace().collect();
+        if secrets.is_empty() {
+            return Err(format!("is empty, so that nothing would be signed; leave it out, or {ADVICE}"));
+        }
         let keys = secrets.iter().enumerate().map(|(index, secret)| {
             key(secret).map_err(|what| match secrets.len() {
                 1 => what,
@@ -54,12 +59,11 @@ pub(crate) fn batch_id(requests: impl Iterator<Item = Uuid>) -> String {
 }
 
 fn key(secret: &str) -> Result<Hmac<Sha256>, String> {
-    let advice = "make one with: echo whsec_$(openssl rand -base64 32)";
-    let text = secret.strip_prefix(PREFIX).ok_or_else(|| format!("must begin with {PREFIX}; {advice}"))?;
-    let key = BASE64_STANDARD.decode(text).map_err(|_| format!("must be base64 after {PREFIX}; {advice}"))?;
+    let text = secret.strip_prefix(PREFIX).ok_or_else(|| format!("must begin with {PREFIX}; {ADVICE}"))?;
+    let key = BASE64_STANDARD.decode(text).map_err(|_| format!("must be base64 after {PREFIX}; {ADVICE}"))?;
     if !SIZES.contains(&key.len()) {
         let (least, most) = (SIZES.start(), SIZES.end());
-        return Err(format!("must be of {least} to {most} bytes in base64, and is of {}; {advice}", key.len()));
+        return Err(format!("must be of {least} to {most} bytes in base64, and is of {}; {ADVICE}", key.len()));
     }
     Ok(Hmac::new_from_slice(&key).expect("a key may have any size"))
 }
@@ -97,6 +101,7 @@ mod tests {
             assert!(!what.contains("MfKQ"), "{what}");
         };
         check("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "must begin with whsec_");
+        check(" ", "is empty");
         check("whsec_MfKQ9r8*", "base64");
         check("whsec_MfKQ9r8G", "is of 6");
         check(&format!("{SECRET} whsec_"), "number 2");

@@ -86,7 +86,7 @@ impl Webhook {
         if !(1..=MAX_IN_FLIGHT).contains(&config.max_in_flight) {
             wrong.push(("max_in_flight".to_owned(), format!("must be from 1 to {MAX_IN_FLIGHT}")));
         }
-        let secrets = Some(config.secret.trim()).filter(|secret| !secret.is_empty()).map(Secrets::compile).transpose();
+        let secrets = config.secret.as_deref().map(Secrets::compile).transpose();
         if let Err(what) = &secrets {
             wrong.push(("secret".to_owned(), what.clone()));
         }
