@@ -97,6 +97,28 @@ async fn a_batch_is_signed_as_a_whole_and_keeps_its_id() {
 }
 
 #[tokio::test]
+async fn a_receiver_says_what_becomes_of_a_record() {
+    let check = async |behaviour: Behaviour, tries: usize, taken: usize| {
+        let receiver = Receiver::start().await;
+        receiver.behave_for(1, behaviour);
+        let reporters = reporters(real_client(), json!([{"webhook": {"url": receiver.url()}}]));
+        tell(&reporters, of("m", "alice")).await;
+        assert_eq!(reporters.flush(LONG).await, 0);
+        assert_eq!((receiver.backend().seen().len(), receiver.bodies().len()), (tries, taken), "{behaviour:?}");
+    };
+    for status in [408, 425, 429, 500, 503] {
+        check(Behaviour::Status(status), 2, 1).await;
+    }
+    check(Behaviour::Reset, 2, 1).await;
+    let started = Instant::now();
+    check(Behaviour::Throttle(1), 2, 1).await;
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    for status in [301, 400, 401, 403, 404, 410, 413, 422] {
+        check(Behaviour::Status(status), 1, 0).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_signed_says_nothing_of_it() {
     let receiver = Receiver::start().await;
     let reporters = reporters(real_client(), json!([{"webhook": {"url": receiver.url()}}]));

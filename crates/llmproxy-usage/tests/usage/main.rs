@@ -57,7 +57,11 @@ fn real_client() -> HttpClient {
         client.send(request.method().as_str(), request.uri().path(), &headers, request.body()).await;
         client.try_head().await?;
         let answer = client.read_to_end().await;
-        Ok::<_, BoxError>(Response::builder().status(answer.status).body(Bytes::new())?)
+        let mut response = Response::builder().status(answer.status);
+        if let Some(wait) = answer.header("retry-after") {
+            response = response.header("retry-after", wait);
+        }
+        Ok::<_, BoxError>(response.body(Bytes::new())?)
     }))
 }
 
