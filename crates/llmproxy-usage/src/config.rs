@@ -119,8 +119,8 @@ pub struct WebhookConfig {
     pub dead_letter: PathBuf,
     /// Requests that may be on their way at a time; 1. More than one gives up the order of the records.
     pub max_in_flight: usize,
-    /// Secrets that the requests are signed with as Standard Webhooks says, `whsec_...`; several are separated by blanks, for
-    /// as long as the receiver changes from one to the other. `None`, they are not signed.
+    /// Secrets that the requests are signed with as Standard Webhooks says, `whsec_...`; several are separated by blanks,
+    /// for as long as the receiver changes from one to the other. `None`, they are not signed.
     pub secret: Option<String>,
     /// Headers of the request, such as Authorization.
     pub headers: BTreeMap<String, String>,

@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 
 use crate::{Entry, fields::Fields, json, lines::LineFile};
 
-/// A file of JSON lines, one for each record: `{"time":..,"reporter":..,"reason":..,"record":{..}}`. The record has all its
-/// fields, whatever the reporter sends of them, so that it can be sent again.
+/// A file of JSON lines, one for each record: `{"time":..,"reporter":..,"reason":..,"record":{..}}`. The record has all
+/// its fields, whatever the reporter sends of them, so that it can be sent again.
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetters {
     path: PathBuf,

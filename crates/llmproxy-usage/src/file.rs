@@ -125,7 +125,7 @@ impl FileTarget {
             if let Err(error) = backups.tidy(Timestamp::now()) {
                 tracing::warn!(
                     path = %path.display(), %error,
-                    "old files of usage records could not be packed or removed; it is tried again when the next one is full"
+                    "full files of usage records could not be packed or removed; the next full one is another try"
                 );
             }
         }));

@@ -5,8 +5,8 @@ use serde::Deserialize;
 
 /// Which records a reporter is given: those that fit each list. A list without patterns fits all.
 ///
-/// In a pattern `*` stands for any text; upper and lower case differ. What a record does not name is the empty text there,
-/// so that only a pattern such as `*` fits it.
+/// In a pattern `*` stands for any text; upper and lower case differ. What a record does not name is the empty text
+/// there, so that only a pattern such as `*` fits it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct FilterConfig {
