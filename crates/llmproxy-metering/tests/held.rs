@@ -330,14 +330,25 @@ async fn an_error_before_the_head_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn the_head_of_an_empty_answer_waits() {
-    let empty = || Ok(sized(json(Script::chunks([""; 0]).exact()), 0));
-    let (result, records) = waits(empty(), Ok(())).await;
-    let body = result.unwrap().into_body();
-    assert!(body.is_end_stream());
-    assert_eq!((body.size_hint().exact(), records.one().end), (Some(0), End::Complete));
-    let (result, records) = waits(empty(), Err("the disk is full")).await;
+    let empty = || Script::chunks([""; 0]);
+    // As HTTP/2 may say it: that there is nothing, and later that this was all.
+    for body in [empty().exact(), empty()] {
+        let (result, records) = waits(Ok(sized(json(body), 0)), Ok(())).await;
+        assert_eq!(ready(&mut result.unwrap().into_body()), (String::new(), At::End));
+        assert_eq!(records.one().end, End::Complete);
+    }
+    let (result, records) = waits(Ok(sized(json(empty().exact()), 0)), Err("the disk is full")).await;
     assert_eq!(result.err().as_deref(), Some("the disk is full"));
     assert_eq!(records.one().status, 200, "what was told stands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_says_that_it_is_empty_is_complete_with_its_head() {
+    let exchange = exchange(CHAT, false);
+    let records = Records::of(&exchange);
+    // hyper polls no body of which it knows that nothing comes.
+    drop(metered(&exchange, CHAT, sized(json(Script::chunks([""; 0])), 0)).await);
+    assert_eq!(records.one().end, End::Complete);
 }
 
 #[tokio::test(start_paused = true)]

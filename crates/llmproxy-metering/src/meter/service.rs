@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 use llmproxy_core::{
     BoxError, Exchange, RequestBody,
@@ -141,9 +141,11 @@ fn see<B: Body>(
     match result {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
+            // A server gives the head of such a body and never polls it. An HTTP/2 backend may say both one after the other.
+            let is_empty = head.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
+            let is_over = body.is_end_stream() || is_empty;
             shaper.get_mut().head(&mut head);
-            // The server gives the head of it and never polls it.
-            if body.is_end_stream() {
+            if is_over {
                 shaper.end(Ending::Complete, &mut Out::default());
             }
             Ok(Response::from_parts(head, body))
