@@ -384,6 +384,13 @@ async fn a_client_that_leaves_before_it_was_given_the_last_event_has_left() {
         assert_eq!(records.one().end, End::ClientGone);
         assert!(release.is_closed());
     }
+    // The frame that completes the length was not given either.
+    let (exchange, records, _release) = strict(CHAT, false);
+    let answer = sized(json(Script::new([data("{\"a\":"), data("1}"), Step::Hang])), 7);
+    let mut body = metered(&exchange, CHAT, answer).await.into_body();
+    assert_eq!(ready(&mut body), ("{\"a\":".to_owned(), At::Pending));
+    drop(body);
+    assert_eq!(records.one().end, End::ClientGone);
     let (exchange, records, release) = strict(CHAT, false);
     let never = service_fn(|_: http::Request<()>| pending::<Result<Response<Script>, BoxError>>());
     drop(call(&mut MeterLayer::new().layer(never), request(&exchange, CHAT)));

@@ -271,6 +271,25 @@ async fn a_backends_own_error_passes_and_costs_nothing() {
     check(StatusCode::SERVICE_UNAVAILABLE, End::BackendFailed).await;
 }
 
+/// As an HTTP/2 backend may end it, whose last piece does not say that it is the last: hyper knows by the length.
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_complete_when_all_has_gone_that_was_promised() {
+    let check = async |length: usize, end: End| {
+        let exchange = exchange(CHAT, false);
+        let records = Records::of(&exchange);
+        let mut answer = json(Script::chunks([&JSON[..9], &JSON[9..]]));
+        answer.headers_mut().insert("content-length", length.into());
+        let mut body = metered(&exchange, CHAT, answer).await.into_body();
+        for _ in 0..2 {
+            next(&mut body).await.unwrap().unwrap();
+        }
+        drop(body);
+        assert_eq!(records.one().end, end);
+    };
+    check(JSON.len(), End::Complete).await;
+    check(JSON.len() + 1, End::ClientGone).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_usage_is_estimated_by_its_size() {
     let text = format!(r#"{{"choices":[{{"message":{{"content":"{}"}}}}]}}"#, "x".repeat(400));

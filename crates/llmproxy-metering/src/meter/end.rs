@@ -46,7 +46,7 @@ impl Metering {
     pub(super) fn outcome(&self, ending: Ending<'_>) -> Option<End> {
         let failed = self.said_error().is_some();
         let refused = self.head.as_ref().is_some_and(|head| head.status.is_server_error());
-        match ending {
+        match self.true_ending(ending) {
             Ending::Failed(error) if self.exchange.is_unasked() => cause_ref::<Ended>(&**error).map(Ended::end),
             Ending::Failed(error) => Some(Ended::of(&**error)),
             Ending::Complete if failed || refused => Some(End::BackendFailed),
@@ -56,6 +56,18 @@ impl Metering {
             Ending::Dropped if self.exchange.is_stopped() => Some(End::Shutdown),
             Ending::Dropped if failed => Some(End::BackendFailed),
             Ending::Dropped => Some(End::ClientGone),
+        }
+    }
+
+    /// A body of which all has gone that was promised is complete: hyper drops it then, and does not ask whether it has ended.
+    pub(super) fn true_ending<'a>(&self, ending: Ending<'a>) -> Ending<'a> {
+        let has_given_all = || {
+            let length = self.head.as_ref().and_then(|head| head.length);
+            length == Some(self.bytes) && self.gate.is_none()
+        };
+        match ending {
+            Ending::Dropped if has_given_all() => Ending::Complete,
+            ending => ending,
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Metering {
     pub(super) head: Option<Head>,
     watch: Watch,
     pub(super) tally: Tally,
-    bytes: u64,
+    pub(super) bytes: u64,
     first_byte: bool,
     // When the last piece passed that carried something, and the longest wait for one after another.
     last_token: Option<Instant>,
@@ -71,6 +71,8 @@ pub(super) struct Head {
     /// Whether the pieces of the stream are read, so that there is more than its size to go by.
     pub(super) counted: bool,
     pub(super) request_id: Option<Arc<str>>,
+    /// The length that was promised.
+    pub(super) length: Option<u64>,
 }
 
 /// How the body is read.
@@ -152,9 +154,9 @@ impl Metering {
                 self.watch = Watch::Packed(Packed::new(coding, unpacked, std::mem::take(&mut self.tally)));
             }
         }
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let dialect = Dialect::of(self.endpoint());
         if let Some(gate) = &mut self.gate {
-            let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
             gate.head(length, dialect, is_lines);
         }
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -166,6 +168,7 @@ impl Metering {
             stream: is_events || is_lines,
             counted: (is_events || is_lines) && (plain || packed.is_some()),
             request_id: request_id.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID).map(Into::into),
+            length,
         });
     }
 
@@ -299,6 +302,7 @@ impl Shape for Metering {
     }
 
     fn end(&mut self, ending: Ending<'_>, out: &mut Out) {
+        let ending = self.true_ending(ending);
         self.finish(ending, out);
         if !self.tell(ending) {
             self.gate = None;
