@@ -21,7 +21,7 @@ use llmproxy_metering::InspectError;
 use llmproxy_ratelimit::{LimitedError, RateLimitError};
 use llmproxy_sse::SseError;
 use llmproxy_upstream::UpstreamError;
-use llmproxy_usage::UsageError;
+use llmproxy_usage::{Uncommitted, UsageError};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
@@ -104,6 +104,11 @@ pub(crate) fn answer(error: &(dyn std::error::Error + 'static)) -> Answer {
             UsageError::Unwritable => "usage_not_written",
         };
         return Answer::new(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(Some(error.retry_after()));
+    }
+    // Of an answer without a body; one that has a body is broken off.
+    if let Some(error) = cause_ref::<Uncommitted>(error) {
+        return Answer::new(StatusCode::SERVICE_UNAVAILABLE, "usage_not_written", error)
+            .with_retry_after(Some(UsageError::Unwritable.retry_after()));
     }
     if let Some(error) = cause_ref::<RateLimitError>(error) {
         let mut answer = Answer::new(error.status(), error.code(), error);

@@ -52,6 +52,7 @@ fn table() -> Vec<(BoxError, u16, &'static str, bool, Option<&'static str>)> {
         (InspectError::ClientGone { source: "x".into() }.into(), 499, "client_gone", false, None),
         (UsageError::Full.into(), 503, "usage_queue_full", true, None),
         (UsageError::Unwritable.into(), 503, "usage_not_written", true, None),
+        (Uncommitted.into(), 503, "usage_not_written", true, None),
         (RateLimitError::ModelForbidden { model: name() }.into(), 403, "model_not_allowed", false, None),
         (RateLimitError::ModelUnnamed.into(), 403, "model_not_named", false, None),
         (

@@ -387,12 +387,24 @@ fn lock(path: &Path) -> Result<File, LedgerError> {
     }
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(name).map_err(open)?;
+    let file = private().open(name).map_err(open)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(LedgerError::InUse { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(open(source)),
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(LedgerError::InUse { path: path.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => return Err(open(source)),
     }
+    // SQLite would make it for everybody to read, and there may be prompts in it. Its log is made as the file is.
+    private().open(path).map_err(open)?;
+    Ok(file)
+}
+
+/// How a file is made that is nobody else's business.
+fn private() -> std::fs::OpenOptions {
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 /// Opens the file, and looks it over where the last process did not close it.
