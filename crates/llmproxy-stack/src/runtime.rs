@@ -66,14 +66,13 @@ pub struct Options {
     pub sinks: Vec<Arc<dyn UsageSink>>,
     /// Chooses among backends in the place of `routing.load_balance`; the same one through all reloads.
     pub policy: Option<Arc<dyn Policy>>,
-    /// Each is given the record of every exchange besides the configuration's reporters, whatever `usage.enabled` says.
-    /// Without room in the queue of each of them no backend is asked; `usage.queue_size` and `usage.admit_timeout` are
-    /// theirs too.
+    /// Each is given the record of every exchange besides the configuration's reporters, whatever `usage.enabled` says, from
+    /// the ledger at `usage.ledger.path`.
     pub reporters: Vec<Arc<dyn Report>>,
 }
 
 /// Everything that a reload must not touch: connections to backends, their health and what is in flight there, buckets
-/// and permits, keys, queued records. Stacks are built over it and swapped.
+/// and permits, keys, the usage ledger. Stacks are built over it and swapped.
 ///
 /// ```
 /// use llmproxy_stack::{Options, Runtime, Server};
@@ -266,13 +265,13 @@ impl Runtime {
     }
 
     /// Lets answers whose clients left be read on until the server's grace period is over (`server.shutdown_timeout`, from
-    /// [`Runtime::begin_shutdown`] on, or from now where nobody called that), then writes what is left: records to their receivers, at most for `deadline`, and the access log. Returns how many
-    /// records were still waiting when the time was over. Those that were given up before, after their last try, were
-    /// logged and counted then.
+    /// [`Runtime::begin_shutdown`] on, or from now where nobody called that), then delivers records to their receivers, at most
+    /// for `deadline`, closes the ledger and the access log. Returns how many deliveries were still to be made when the time
+    /// was over; they are made after the next start.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses what was not delivered yet.
+    /// Dropping the future is as if the process had ended there.
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         self.sweeper.abort();
         // Before the reporters: each of them ends with a record.

@@ -8,13 +8,12 @@ use llmproxy_core::UsageRecord;
 
 /// Delivers records to one place, one record at a time; several at a time where it has [`batches`](Self::batches).
 ///
-/// This is all that a reporter has to know. Its bounded queue, the place in it that is reserved before a backend is
-/// asked, further tries and the flush at the end are this crate's, the same as for a webhook: give it to
-/// [`Reporters::with_own`](crate::Reporters::with_own).
+/// This is all that a reporter has to know. The ledger that it is fed from, its place there, further tries and the flush at the
+/// end are this crate's, the same as for a webhook: give it to [`Reporters::with_own`](crate::Reporters::with_own).
 ///
 /// A record may come more than once: a try that ran out of time may have been delivered all the same. What tells
-/// the copies is the record's `request_id`. Up to eight are on their way at a time, so that one which waits for its next
-/// try does not hold up the others; their order is not kept.
+/// the copies is the record's `request_id`. One is on its way at a time, so that records come in order, unless
+/// [`max_in_flight`](Self::max_in_flight) says otherwise.
 ///
 /// ```
 /// use futures_util::future::BoxFuture;
@@ -81,7 +80,7 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
         1
     }
 
-    /// Whether it wants the request's body, prompts included; false. If so, each place in its queue holds one.
+    /// Whether it wants the request's body, prompts included; false. If so, the ledger keeps one for each record.
     fn wants_request_body(&self) -> bool {
         false
     }
@@ -96,8 +95,7 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
 /// Delivers several records at a time: the other side of a [`Report`].
 ///
 /// A batch is delivered when it is full, when its oldest record has waited for the interval, and at once when
-/// [`flush`](crate::Reporters::flush) waits for it or the queue is full and no batch is on its way. Its records keep their
-/// places in the queue until it is delivered or given up.
+/// [`flush`](crate::Reporters::flush) waits for it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -144,7 +142,7 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
 /// }
 /// ```
 pub trait ReportBatch: Send + Sync {
-    /// How many records a batch has at most; never more than the queue has places.
+    /// How many records a batch has at most.
     fn size(&self) -> usize;
 
     /// How long a record waits for others at most; an hour is the most that is granted.
