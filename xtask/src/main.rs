@@ -21,6 +21,7 @@ mod check;
 mod dist;
 mod fuzz;
 mod interop;
+mod services;
 mod soak;
 mod step;
 mod test;
@@ -32,10 +33,15 @@ const EXIT_USAGE: u8 = 64;
 const HELP: &str = "\
 cargo xtask <command>
 
-  test [args]   Runs all tests of the workspace, those that play many orders of what threads do, and those with
-                OpenAI's SDK for Python, which it installs into target/interop. The arguments go to `cargo test`:
+  test [--long] [args]
+                Runs all tests of the workspace, those that play many orders of what threads do, those with
+                OpenAI's SDK for Python, which it installs into target/interop, and those against a PostgreSQL
+                of its own, which it installs if it is missing and may; with --long against a MariaDB as well.
+                The other arguments go to `cargo test`:
                     cargo xtask test -p llmproxy-core
                     cargo xtask test -- permit_is_held
+  databases [--long]
+                Only the tests against real database servers.
   check         What a change must pass besides its tests: format, clippy, rustdoc, dependencies
                 (licenses, sources, bans) and tidy. Runs all of them, then sums up.
   advisories    Known faults of dependencies, by RustSec's database; needs the network. Not a part of
@@ -77,6 +83,8 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let passed = match (command.as_deref(), &rest[..]) {
         (Some("test"), args) => test::run(args),
+        (Some("databases"), []) => test::run_databases(false),
+        (Some("databases"), [long]) if long == "--long" => test::run_databases(true),
         (Some("check"), []) => check::run(),
         (Some("dist"), []) => dist::run(),
         (Some("interop"), []) => interop::run(interop::Engine::Llama),

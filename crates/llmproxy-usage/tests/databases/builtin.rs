@@ -1,1 +1,267 @@
-//! The builtin store.
+//! The builtin store: the usage in the admin database.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use llmproxy_core::{Cost, End, TokenUsage, UsageRecord};
+use llmproxy_usage::{
+    BuiltinConfig, BuiltinError, BuiltinReport, BuiltinStore, Entry, Group, Query, Report, ReportBatch, Total, Totals,
+    Verdict,
+};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+use crate::{
+    common::record,
+    database::{again, entries},
+    sqlite::Folder,
+};
+
+fn at(moment: &str) -> Timestamp {
+    moment.parse().unwrap()
+}
+
+fn record_at(moment: Timestamp, change: impl FnOnce(&mut UsageRecord)) -> UsageRecord {
+    let mut record = UsageRecord { timestamp: moment, ..UsageRecord::clone(&record()) };
+    change(&mut record);
+    record
+}
+
+fn by(by: Group) -> Query {
+    Query { by, ..Query::default() }
+}
+
+async fn everything(store: &BuiltinStore) -> Total {
+    let mut totals = store.totals(&by(Group::All)).await.unwrap();
+    assert!(totals.len() <= 1);
+    totals.pop().unwrap_or_default()
+}
+
+async fn execute(path: &std::path::Path, sql: &str) {
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+async fn count(path: &std::path::Path, sql: &str) -> i64 {
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap()
+}
+
+/// Records that differ in all that is asked for, over three days.
+fn many() -> Vec<UsageRecord> {
+    let begin = at("2026-01-23T22:17:31.25Z");
+    (0..200u32)
+        .map(|index| {
+            record_at(begin + SignedDuration::from_mins(i64::from(index) * 13), |record| {
+                record.model = Some(format!("m{}", index % 3).into());
+                record.user_id = (index % 4 != 0).then(|| format!("u{}", index % 4).into());
+                record.key_name = (index % 5 != 0).then(|| format!("k{}", index % 5).into());
+                record.key_fingerprint = Some(format!("f{}", index % 5).into());
+                record.end = [End::Complete, End::ClientGone, End::Timeout, End::BackendFailed][index as usize % 4];
+                record.usage =
+                    Some(TokenUsage { prompt: u64::from(index), completion: 3, cached: Some(2), reasoning: None });
+                record.cost = (index % 7 != 0).then(|| Cost {
+                    trillionths: 1_000_000_000_123,
+                    currency: ["EUR", "USD"][index as usize % 2].into(),
+                });
+            })
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn totals_are_those_of_the_records() {
+    let folder = Folder::new("totals");
+    let store = BuiltinStore::open(folder.0.join("keys.db")).await.unwrap();
+    let records = many();
+    for batch in records.iter().collect::<Vec<_>>().chunks(50) {
+        store.insert(batch).await.unwrap();
+    }
+    let reader = BuiltinStore::open_to_read(folder.0.join("keys.db")).await.unwrap();
+    let moments = [
+        None,
+        Some(at("2026-01-24T00:00:00Z")),
+        Some(at("2026-01-24T05:00:00Z")),
+        Some(at("2026-01-24T05:20:07.5Z")),
+        Some(at("2026-01-24T05:40:00Z")),
+        Some(at("2026-01-25T00:00:00Z")),
+    ];
+    let mut asked = 0;
+    for by in [Group::All, Group::Model, Group::User, Group::Key, Group::Day, Group::Hour] {
+        for from in moments {
+            for to in moments {
+                for (model, user, key) in [
+                    (None, None, None),
+                    (Some("m1"), None, None),
+                    (None, Some("u2"), Some("k1")),
+                    (None, Some(""), None),
+                    (None, None, Some("f0")),
+                ] {
+                    let own = |text: Option<&str>| text.map(str::to_owned);
+                    let query = Query { from, to, by, model: own(model), user: own(user), key: own(key) };
+                    let mut expected = Totals::new(query.clone());
+                    records.iter().for_each(|record| expected.add(record));
+                    assert_eq!(reader.totals(&query).await.unwrap(), expected.finish(), "{query:?}");
+                    asked += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(asked, 6 * 36 * 5);
+}
+
+#[tokio::test]
+async fn costs_beyond_64_bits_are_summed_up() {
+    let folder = Folder::new("costs");
+    let store = BuiltinStore::open(folder.0.join("keys.db")).await.unwrap();
+    let much = u64::try_from(i64::MAX).unwrap();
+    for user in ["a", "b", "c"] {
+        let cost = Some(Cost { trillionths: much, currency: "EUR".into() });
+        let record = record_at(at("2026-01-23T22:17:31.25Z"), |record| {
+            (record.user_id, record.cost) = (Some(user.into()), cost);
+        });
+        store.insert(&[&record]).await.unwrap();
+    }
+    let total = everything(&store).await;
+    assert_eq!(total.cost["EUR"], 3 * u128::from(much));
+    assert!((total.amount("EUR") - 27_670_116.11).abs() < 0.01);
+}
+
+#[tokio::test]
+async fn what_comes_again_is_counted_once() {
+    let folder = Folder::new("again");
+    let report = BuiltinReport::new("builtin", &BuiltinConfig::default(), folder.0.join("deep/keys.db"));
+    let batch = entries(5);
+    for _ in 0..2 {
+        assert_eq!(report.report_batch(&batch).await, Verdict::Delivered);
+    }
+    let mut mixed = entries(2);
+    mixed.extend_from_slice(&batch[3..]);
+    mixed.push(mixed[0].clone());
+    assert_eq!(report.batches().unwrap().report_batch(&mixed).await, Verdict::Delivered);
+    let store = BuiltinStore::open_to_read(folder.0.join("deep/keys.db")).await.unwrap();
+    assert_eq!(everything(&store).await.requests, 7);
+    assert_eq!(store.totals(&by(Group::Hour)).await.unwrap()[0].group, "2026-01-23T10:00:00Z");
+    assert_eq!(count(store.path(), "SELECT COUNT(*) FROM usage_records").await, 7);
+}
+
+#[tokio::test]
+async fn sums_outlive_the_rows_and_are_not_added_to_twice() {
+    let folder = Folder::new("retention");
+    let store = BuiltinStore::open(folder.0.join("keys.db")).await.unwrap();
+    let now = Timestamp::now();
+    let days = |days: i64| now - SignedDuration::from_hours(24 * days);
+    let records: Vec<_> = (0..2_600u32).map(|index| record_at(days(i64::from(index % 20)), |_| {})).collect();
+    let records: Vec<_> = records.iter().collect();
+    store.insert(&records).await.unwrap();
+    // More than a piece, and some of them of the last days.
+    assert_eq!(store.purge(days(2)).await.unwrap(), 17 * 130);
+    assert_eq!(store.purge(days(2)).await.unwrap(), 0);
+    assert_eq!(count(store.path(), "SELECT COUNT(*) FROM usage_records").await, 3 * 130);
+    assert_eq!(everything(&store).await.requests, 2_600);
+    // All of them again: those with rows, those whose rows have gone of late, and those from long before.
+    store.insert(&records).await.unwrap();
+    assert_eq!(everything(&store).await.requests, 2_600);
+    // One that is late, and was not there before.
+    let late = record_at(days(5), |_| {});
+    for _ in 0..2 {
+        store.insert(&[&late]).await.unwrap();
+        store.purge(days(2)).await.unwrap();
+    }
+    assert_eq!(everything(&store).await.requests, 2_601);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_runs_by_itself() {
+    let folder = Folder::new("hourly");
+    let config = BuiltinConfig { retention_days: 30 };
+    let report = BuiltinReport::new("builtin", &config, folder.0.join("keys.db"));
+    let old = record_at(Timestamp::now() - SignedDuration::from_hours(24 * 31), |_| {});
+    let batch = [Entry::new(Arc::new(old)), Entry::new(record_at(Timestamp::now(), |_| {}).into())];
+    assert_eq!(report.report_batch(&batch).await, Verdict::Delivered);
+    let path = folder.0.join("keys.db");
+    let mut passed = std::time::Duration::ZERO;
+    // Each look takes real time, in which the paused clock goes on.
+    while count(&path, "SELECT COUNT(*) FROM usage_records").await == 2 {
+        assert!(passed < std::time::Duration::from_secs(7200), "two hours later it is still there");
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        passed += std::time::Duration::from_secs(10);
+    }
+    assert_eq!(count(&path, "SELECT COUNT(*) FROM usage_records").await, 1);
+}
+
+const GO: &str = "CREATE TABLE api_keys (key TEXT PRIMARY KEY, name TEXT, user_id TEXT, status INTEGER DEFAULT 0,
+        starts_at DATETIME, expires_at DATETIME, created_at DATETIME, updated_at DATETIME);
+    CREATE TABLE usage_records (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT, api_key TEXT, user_id TEXT,
+        model TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, total_tokens INTEGER, endpoint TEXT,
+        backend_url TEXT, status_code INTEGER, latency_ms INTEGER, streaming INTEGER, created_at DATETIME);
+    INSERT INTO api_keys (key, name) VALUES ('sk-a', 'alice');
+    INSERT INTO usage_records (request_id, api_key, user_id, model, prompt_tokens, completion_tokens, total_tokens,
+        endpoint, backend_url, status_code, latency_ms, streaming, created_at) VALUES
+        ('chatcmpl-1', 'sk-a', 'u', 'm', 5, 7, 12, '/v1/chat/completions', 'http://b', 200, 12, 1,
+            '2026-01-23 01:30:00.123456789 +0800 CST m=+12.34'),
+        ('chatcmpl-1', 'sk-b', 'u', 'm', 1, 1, 2, '/v1/chat/completions', 'http://b', 502, 12, 0, '2026-01-23 10:30:00'),
+        ('', 'sk-b', '', 'm', 1, 1, 2, '/v1/chat/completions', 'http://b', 200, 12, 0, 'yesterday'),
+        (NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2026-01-23T10:30:00Z');";
+
+#[tokio::test]
+async fn usage_of_the_go_program_is_taken_over_once() {
+    let folder = Folder::new("go");
+    let path = folder.0.join("keys.db");
+    execute(&path, GO).await;
+    let before = std::fs::read(&path).unwrap();
+    for _ in 0..2 {
+        let store = BuiltinStore::open(&path).await.unwrap();
+        assert_eq!(store.path(), folder.0.join("keys.llmproxy.db"));
+        let total = everything(&store).await;
+        assert_eq!((total.requests, total.errors, total.total_tokens()), (3, 1, 14));
+        let days: Vec<_> = store.totals(&by(Group::Day)).await.unwrap().into_iter().map(|total| total.group).collect();
+        assert_eq!(days, ["2026-01-22", "2026-01-23"]);
+        let keys: Vec<_> = store.totals(&by(Group::Key)).await.unwrap().into_iter().map(|total| total.group).collect();
+        // printf sk-b | sha256sum
+        assert_eq!(keys, ["", "18519d64d0d18b0e", "alice"]);
+        store.close().await;
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before, "it is not changed by a byte");
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 2, "nothing is left beside it");
+    let ours = folder.0.join("keys.llmproxy.db");
+    assert_eq!(count(&ours, "SELECT value FROM llmproxy_usage WHERE name = 'go_skipped'").await, 1);
+    let bytes = std::fs::read(&ours).unwrap();
+    assert!(!bytes.windows(4).any(|window| window == b"sk-a" || window == b"sk-b"), "keys stay where they are");
+
+    // It has gone on, and then its file goes away.
+    execute(&path, "INSERT INTO usage_records (model, prompt_tokens, created_at) VALUES ('n', 9, '2026-01-24')").await;
+    let store = BuiltinStore::open(&path).await.unwrap();
+    assert_eq!(everything(&store).await.requests, 4);
+    store.close().await;
+    std::fs::remove_file(&path).unwrap();
+    let store = BuiltinStore::open_to_read(&path).await.unwrap();
+    assert_eq!(everything(&store).await.requests, 4);
+}
+
+#[tokio::test]
+async fn a_file_of_somebody_else_is_left_alone() {
+    let folder = Folder::new("foreign");
+    let path = folder.0.join("keys.db");
+    let missing = BuiltinStore::open_to_read(&path).await;
+    assert!(matches!(missing, Err(BuiltinError::Missing(_))), "{missing:?}");
+    assert!(!path.exists());
+    execute(&path, "CREATE TABLE recipes (name TEXT)").await;
+    let report = BuiltinReport::new("builtin", &BuiltinConfig::default(), &path);
+    let batch = entries(1);
+    let why = again(report.report_batch(&batch).await);
+    assert!(why.contains("the database of something else") && why.contains("admin.db_path"), "{why}");
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(report.report_batch(&batch).await, Verdict::Delivered);
+}
+
+#[tokio::test]
+async fn a_later_version_is_not_touched() {
+    let folder = Folder::new("later");
+    let path = folder.0.join("keys.db");
+    BuiltinStore::open(&path).await.unwrap().close().await;
+    execute(&path, "UPDATE llmproxy_usage SET value = 99 WHERE name = 'version'").await;
+    for opened in [BuiltinStore::open(&path).await, BuiltinStore::open_to_read(&path).await] {
+        assert!(matches!(opened, Err(BuiltinError::Newer { found: 99, known: 1 })), "{opened:?}");
+    }
+}
