@@ -35,6 +35,7 @@ mod seed;
 mod settings;
 mod spellings;
 mod start;
+mod stores;
 mod streams;
 mod tls;
 mod uploads;

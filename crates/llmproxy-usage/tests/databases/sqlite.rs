@@ -68,8 +68,8 @@ async fn a_file_that_somebody_else_keeps_is_waited_for() {
     sqlite.db.config.max_idle_conns = Some(0);
     let report = sqlite.report("usage_records");
     assert_eq!(send(&report, &entries(1)).await, Verdict::Delivered);
-    let Peek::Sqlite(url) = &sqlite.peek else { panic!() };
-    let mut other = sqlx::SqliteConnection::connect(url).await.unwrap();
+    let url = format!("sqlite://{}", sqlite.config.path.display());
+    let mut other = sqlx::SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
     let batch = entries(2);
     let why = again(send(&report, &batch).await);
