@@ -5,17 +5,21 @@
 //! pipe that only we hold open: it stops the server and removes the folder even where we were killed.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, Permissions},
     net::TcpListener,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
-use crate::cargo::{read, run as run_command};
+use crate::cargo::{read, root, run as run_command};
 
 /// The password of whom tests log in as.
 const PASSWORD: &str = "test-only";
+
+/// Certificates that the proxy's own tests have, for `localhost` and 127.0.0.1.
+const CERTIFICATES: &str = "bins/llmproxy/tests/proxy/certificates";
 
 /// A server that runs as long as this lives.
 pub(crate) struct Service {
@@ -48,7 +52,8 @@ impl Service {
              case $1 in\n\
              init) {run_as} {tools}/initdb -D {data} -U test -A scram-sha-256 --pwfile=password -E UTF8 >>log 2>&1;;\n\
              start) {run_as} {tools}/pg_ctl -D {data} -l server.log -w -t 60 \
-             -o '-k {place} -p {port} -c listen_addresses=127.0.0.1 -c fsync=off' start >>log 2>&1;;\n\
+             -o '-k {place} -p {port} -c listen_addresses=127.0.0.1 -c fsync=off -c ssl=on \
+             -c ssl_cert_file={place}/server.pem -c ssl_key_file={place}/server.key' start >>log 2>&1;;\n\
              kill) {run_as} {tools}/pg_ctl -D {data} -m immediate -t 60 stop >>log 2>&1;;\n\
              stop) {run_as} {tools}/pg_ctl -D {data} -m fast -t 60 stop >>log 2>&1;;\n\
              esac\n"
@@ -77,6 +82,7 @@ impl Service {
              printf '%s\\n' \"CREATE USER {account};\" \"GRANT ALL ON *.* TO 'test'@'127.0.0.1';\" >init.sql;;\n\
              start) rm -f pid; {run_as} {server} --no-defaults --datadir={place}/data --socket={place}/socket --port={port} \
              --bind-address=127.0.0.1 --skip-name-resolve --pid-file={place}/pid --skip-log-bin \
+             --ssl-cert={place}/server.pem --ssl-key={place}/server.key \
              --innodb-flush-log-at-trx-commit=2 $(test -f done || echo --init-file={place}/init.sql) \
              </dev/null >>server.log 2>&1 &\n\
              for try in $(seq 600); do ask ping && test -s pid && touch done && exit 0; sleep 0.1; done; exit 1;;\n\
@@ -175,14 +181,16 @@ fn owner(user: &str) -> Result<(Option<String>, String), String> {
 fn folder(name: &str, owner: Option<&str>) -> Result<PathBuf, String> {
     let folder = env::temp_dir().join(format!("llmproxy-{name}-{}", std::process::id()));
     fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    for name in ["server.pem", "server.key"] {
+        let from = root().join(CERTIFICATES).join(name);
+        fs::copy(&from, folder.join(name)).map_err(|error| format!("{}: {error}", from.display()))?;
+        // PostgreSQL takes no key that others may read.
+        fs::set_permissions(folder.join(name), Permissions::from_mode(0o600)).map_err(|error| error.to_string())?;
+    }
     if let Some(owner) = owner {
-        chown(&folder, owner)?;
+        run_command(Command::new("chown").args(["-R", &format!("{owner}:")]).arg(&folder))?;
     }
     Ok(folder)
-}
-
-fn chown(folder: &Path, owner: &str) -> Result<(), String> {
-    run_command(Command::new("chown").arg(format!("{owner}:")).arg(folder))
 }
 
 fn free_port() -> Result<u16, String> {

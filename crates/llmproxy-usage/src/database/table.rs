@@ -98,6 +98,12 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
     let driver = connections.driver();
     let name = table.quoted(driver);
     let present = columns(connections, table).await?;
+    if present.iter().any(|column| column == "cost_trillionths") {
+        return Err(sqlx::Error::Configuration(
+            "the table is that of a reporter of type builtin; name another table, or another file than admin.db_path"
+                .into(),
+        ));
+    }
     if present.is_empty() {
         execute(connections, create(&name, driver)).await?;
         let index = quote(&table.index("timestamp", driver), driver);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use llmproxy_core::{Cost, End, TokenUsage, UsageRecord};
 use llmproxy_usage::{
-    BuiltinConfig, BuiltinError, BuiltinReport, BuiltinStore, Entry, Group, Query, Report, ReportBatch, Total, Totals,
-    Verdict,
+    BuiltinConfig, BuiltinError, BuiltinReport, BuiltinStore, DatabaseConfig, DatabaseReport, DatabaseReporterConfig,
+    Entry, Group, Query, Report, ReportBatch, StorageConfig, Total, Totals, Verdict,
 };
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::{
     common::record,
-    database::{again, entries},
+    database::{again, entries, send},
     sqlite::Folder,
 };
 
@@ -264,4 +264,23 @@ async fn a_later_version_is_not_touched() {
     for opened in [BuiltinStore::open(&path).await, BuiltinStore::open_to_read(&path).await] {
         assert!(matches!(opened, Err(BuiltinError::Newer { found: 99, known: 1 })), "{opened:?}");
     }
+}
+
+#[tokio::test]
+async fn its_table_is_not_a_database_reporters() {
+    let folder = Folder::new("both");
+    let path = folder.0.join("keys.db");
+    let store = BuiltinStore::open(&path).await.unwrap();
+    let config = DatabaseConfig { name: "a".into(), driver: "sqlite".into(), path, ..DatabaseConfig::default() };
+    let storage = StorageConfig { databases: vec![config] };
+    for (table, taken) in [("usage_records", false), ("other_records", true)] {
+        let config =
+            DatabaseReporterConfig { storage: "a".into(), table: table.into(), ..DatabaseReporterConfig::default() };
+        let verdict = send(&DatabaseReport::new("a", &config, &storage).unwrap(), &entries(1)).await;
+        match taken {
+            true => assert_eq!(verdict, Verdict::Delivered),
+            false => assert!(again(verdict).contains("of type builtin; name another table")),
+        }
+    }
+    assert_eq!(everything(&store).await.requests, 0);
 }

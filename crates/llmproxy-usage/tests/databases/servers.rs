@@ -111,6 +111,21 @@ impl<G> Own<G> {
         assert!(why.contains("create the database") || why.contains("give the account the right"), "{why}");
     }
 
+    /// `dsn` insists on TLS, and ends where the file with the authorities is named.
+    async fn tls_is_used_and_the_server_known(&self, dsn: &str) {
+        let with = |dsn: String| {
+            let config = DatabaseConfig { dsn, ..self.config.clone() };
+            Db { config, peek: Peek::Sqlite(String::new()), id: "", json: "" }
+        };
+        let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bins/llmproxy/tests/proxy/certificates/");
+        let report = with(format!("{dsn}{ca}ca.pem")).report("tls_records");
+        assert_eq!(send(&report, &entries(3)).await, Verdict::Delivered);
+        assert_eq!(self.count("tls_records").await, 3);
+        let stranger = with(format!("{dsn}{ca}stranger.pem"));
+        let why = again(send(&stranger.report("tls_records"), &entries(1)).await);
+        assert!(why.contains("certificate") && !why.contains("test-only"), "{why}");
+    }
+
     async fn a_value_that_is_too_long_is_refused(&self) {
         self.run("CREATE TABLE short_records (request_id VARCHAR(64), user_id VARCHAR(2))").await;
         let report = self.report("short_records");
@@ -167,6 +182,17 @@ async fn mariadb<G>(name: &str, turn: G) -> Own<G> {
     Own { db, control: variable("LLMPROXY_TEST_MARIADB_CONTROL"), _turn: turn }
 }
 
+/// How to insist on TLS, up to the name of the file with the authorities.
+fn tls(db: &Db) -> String {
+    let DatabaseConfig { driver, host, port, user, password, database, .. } = &db.config;
+    match driver.as_str() {
+        "postgres" => format!(
+            "host={host} port={port} user={user} password='{password}' dbname={database} sslmode=verify-full sslrootcert="
+        ),
+        _ => format!("mysql://{user}:{password}@{host}:{port}/{database}?ssl-mode=VERIFY_IDENTITY&ssl-ca="),
+    }
+}
+
 /// The tests of one server.
 macro_rules! server {
     ($module:ident, $lock:ident) => {
@@ -201,6 +227,13 @@ macro_rules! server {
             #[tokio::test]
             async fn wrong_credentials_wait_and_are_told() {
                 shared("wrong").await.wrong_credentials_wait_and_are_told().await;
+            }
+
+            #[ignore = "needs a server, which `cargo xtask test` starts"]
+            #[tokio::test]
+            async fn tls_is_used_and_the_server_known() {
+                let own = shared("tls").await;
+                own.tls_is_used_and_the_server_known(&tls(&own)).await;
             }
 
             #[ignore = "needs a server, which `cargo xtask test` starts"]
