@@ -20,7 +20,7 @@ pub(crate) fn run() -> bool {
             Step::new("fmt", fmt),
             tidy::step(),
             Step::new("clippy", clippy),
-            Step::new("clippy without tokenizers", clippy_lean),
+            Step::new("clippy without features", clippy_lean),
             Step::new("doc", doc),
             Step::new("deny", deny),
             bench::budget_step(),
