@@ -1,6 +1,6 @@
 //! Records into rows, and into the sums of their hours and days, in one transaction.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use jiff::{SignedDuration, Timestamp};
 use llmproxy_core::UsageRecord;
@@ -75,7 +75,7 @@ pub(super) async fn insert_row(
 ) -> Result<bool, sqlx::Error> {
     let row = Row { record, request_body: None };
     let cost = record.cost.as_ref().map(|cost| i64::try_from(cost.trillionths).unwrap_or(i64::MAX));
-    let mut query = sqlx::query(AssertSqlSafe(statement())).bind(id);
+    let mut query = sqlx::query(AssertSqlSafe(INSERT.as_str())).bind(id);
     for (_, column) in schema::columns().skip(1) {
         query = match (column.value)(&row).fit(column.kind, Driver::Sqlite) {
             Value::Text(text) => query.bind(text),
@@ -88,14 +88,14 @@ pub(super) async fn insert_row(
 }
 
 /// The id is the first column.
-fn statement() -> String {
+static INSERT: LazyLock<String> = LazyLock::new(|| {
     let names: Vec<_> = schema::columns().map(|(name, _)| format!("\"{name}\"")).collect();
     let places = vec!["?"; names.len()].join(", ");
     format!(
         "INSERT INTO usage_records ({}, cost_trillionths) VALUES ({places}, ?) ON CONFLICT (request_id) DO NOTHING",
         names.join(", ")
     )
-}
+});
 
 // === impl Sums ===
 

@@ -284,3 +284,15 @@ async fn its_table_is_not_a_database_reporters() {
     }
     assert_eq!(everything(&store).await.requests, 0);
 }
+
+#[tokio::test]
+async fn the_key_stores_file_is_shared_and_its_version_left_alone() {
+    let folder = Folder::new("keys_first");
+    let path = folder.0.join("keys.db");
+    execute(&path, "CREATE TABLE llmproxy_keys (key_hash BLOB); PRAGMA user_version = 2").await;
+    let store = BuiltinStore::open(&path).await.unwrap();
+    assert_eq!(store.path(), path);
+    store.insert(&[&record()]).await.unwrap();
+    assert_eq!(count(&path, "PRAGMA user_version").await, 2);
+    assert_eq!(everything(&store).await.requests, 1);
+}

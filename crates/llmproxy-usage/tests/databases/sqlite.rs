@@ -1,8 +1,8 @@
 //! SQLite, which needs nothing.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, task::Poll};
 
-use llmproxy_usage::{DatabaseConfig, Verdict};
+use llmproxy_usage::{BuiltinConfig, BuiltinReport, BuiltinStore, DatabaseConfig, Group, Query, ReportBatch, Verdict};
 
 use crate::database::{Db, Peek, again, entries, send, suite};
 
@@ -77,4 +77,43 @@ async fn a_file_that_somebody_else_keeps_is_waited_for() {
     sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
     assert_eq!(send(&report, &batch).await, Verdict::Delivered);
     assert_eq!(sqlite.count("usage_records").await, 3);
+}
+
+/// Polls what is to be broken off `polls` times, as a reporter's limit of time would cut it wherever it is.
+async fn break_off(polls: usize, delivery: impl Future<Output = Verdict>) {
+    let mut delivery = std::pin::pin!(delivery);
+    for _ in 0..polls {
+        let once = std::future::poll_fn(|context| Poll::Ready(delivery.as_mut().poll(context)));
+        if once.await.is_ready() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_broken_off_is_whole_the_next_time() {
+    let sqlite = open("broken_off").await;
+    let report = sqlite.report("usage_records");
+    let path = sqlite.folder.0.join("keys.db");
+    let builtin = BuiltinReport::new("builtin", &BuiltinConfig::default(), &path);
+    let mut sent = 0;
+    for polls in (1..600).step_by(7) {
+        let batch = entries(5);
+        break_off(polls, send(&report, &batch)).await;
+        break_off(polls, builtin.report_batch(&batch)).await;
+        if polls % 2 == 0 {
+            break_off(polls / 2, builtin.report_batch(&batch)).await;
+        }
+        assert_eq!(send(&report, &batch).await, Verdict::Delivered, "{polls}");
+        assert_eq!(builtin.report_batch(&batch).await, Verdict::Delivered, "{polls}");
+        sent += 5;
+    }
+    assert_eq!(sqlite.count("usage_records").await, sent);
+    let store = BuiltinStore::open_to_read(&path).await.unwrap();
+    for by in [Group::Day, Group::Hour] {
+        let totals = store.totals(&Query { by, ..Query::default() }).await.unwrap();
+        assert_eq!(totals.iter().map(|total| total.requests).sum::<u64>(), sent as u64, "{by:?}");
+        assert_eq!(totals[0].total_tokens(), 28 * sent as u64);
+    }
 }
