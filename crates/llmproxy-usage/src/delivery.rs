@@ -161,37 +161,4 @@ fn backoff(tries: u32, retries: u32, random: f64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use llmproxy_core::{Endpoint, UsageRecord};
-
-    use super::*;
-
-    #[test]
-    fn waits_grow_up_to_a_limit() {
-        assert_eq!(backoff(1, 9, 0.0), Duration::from_millis(250));
-        assert_eq!(backoff(1, 9, 1.0), Duration::from_millis(500));
-        assert_eq!(backoff(3, 9, 1.0), Duration::from_secs(2));
-        assert_eq!(backoff(1000, 2000, 1.0), Duration::from_secs(30));
-        assert_eq!(backoff(4, 3, 1.0), Duration::from_secs(30), "it is down");
-    }
-
-    #[test]
-    fn a_clock_that_jumps_costs_no_record() {
-        let now = Timestamp::now();
-        let entry = |hours: i64| {
-            let timestamp = now + jiff::SignedDuration::from_hours(hours);
-            let record = UsageRecord { timestamp, ..UsageRecord::new(Endpoint::of("")) };
-            Entry { record: Arc::new(record), request_body: None }
-        };
-        let day = Duration::from_secs(24 * 3600);
-        let check = |hours: &[i64], failing: Duration, expected: usize| {
-            let entries: Vec<Entry> = hours.iter().map(|hours| entry(*hours)).collect();
-            assert_eq!(expired(&entries, day, failing), expected, "{hours:?} {failing:?}");
-        };
-        check(&[-30, -25, -1, -30], LEAST_FAILING, 2);
-        // It looks as if all were old, a moment after the first failure.
-        check(&[-9000, -9000], Duration::from_secs(60), 0);
-        // The clock was an hour ahead when they were written.
-        check(&[1, -30], LEAST_FAILING, 0);
-    }
-}
+mod tests;
