@@ -46,6 +46,12 @@ struct Waiting {
     places: BTreeMap<Arc<str>, i64>,
     places_since: Option<Instant>,
     closing: bool,
+    /// Whether nobody takes anything out any more.
+    has_ended: bool,
+    /// Whether it is time to look at what is too old.
+    prune: bool,
+    /// How many were taken out and are not written.
+    taken: usize,
 }
 
 /// What is taken out at once.
@@ -93,6 +99,13 @@ impl Inbox {
         self.news.notify_one();
     }
 
+    /// Whether all is written and nothing will come any more: from then on nothing is taken.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut waiting = self.waiting();
+        waiting.has_ended = waiting.closing && waiting.items.is_empty() && waiting.places.is_empty();
+        waiting.has_ended
+    }
+
     /// The oldest `limit` items, or so many that `bytes` of bodies are among them; and all places.
     pub(super) fn take(&self, limit: usize, bytes: usize) -> Taken {
         let mut waiting = self.waiting();
@@ -106,7 +119,29 @@ impl Inbox {
         // What is left waits no longer than the next round.
         waiting.urgent &= !waiting.items.is_empty();
         waiting.places_since = None;
+        waiting.taken = items.len();
         Taken { items, places: std::mem::take(&mut waiting.places) }
+    }
+
+    /// What was taken is written.
+    pub(super) fn written(&self) {
+        self.waiting().taken = 0;
+    }
+
+    /// Asks for a look at what is too old.
+    pub(super) fn ask_prune(&self) {
+        self.waiting().prune = true;
+        self.news.notify_one();
+    }
+
+    /// Whether somebody has asked since.
+    pub(super) fn is_prune(&self) -> bool {
+        self.waiting().prune
+    }
+
+    /// The same, and it is being done.
+    pub(super) fn take_prune(&self) -> bool {
+        std::mem::take(&mut self.waiting().prune)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -116,6 +151,12 @@ impl Inbox {
 
     pub(super) fn len(&self) -> usize {
         self.waiting().items.len()
+    }
+
+    /// Those that were taken out included, as long as they are not written.
+    pub(super) fn unwritten(&self) -> usize {
+        let waiting = self.waiting();
+        waiting.items.len() + waiting.taken
     }
 
     pub(super) fn is_urgent(&self) -> bool {

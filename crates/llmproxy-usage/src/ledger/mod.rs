@@ -11,6 +11,8 @@ mod recent;
 mod salvage;
 mod slots;
 mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     /// The number of the newest record.
     last: watch::Sender<i64>,
     failing: AtomicBool,
+    /// Whether something of the file could not be read: it is looked over at the next start.
+    suspect: AtomicBool,
     settings: Mutex<Settings>,
     places: Mutex<Places>,
     /// Told whenever a reporter has had more.
@@ -86,8 +90,10 @@ struct Settings {
 #[derive(Debug, Default)]
 struct Places {
     all: BTreeMap<Arc<str>, i64>,
-    /// Those that are configured.
-    live: HashSet<Arc<str>>,
+    /// Where one begins that is not among them; `None`, at the end.
+    begin: Option<i64>,
+    /// Those that are configured; `None` before that was said, and then nothing is deleted.
+    live: Option<HashSet<Arc<str>>>,
 }
 
 /// Room for the record of one exchange, which goes into the ledger when it comes. Dropped before, there will be none.
@@ -113,11 +119,16 @@ impl Ledger {
     ) -> Result<Arc<Self>, LedgerError> {
         let path = &config.path;
         let lock = lock(path)?;
-        let mut store = open(path, durability).await?;
+        let (mut store, are_places_known) = open(path, durability).await?;
         let failed = |source| LedgerError::Database { path: path.clone(), source };
         let last = settle(&mut store).await.map_err(failed)?;
         let places = store.places().await.map_err(failed)?;
-        let all = places.into_iter().map(|(name, seq)| (name.into(), seq)).collect();
+        let places = Places {
+            all: places.into_iter().map(|(name, seq)| (name.into(), seq)).collect(),
+            // Rather twice than never.
+            begin: (!are_places_known).then_some(0),
+            live: None,
+        };
         let shared = Arc::new(Shared {
             path: path.clone(),
             inbox: Inbox::default(),
@@ -126,7 +137,8 @@ impl Ledger {
             last: watch::Sender::new(last),
             failing: AtomicBool::new(false),
             settings: Mutex::new(Settings { durability, max_age: config.max_age, max_size: config.max_size }),
-            places: Mutex::new(Places { all, live: HashSet::new() }),
+            places: Mutex::new(places),
+            suspect: AtomicBool::new(false),
             progress: Notify::new(),
         });
         let open = HashSet::new();
@@ -194,9 +206,20 @@ impl Ledger {
             None => LedgerReader::open(&self.shared.path).await?,
         };
         // After a failure a new one is opened.
-        let read = reader.insert(open).after(seq, limit, with_body).await;
-        if read.is_err() {
-            *reader = None;
+        let mut read = reader.insert(open).after(seq, limit, with_body).await;
+        match &mut read {
+            // A number that is damaged must not hide those that are yet to come.
+            Ok(page) => page.up_to = page.up_to.min(self.last()),
+            Err(error) => {
+                *reader = None;
+                let is_broken = matches!(error, LedgerError::Database { source, .. } if store::is_broken(source));
+                if is_broken && !self.shared.suspect.swap(true, Ordering::AcqRel) {
+                    tracing::error!(
+                        path = %self.shared.path.display(),
+                        "the usage ledger is broken; restart the proxy, which saves what can be read of it, and see to the disk"
+                    );
+                }
+            }
         }
         read
     }
@@ -219,8 +242,9 @@ impl Ledger {
         for name in names {
             let mut places = lock_of(&self.shared.places);
             if !places.all.contains_key(name) {
-                places.all.insert(name.clone(), last);
-                self.shared.inbox.set_place(name.clone(), last);
+                let begin = places.begin.unwrap_or(last);
+                places.all.insert(name.clone(), begin);
+                self.shared.inbox.set_place(name.clone(), begin);
                 is_new = true;
             }
         }
@@ -229,9 +253,10 @@ impl Ledger {
         }
     }
 
-    /// Of these alone records are kept until they have had them.
+    /// Of these alone records are kept until they have had them. What need not be kept any more goes soon.
     pub(crate) fn set_live(&self, names: impl IntoIterator<Item = Arc<str>>) {
-        lock_of(&self.shared.places).live = names.into_iter().collect();
+        lock_of(&self.shared.places).live = Some(names.into_iter().collect());
+        self.shared.inbox.ask_prune();
         self.shared.progress.notify_waiters();
     }
 
@@ -253,8 +278,8 @@ impl Ledger {
     pub(crate) fn pending(&self) -> usize {
         let last = self.last();
         let places = lock_of(&self.shared.places);
-        let pending = places.live.iter().filter_map(|name| places.all.get(name)).map(|seq| last - seq);
-        usize::try_from(pending.sum::<i64>()).unwrap_or_default() + self.shared.inbox.len()
+        let pending = places.live().map(|seq| last - seq);
+        usize::try_from(pending.sum::<i64>()).unwrap_or_default() + self.shared.inbox.unwritten()
     }
 
     /// Waits until there are none.
@@ -338,10 +363,13 @@ impl Shared {
         (settings.max_age, settings.max_size)
     }
 
-    /// What every live reporter has had.
+    /// What every live reporter has had; nothing, as long as it is not known who they are.
     fn floor(&self, last: i64) -> i64 {
         let places = lock_of(&self.places);
-        places.live.iter().filter_map(|name| places.all.get(name)).copied().min().unwrap_or(last)
+        if places.live.is_none() {
+            return 0;
+        }
+        places.live().min().unwrap_or(last)
     }
 
     /// `entries` are written, after number `last`. Returns the number of the newest.
@@ -354,7 +382,6 @@ impl Shared {
         }
         drop(recent);
         self.last.send_replace(newest);
-        self.progress.notify_waiters();
         newest
     }
 
@@ -376,6 +403,15 @@ impl Shared {
                 "a usage record can't be kept: the ledger can't be written and there is no room for it in memory"
             );
         }
+    }
+}
+
+// === impl Places ===
+
+impl Places {
+    /// What each of those that are configured has had.
+    fn live(&self) -> impl Iterator<Item = i64> {
+        self.live.iter().flatten().filter_map(|name| self.all.get(name)).copied()
     }
 }
 
@@ -407,24 +443,42 @@ fn private() -> std::fs::OpenOptions {
     options
 }
 
-/// Opens the file, and looks it over where the last process did not close it.
-async fn open(path: &Path, durability: Durability) -> Result<Store, LedgerError> {
+/// Opens the file, and looks it over where the last process did not close it. Returns also whether it is known of each
+/// reporter what it has had.
+async fn open(path: &Path, durability: Durability) -> Result<(Store, bool), LedgerError> {
+    let broken = match try_open(path, durability).await {
+        Err(LedgerError::Database { source, .. }) if store::is_broken(&source) => source,
+        opened => return Ok((opened?, true)),
+    };
+    let (mut store, are_places_known) = salvage::salvage(path, durability, &broken).await?;
+    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+    store.was_closed().await.map_err(failed)?;
+    Ok((store, are_places_known))
+}
+
+async fn try_open(path: &Path, durability: Durability) -> Result<Store, LedgerError> {
+    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+    if salvage::is_empty(path) && salvage::has_log(path) {
+        let what = "there is nothing in it, and something in its log".to_owned();
+        return Err(failed(sqlx::Error::Protocol(what)));
+    }
+    let mut store = Store::open(path, durability).await?;
     let looked = async {
-        let mut store = Store::open(path, durability).await?;
-        let failed = |source| LedgerError::Database { path: path.to_owned(), source };
-        if !store.was_closed().await.map_err(failed)? {
-            store.check().await.map_err(failed)?;
+        if !store.was_closed().await? {
+            store.check().await?;
         }
-        Ok(store)
+        // All that is needed can be read.
+        store.last().await?;
+        store.left_open().await?;
+        store.places().await?;
+        Ok(())
     };
     match looked.await {
-        Err(LedgerError::Database { source, .. }) if store::is_broken(&source) => {
-            let mut store = salvage::salvage(path, durability, &source).await?;
-            let failed = |source| LedgerError::Database { path: path.to_owned(), source };
-            store.was_closed().await.map_err(failed)?;
-            Ok(store)
+        Ok(()) => Ok(store),
+        Err(error) => {
+            store.abandon().await;
+            Err(failed(error))
         }
-        opened => opened,
     }
 }
 

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{LedgerError, store::VERSION};
+use super::{
+    LedgerError,
+    store::{VERSION, is_body_whole, is_whole},
+};
 use crate::Entry;
 
 /// How much of requests' bodies is read at a time, in bytes.
@@ -124,13 +127,22 @@ impl LedgerReader {
         let mut bytes = 0;
         while bytes < MAX_BODIES {
             let Some(row) = rows.try_next().await? else { break };
-            page.up_to = row.try_get(0)?;
-            let text: &str = row.try_get(1)?;
-            let body: Option<Vec<u8>> = row.try_get(2)?;
-            let crc: i64 = row.try_get(3)?;
-            let is_whole = crc == i64::from(crc32fast::hash(text.as_bytes()));
+            let seq = row.try_get(0)?;
+            if seq <= page.up_to {
+                // Of a broken file some would be read again and again.
+                return Err(sqlx::Error::Protocol("its records are out of order".to_owned()));
+            }
+            page.up_to = seq;
+            // What is in a column of a damaged row may be anything.
+            let text: &str = row.try_get(1).unwrap_or_default();
+            let mut body: Option<Vec<u8>> = row.try_get(2).unwrap_or_default();
+            let crc: i64 = row.try_get(3).unwrap_or_default();
+            if body.as_ref().is_some_and(|body| !is_body_whole(crc, body)) {
+                tracing::error!(seq, "a request's body in the usage ledger is damaged and left out; see to the disk");
+                body = None;
+            }
             match serde_json::from_str(text) {
-                Ok(record) if is_whole => {
+                Ok(record) if is_whole(crc, seq, text) => {
                     bytes += body.as_ref().map_or(0, Vec::len);
                     let entry = Entry { record: std::sync::Arc::new(record), request_body: body.map(Bytes::from) };
                     page.entries.push((page.up_to, entry));

@@ -40,16 +40,18 @@ const SCHEMA: &str = "
     CREATE TABLE records (
         seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         written INTEGER NOT NULL, -- milliseconds since 1970
-        crc INTEGER NOT NULL,     -- CRC-32 of the record
+        crc INTEGER NOT NULL,     -- CRC-32 of the body, and in the lower half that of the number and the record
         record TEXT NOT NULL,     -- JSON
         body BLOB                 -- the request's, where a reporter wants it
     );
     CREATE TABLE open (
         id BLOB NOT NULL PRIMARY KEY,
+        crc INTEGER NOT NULL,
         record TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE reporters (
         name TEXT NOT NULL PRIMARY KEY,
+        crc INTEGER NOT NULL,
         seq INTEGER NOT NULL      -- the last record that it has had
     ) WITHOUT ROWID;
     CREATE TABLE state (clean INTEGER NOT NULL);
@@ -93,18 +95,21 @@ impl Store {
     pub(super) async fn open(path: &Path, durability: Durability) -> Result<Self, LedgerError> {
         let failed = |source| LedgerError::Database { path: path.to_owned(), source };
         let mut connection = connect(path, durability).await.map_err(failed)?;
-        let version: i64 =
-            sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await.map_err(failed)?;
-        let application: i64 =
-            sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut connection).await.map_err(failed)?;
-        match (application, version) {
-            (APPLICATION_ID, VERSION) => {}
-            (APPLICATION_ID, found) if found > VERSION => {
-                return Err(LedgerError::Newer { path: path.to_owned(), found, known: VERSION });
+        match identify(&mut connection, path).await {
+            Ok(()) => Ok(Self { path: path.to_owned(), durability, connection: Some(connection) }),
+            Err(error) => {
+                // Else its thread closes it some time later, and takes the log of whatever file has the name by then.
+                let _ = connection.close().await;
+                Err(error)
             }
-            _ => create(&mut connection, path).await?,
         }
-        Ok(Self { path: path.to_owned(), durability, connection: Some(connection) })
+    }
+
+    /// Lets go of the file as it is.
+    pub(super) async fn abandon(self) {
+        if let Some(connection) = self.connection {
+            let _ = connection.close().await;
+        }
     }
 
     /// Whether the last one who wrote it closed it. It counts as open from now on.
@@ -121,9 +126,12 @@ impl Store {
         if said == "ok" { Ok(()) } else { Err(sqlx::Error::Protocol(said)) }
     }
 
-    /// The number of the last record that there ever was.
+    /// The number of the last record that there ever was. A broken disk may have lost it, and reporters have had it: then they
+    /// would take the next of that number for one that they know.
     pub(super) async fn last(&mut self) -> Result<i64, sqlx::Error> {
-        let sql = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)";
+        let sql = "SELECT max(COALESCE((SELECT max(seq) FROM sqlite_sequence WHERE name = 'records'), 0),
+                              COALESCE((SELECT max(seq) FROM records), 0),
+                              COALESCE((SELECT max(seq) FROM reporters), 0))";
         sqlx::query_scalar(sql).fetch_one(self.connection().await?).await
     }
 
@@ -132,9 +140,12 @@ impl Store {
         left_open(self.connection().await?).await
     }
 
-    /// What each reporter has had.
+    /// What each reporter has had; an error where one of them is damaged.
     pub(super) async fn places(&mut self) -> Result<Vec<(String, i64)>, sqlx::Error> {
-        sqlx::query_as("SELECT name, seq FROM reporters").fetch_all(self.connection().await?).await
+        match places(self.connection().await?).await? {
+            (places, true) => Ok(places),
+            (_, false) => Err(sqlx::Error::Protocol("the place of a reporter is damaged".to_owned())),
+        }
     }
 
     /// Writes all of it, or nothing.
@@ -169,10 +180,10 @@ impl Store {
         self.forget_if_failed(done)
     }
 
-    /// Leaves the file as one that was closed, with nothing in its log.
-    pub(super) async fn close(mut self) -> Result<(), sqlx::Error> {
+    /// Leaves the file as one that was closed, with nothing in its log; as one that is to be looked over where it is suspect.
+    pub(super) async fn close(mut self, is_suspect: bool) -> Result<(), sqlx::Error> {
         let connection = self.connection().await?;
-        sqlx::query("UPDATE state SET clean = 1").execute(&mut *connection).await?;
+        sqlx::query("UPDATE state SET clean = ?").bind(!is_suspect).execute(&mut *connection).await?;
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(connection).await?;
         match self.connection {
             Some(connection) => connection.close().await,
@@ -250,7 +261,7 @@ async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(),
     for rows in commit.rows.chunks(CHUNK) {
         let mut query = sqlx::query(AssertSqlSafe(SQL.insert[rows.len() - 1].clone()));
         for row in rows {
-            let crc = i64::from(crc32fast::hash(row.record.as_bytes()));
+            let crc = crc_of(row.seq, &row.record, row.body.as_deref());
             query = query.bind(row.seq).bind(row.written).bind(crc).bind(&*row.record).bind(row.body.as_deref());
         }
         query.execute(&mut *connection).await?;
@@ -258,7 +269,7 @@ async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(),
     for rows in commit.opened.chunks(CHUNK) {
         let mut query = sqlx::query(AssertSqlSafe(SQL.open[rows.len() - 1].clone()));
         for (id, record) in rows {
-            query = query.bind(&id.as_bytes()[..]).bind(&**record);
+            query = query.bind(&id.as_bytes()[..]).bind(crc(&[id.as_bytes(), record.as_bytes()])).bind(&**record);
         }
         query.execute(&mut *connection).await?;
     }
@@ -270,27 +281,79 @@ async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(),
         query.execute(&mut *connection).await?;
     }
     for (name, seq) in &commit.places {
-        let sql = "INSERT INTO reporters (name, seq) VALUES (?, ?)
-                   ON CONFLICT (name) DO UPDATE SET seq = excluded.seq";
-        sqlx::query(sql).bind(&**name).bind(seq).execute(&mut *connection).await?;
+        let sql = "INSERT OR REPLACE INTO reporters (name, crc, seq) VALUES (?, ?, ?)";
+        let crc = crc(&[name.as_bytes(), &seq.to_le_bytes()]);
+        sqlx::query(sql).bind(&**name).bind(crc).bind(seq).execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-/// Whether SQLite says that the file is not what it should be.
+/// Whether it says that the file is not what it should be, rather than that it can't be read or written at present.
 pub(super) fn is_broken(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(error) = error else { return matches!(error, sqlx::Error::Protocol(_)) };
-    // CORRUPT and NOTADB, or one of their extended codes.
-    let code = error.code().and_then(|code| code.parse::<i32>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 11 | 26))
+    match error {
+        sqlx::Error::Database(error) => {
+            // ERROR (a table is missing), CORRUPT, CONSTRAINT, MISMATCH, FORMAT, NOTADB, or one of their extended codes.
+            let code = error.code().and_then(|code| code.parse::<i32>().ok());
+            code.is_some_and(|code| matches!(code & 0xff, 1 | 11 | 19 | 20 | 24 | 26))
+        }
+        sqlx::Error::Protocol(_)
+        | sqlx::Error::RowNotFound
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. } => true,
+        _ => false,
+    }
+}
+
+/// The checksum of a record's row. That of the body is apart, as it is not always read.
+pub(super) fn crc_of(seq: i64, record: &str, body: Option<&[u8]>) -> i64 {
+    crc(&[&seq.to_le_bytes(), record.as_bytes()]) | (body.map_or(0, crc_of_body) << 32)
+}
+
+/// Whether the number and the record are those that `crc` was made of.
+pub(super) fn is_whole(crc: i64, seq: i64, record: &str) -> bool {
+    crc & 0xffff_ffff == crc_of(seq, record, None)
+}
+
+/// Whether the body is.
+pub(super) fn is_body_whole(crc: i64, body: &[u8]) -> bool {
+    crc >> 32 & 0xffff_ffff == crc_of_body(body)
+}
+
+fn crc_of_body(body: &[u8]) -> i64 {
+    crc(&[body])
+}
+
+fn crc(parts: &[&[u8]]) -> i64 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    i64::from(hasher.finalize())
 }
 
 /// The exchanges that are noted as begun.
 pub(super) async fn left_open(connection: &mut SqliteConnection) -> Result<Vec<(Uuid, String)>, sqlx::Error> {
-    let open: Vec<(Vec<u8>, String)> =
-        sqlx::query_as("SELECT id, record FROM open ORDER BY id").fetch_all(connection).await?;
-    let read = |(id, record): (Vec<u8>, _)| Uuid::from_slice(&id).ok().map(|id| (id, record));
-    Ok(open.into_iter().filter_map(read).collect())
+    let open: Vec<(Vec<u8>, i64, String)> =
+        sqlx::query_as("SELECT id, crc, record FROM open ORDER BY id").fetch_all(connection).await?;
+    let whole = |(id, noted, record): (Vec<u8>, i64, String)| {
+        let is_whole = noted == crc(&[&id, record.as_bytes()]);
+        if !is_whole {
+            tracing::error!(record, "the note of an exchange that was open is damaged and left out; see to the disk");
+        }
+        Uuid::from_slice(&id).ok().filter(|_| is_whole).map(|id| (id, record))
+    };
+    Ok(open.into_iter().filter_map(whole).collect())
+}
+
+/// What each reporter has had, and whether these are all.
+pub(super) async fn places(connection: &mut SqliteConnection) -> Result<(Vec<(String, i64)>, bool), sqlx::Error> {
+    let rows: Vec<(String, i64, i64)> =
+        sqlx::query_as("SELECT name, crc, seq FROM reporters").fetch_all(connection).await?;
+    let count = rows.len();
+    let whole = |(name, noted, seq): (String, i64, i64)| {
+        (noted == crc(&[name.as_bytes(), &seq.to_le_bytes()])).then_some((name, seq))
+    };
+    let places: Vec<_> = rows.into_iter().filter_map(whole).collect();
+    let are_all = places.len() == count;
+    Ok((places, are_all))
 }
 
 /// What the rows take, in bytes; the file may be larger by what was deleted.
@@ -321,6 +384,21 @@ async fn connect(path: &Path, durability: Durability) -> Result<SqliteConnection
         .await
 }
 
+/// Sees that the file is a ledger; one that is empty becomes one.
+async fn identify(connection: &mut SqliteConnection, path: &Path) -> Result<(), LedgerError> {
+    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await.map_err(failed)?;
+    let application: i64 =
+        sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(failed)?;
+    match (application, version) {
+        (APPLICATION_ID, VERSION) => Ok(()),
+        (APPLICATION_ID, found) if found > VERSION => {
+            Err(LedgerError::Newer { path: path.to_owned(), found, known: VERSION })
+        }
+        _ => create(connection, path).await,
+    }
+}
+
 /// The tables, in a file that has none.
 async fn create(connection: &mut SqliteConnection, path: &Path) -> Result<(), LedgerError> {
     let failed = |source| LedgerError::Database { path: path.to_owned(), source };
@@ -344,9 +422,9 @@ struct Statements {
 }
 
 static SQL: LazyLock<Statements> = LazyLock::new(|| Statements {
-    insert: statements("INSERT INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
-    // A note that is there already says the same.
-    open: statements("INSERT OR REPLACE INTO open (id, record) VALUES ", "(?,?)", ""),
+    // What is there already says the same: a transaction may have been done although it seemed to fail.
+    insert: statements("INSERT OR REPLACE INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
+    open: statements("INSERT OR REPLACE INTO open (id, crc, record) VALUES ", "(?,?,?)", ""),
     close: statements("DELETE FROM open WHERE id IN (", "?", ")"),
 });
 

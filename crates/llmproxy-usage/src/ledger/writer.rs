@@ -80,14 +80,15 @@ impl Writer {
                 return;
             }
             self.publish(work);
-            if self.prune_at <= Instant::now() {
+            if self.shared.inbox.take_prune() || self.prune_at <= Instant::now() {
                 self.prune().await;
             }
-            if self.shared.inbox.is_closing() && self.shared.inbox.is_empty() {
+            if self.shared.inbox.has_ended() {
                 break;
             }
         }
-        if let Err(error) = self.store.close().await {
+        let is_suspect = self.shared.suspect.load(std::sync::atomic::Ordering::Acquire);
+        if let Err(error) = self.store.close(is_suspect).await {
             tracing::warn!(%error, "the usage ledger was not closed in good order; it is looked over at the next start");
         }
     }
@@ -98,6 +99,9 @@ impl Writer {
         loop {
             if !inbox.is_empty() || inbox.is_closing() {
                 break;
+            }
+            if inbox.is_prune() {
+                return;
             }
             let places = inbox.places_since().map(|since| since + PLACES);
             let next = places.map_or(self.prune_at, |places| places.min(self.prune_at));
@@ -219,6 +223,8 @@ impl Writer {
         if !work.entries.is_empty() {
             self.last = self.shared.publish(self.last, work.entries);
         }
+        self.shared.inbox.written();
+        self.shared.progress.notify_waiters();
         for committed in work.committed {
             // Whoever waited may have gone.
             let _ = committed.send(());
