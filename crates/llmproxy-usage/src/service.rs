@@ -111,9 +111,8 @@ fn admit(active: &Active, exchange: &Exchange, mut reserved: Reserved) {
 /// Waits until the record is on the disk, from the moment on that somebody asks.
 async fn written(committed: Committed, limit: std::time::Duration) -> Result<(), BoxError> {
     match timeout(limit, committed).await {
-        // An error says that there is no record, and then nothing to wait for.
-        Ok(_) => Ok(()),
-        Err(_) => Err(Uncommitted.into()),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Uncommitted.into()),
     }
 }
 

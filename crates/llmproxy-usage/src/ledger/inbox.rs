@@ -64,10 +64,14 @@ pub(super) struct Taken {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Takes `item`, unless there are `limit` already and it has no slot, which would bound it: then it comes back.
+    /// Takes `item`, unless there are `limit` already and it has no slot, which would bound it, or nobody writes any more: then
+    /// it comes back, and what waits of the same exchange is taken out again.
     pub(super) fn push(&self, item: Item, limit: usize) -> Result<(), Item> {
         let mut waiting = self.waiting();
-        if waiting.items.len() >= limit && item.is_unbounded() {
+        if waiting.has_ended || (waiting.items.len() >= limit && item.is_unbounded()) {
+            if let Some(ended) = item.ended() {
+                waiting.items.retain(|item| !matches!(item, Item::Begun { exchange, .. } if exchange.id() == ended));
+            }
             return Err(item);
         }
         let urgent = item.is_urgent();
@@ -189,7 +193,19 @@ impl Item {
     }
 
     fn is_unbounded(&self) -> bool {
-        matches!(self, Self::Ended { slot: None, .. } | Self::Unrecorded { slot: None, .. })
+        matches!(
+            self,
+            Self::Begun { committed: None, .. } | Self::Ended { slot: None, .. } | Self::Unrecorded { slot: None, .. }
+        )
+    }
+
+    /// The exchange whose end it is.
+    fn ended(&self) -> Option<Uuid> {
+        match self {
+            Self::Ended { record, .. } => Some(record.request_id),
+            Self::Unrecorded { id, .. } => Some(*id),
+            Self::Begun { .. } | Self::Barrier { .. } => None,
+        }
     }
 
     fn bytes(&self) -> usize {

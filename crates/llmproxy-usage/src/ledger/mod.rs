@@ -186,8 +186,10 @@ impl Ledger {
     ) -> Option<Committed> {
         let (committed, told) = oneshot::channel();
         let committed = tell.then_some(committed);
-        // Nothing bounds it but its exchange, which does.
-        let _ = self.shared.inbox.push(Item::Begun { exchange, method, path, committed }, usize::MAX);
+        // Its exchange bounds it, unless it goes on without a place: then it may be left out.
+        let is_bounded = tell || !self.is_failing();
+        let limit = if is_bounded { usize::MAX } else { self.shared.slots.limit() };
+        let _ = self.shared.inbox.push(Item::Begun { exchange, method, path, committed }, limit);
         tell.then_some(told)
     }
 
@@ -317,13 +319,13 @@ impl Ledger {
     }
 }
 
-/// Tells when something is on the disk; an error where it will not be.
+/// Tells when something is on the disk, or there is nothing to be there; an error where it will not be.
 pub(crate) type Committed = oneshot::Receiver<()>;
 
 // === impl Reserved ===
 
 impl Reserved {
-    /// Tells when the record is written; an error where there will be none.
+    /// Tells when the record is written, or that there is none; an error where it will not be.
     pub(crate) fn committed(&mut self) -> Committed {
         let (committed, told) = oneshot::channel();
         self.committed = Some(committed);
@@ -336,7 +338,8 @@ impl Reserved {
         let (record, body, slot) = (record.clone(), self.body.take(), self.slot.take());
         let item = Item::Ended { record, body, slot, committed: self.committed.take() };
         if let Err(Item::Ended { record, .. }) = self.shared.inbox.push(item, self.shared.slots.limit()) {
-            self.shared.lose([&record], "full");
+            let reason = if self.shared.inbox.is_closing() { "unwritable" } else { "full" };
+            self.shared.lose([&record], reason);
         }
     }
 }
@@ -344,6 +347,10 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         if !self.is_used {
+            if let Some(committed) = self.committed.take() {
+                // Nothing to wait for. Whoever did may have gone.
+                let _ = committed.send(());
+            }
             let item = Item::Unrecorded { id: self.id, slot: self.slot.take() };
             // Without a place it may be left out: at worst a note of a beginning stays until the next start.
             let _ = self.shared.inbox.push(item, self.shared.slots.limit());
@@ -400,7 +407,7 @@ impl Shared {
             tracing::error!(
                 reason,
                 record = writer::text(record),
-                "a usage record can't be kept: the ledger can't be written and there is no room for it in memory"
+                "a usage record can't be kept: the ledger is closed, or can't be written and there is no room for it in memory"
             );
         }
     }

@@ -236,7 +236,7 @@ impl Writer {
         self.shared.lose(work.entries.iter().map(|entry| &entry.record), "unwritable");
         loop {
             let taken = self.shared.inbox.take(MAX_ITEMS, usize::MAX);
-            if taken.items.is_empty() {
+            if taken.items.is_empty() && self.shared.inbox.has_ended() {
                 return;
             }
             for item in &taken.items {

@@ -1,5 +1,6 @@
 //! The ledger against a real file, and what may happen to one.
 
+mod disk;
 mod files;
 mod kill;
 mod log;
