@@ -122,7 +122,12 @@ impl Reporters {
     ///
     /// Outside of a tokio runtime.
     pub fn apply_with(&self, config: &UsageConfig, stores: Stores<'_>) {
-        let ledger = lock(&self.ledger).clone().filter(|_| self.keeps(config));
+        let open = lock(&self.ledger).clone();
+        let ledger = open.clone().filter(|_| self.keeps(config));
+        if let (Some(open), None) = (&open, &ledger) {
+            // Nobody waits for what they have yet to have.
+            open.set_live([]);
+        }
         let mut running = lock(&self.running);
         let mut before = std::mem::take(&mut *running);
         let mut wants_request_body = false;

@@ -6,6 +6,10 @@ mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod destinations;
+#[path = "../common/folder.rs"]
+mod folder;
+mod reload;
+mod strict;
 
 use std::{
     collections::VecDeque,
@@ -17,12 +21,13 @@ use bytes::Bytes;
 use http::{Request, Response};
 use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
 use llmproxy_testkit::{Behaviour, Client, Receiver};
-use llmproxy_usage::{Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json};
+use llmproxy_usage::{Opening, OpeningLayer, Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use common::record;
+use folder::Folder;
 
 type Answers = Arc<Mutex<VecDeque<u16>>>;
 type Sent = Arc<Mutex<Vec<Request<Bytes>>>>;
@@ -78,10 +83,11 @@ fn request(body: impl Into<Bytes>) -> (Request<RequestBody>, Arc<Exchange>) {
     (request, exchange)
 }
 
-/// What the meter does at the end.
-fn end(exchange: &Exchange) {
+/// What the meter does at the end. Returns the record's id.
+fn end(exchange: &Exchange) -> String {
     let record = record();
     exchange.take_sinks().iter().for_each(|sink| sink.record(&record));
+    record.request_id.to_string()
 }
 
 async fn ok(_: Request<RequestBody>) -> Result<Response<()>, BoxError> {
@@ -95,21 +101,89 @@ async fn admit(reporters: &Arc<Reporters>, body: &'static str) -> Result<Arc<Exc
     Ok(exchange)
 }
 
+/// Reporters with a ledger of their own.
+struct Started {
+    reporters: Arc<Reporters>,
+    folder: Folder,
+}
+
+impl Started {
+    async fn new(client: HttpClient, extra: Value) -> Self {
+        let started = Self { reporters: Reporters::new(client), folder: Folder::new() };
+        started.apply(config(extra)).await;
+        started
+    }
+
+    /// A new configuration, of the same ledger.
+    async fn apply(&self, mut config: UsageConfig) {
+        config.ledger.path = self.folder.ledger();
+        self.reporters.open(&config).await.unwrap();
+        self.reporters.apply(&config);
+    }
+
+    /// The process ends in good order, and another begins.
+    async fn restart(mut self, client: HttpClient, extra: Value) -> Self {
+        self.reporters.close().await;
+        self.reporters = Reporters::new(client);
+        self.apply(config(extra)).await;
+        self
+    }
+
+    async fn admit(&self) -> Result<Arc<Exchange>, BoxError> {
+        admit(&self.reporters, "{}").await
+    }
+
+    /// Ends so many requests, and says which records there were.
+    async fn end_some(&self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            ids.push(end(&self.admit().await.unwrap()));
+        }
+        ids
+    }
+
+    /// All is delivered, in time.
+    async fn flush(&self) {
+        assert_eq!(self.reporters.flush(LONG).await, 0);
+    }
+}
+
+/// Waits until `check` holds, ten seconds at most.
+async fn eventually(what: &str, check: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !check() {
+        assert!(started.elapsed() < Duration::from_secs(10), "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// The ids of the records that were sent to `host`, one by one.
+fn sent_to(sent: &Sent, host: &str) -> Vec<String> {
+    let sent = sent.lock().unwrap();
+    let theirs = sent.iter().filter(|request| request.uri().host() == Some(host));
+    let id = |request: &Request<Bytes>| {
+        let body: Value = serde_json::from_slice(request.body()).unwrap();
+        body["request_id"].as_str().unwrap().to_owned()
+    };
+    theirs.map(id).collect()
+}
+
 fn bodies(sent: &Sent) -> Vec<Value> {
     sent.lock().unwrap().iter().map(|request| serde_json::from_slice(request.body()).unwrap()).collect()
 }
 
-const LONG: Duration = Duration::from_secs(3600);
+/// Nothing takes that long.
+const LONG: Duration = Duration::from_secs(20);
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_record_is_reported_as_configured() {
     let (client, sent) = client(&[]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    let exchange = admit(&reporters, "{}").await.unwrap();
-    assert_eq!(reporters.pending(), 0);
+    let started = Started::new(client, json!({})).await;
+    let exchange = started.admit().await.unwrap();
+    assert_eq!(started.reporters.pending(), 0);
     end(&exchange);
-    assert_eq!(reporters.flush(LONG).await, 0);
+    assert_eq!(started.reporters.pending(), 1);
+    started.flush().await;
     let sent = sent.lock().unwrap();
     assert_eq!((sent.len(), sent[0].method().as_str()), (1, "POST"));
     assert_eq!(sent[0].uri(), "http://receiver/usage");
@@ -117,36 +191,35 @@ async fn a_record_is_reported_as_configured() {
     assert_eq!(sent[0].headers()["content-type"], "application/json");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn prompts_are_sent_only_where_they_are_asked_for() {
     let (client, sent) = client(&[]);
-    let reporters = Reporters::new(client);
     let with = json!({"url": "http://a/", "include_request_body": true});
     let without = json!({"url": "http://b/"});
     let both = json!([{"name": "a", "webhook": with}, {"name": "b", "webhook": without}]);
-    reporters.apply(&config(json!({ "reporters": both })));
-    end(&admit(&reporters, r#"{"model":"m","messages":[]}"#).await.unwrap());
-    assert_eq!(reporters.flush(LONG).await, 0);
+    let started = Started::new(client, json!({ "reporters": both })).await;
+    end(&admit(&started.reporters, r#"{"model":"m","messages":[]}"#).await.unwrap());
+    started.flush().await;
     let bodies = bodies(&sent);
+    assert_eq!(bodies.len(), 2);
     for (request, body) in sent.lock().unwrap().iter().zip(bodies) {
         let expected = (request.uri().host() == Some("a")).then(|| json!({"model": "m", "messages": []}));
         assert_eq!(body.get("request_body"), expected.as_ref());
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn the_bytes_are_those_of_the_tree_and_hold_no_prompt_that_a_receiver_may_choke_on() {
     let deep = "[".repeat(1000) + &"]".repeat(1000);
     let check = async |body: String, expected: Option<Value>| {
         let (client, sent) = client(&[]);
-        let reporters = Reporters::new(client);
         let webhook = json!({"url": "http://a/", "include_request_body": true});
-        reporters.apply(&config(json!({"reporters": [{ "webhook": webhook }]})));
+        let started = Started::new(client, json!({"reporters": [{ "webhook": webhook }]})).await;
         let (request, exchange) = request(body);
-        UsageLayer::new(reporters.clone()).layer(service_fn(ok)).oneshot(request).await.unwrap();
+        UsageLayer::new(started.reporters.clone()).layer(service_fn(ok)).oneshot(request).await.unwrap();
         let record = record();
         exchange.take_sinks().iter().for_each(|sink| sink.record(&record));
-        assert_eq!(reporters.flush(LONG).await, 0);
+        started.flush().await;
         let mut tree = to_json(&record);
         if let Some(body) = expected {
             tree["request_body"] = body;
@@ -159,183 +232,138 @@ async fn the_bytes_are_those_of_the_tree_and_hold_no_prompt_that_a_receiver_may_
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn failures_that_may_pass_are_tried_again() {
-    let (client, sent) = client(&[500, 0, 1]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    let started = Instant::now();
-    end(&admit(&reporters, "{}").await.unwrap());
-    assert_eq!(reporters.pending(), 1);
-    assert_eq!(reporters.flush(LONG).await, 0);
+#[tokio::test]
+async fn failures_that_may_pass_are_tried_again_in_order() {
+    let (client, sent) = client(&[500, 0]);
+    let started = Started::new(client, json!({})).await;
+    let ids = started.end_some(3).await;
+    started.flush().await;
+    let expected = [&ids[0], &ids[0], &ids[0], &ids[1], &ids[2]];
+    assert_eq!(sent_to(&sent, "receiver").iter().collect::<Vec<_>>(), expected);
     let bodies = bodies(&sent);
-    assert_eq!(bodies.len(), 4);
-    assert!(bodies.iter().all(|body| body == &bodies[0]), "the same record each time");
-    // Three waits of half to one, doubled, and one answer that did not come for three seconds.
-    let took = started.elapsed().as_secs_f64();
-    assert!((4.75..6.6).contains(&took), "{took}");
+    assert!(bodies[..3].iter().all(|body| body == &bodies[0]), "the same record each time");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_receiver_that_asks_for_patience_gets_it() {
-    let (client, sent) = client(&[429]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    let started = Instant::now();
-    end(&admit(&reporters, "{}").await.unwrap());
-    assert_eq!(reporters.flush(LONG).await, 0);
-    assert_eq!(sent.lock().unwrap().len(), 2);
-    assert_eq!(started.elapsed().as_secs(), 20);
-}
-
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn what_a_receiver_refuses_is_given_up() {
     let check = async |answers: &[u16], tries: usize| {
         let (client, sent) = client(answers);
-        let reporters = Reporters::new(client);
-        reporters.apply(&config(json!({})));
-        end(&admit(&reporters, "{}").await.unwrap());
-        assert_eq!(reporters.flush(LONG).await, 0);
+        let started = Started::new(client, json!({})).await;
+        started.end_some(1).await;
+        started.flush().await;
         assert_eq!(sent.lock().unwrap().len(), tries, "{answers:?}");
+        // It is not kept for later, either.
+        let (other, sent) = crate::client(&[]);
+        let started = started.restart(other, json!({})).await;
+        started.flush().await;
+        assert_eq!(sent.lock().unwrap().len(), 0, "{answers:?}");
     };
     check(&[400], 1).await;
-    check(&[500, 401], 2).await;
-    check(&[500; 9], 4).await;
+    check(&[500, 422], 2).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_record_that_waits_does_not_hold_up_the_others() {
-    let (client, sent) = client(&[429]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    for _ in 0..20 {
-        end(&admit(&reporters, "{}").await.unwrap());
-    }
-    assert_eq!(reporters.flush(Duration::from_secs(1)).await, 1);
-    assert_eq!(sent.lock().unwrap().len(), 20);
-    assert_eq!(reporters.flush(LONG).await, 0);
+/// Two reporters: `a` fails, and `b` takes all.
+fn one_fails() -> (HttpClient, Sent) {
+    let sent = Sent::default();
+    let theirs = sent.clone();
+    let client = HttpClient::new(service_fn(move |request: Request<Bytes>| {
+        let status = if request.uri().host() == Some("a") { 503 } else { 200 };
+        theirs.lock().unwrap().push(request);
+        async move { Ok::<_, BoxError>(Response::builder().status(status).body(Bytes::new())?) }
+    }));
+    (client, sent)
 }
 
-#[tokio::test(start_paused = true)]
+fn two() -> Value {
+    json!({"reporters": [
+        {"name": "a", "webhook": {"url": "http://a/"}}, {"name": "b", "webhook": {"url": "http://b/"}},
+    ]})
+}
+
+#[tokio::test]
+async fn a_reporter_that_fails_for_ever_costs_the_other_nothing_and_loses_nothing() {
+    let (failing, sent) = one_fails();
+    let started = Started::new(failing, two()).await;
+    let mut ids = started.end_some(50).await;
+    eventually("b has all", || sent_to(&sent, "b").len() == 50).await;
+    assert_eq!(sent_to(&sent, "b"), ids, "in their order");
+    assert!(sent_to(&sent, "a").iter().all(|id| *id == ids[0]), "the first is tried, and the others wait for it");
+    eventually("it is known", || started.reporters.pending() == 50).await;
+    // All of that is there for it when it is mended.
+    let (mended, sent) = client(&[]);
+    let started = started.restart(mended, two()).await;
+    ids.extend(started.end_some(1).await);
+    started.flush().await;
+    assert_eq!(sent_to(&sent, "a"), ids);
+    assert_eq!(sent_to(&sent, "b"), ids[50..]);
+}
+
+#[tokio::test]
 async fn a_request_without_room_for_its_record_is_refused_before_a_backend_is_asked() {
     let (client, _) = client(&[]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({"queue_size": 2})));
-    let first = admit(&reporters, "{}").await.unwrap();
-    let _second = admit(&reporters, "{}").await.unwrap();
-    let started = Instant::now();
-    let layer = UsageLayer::new(reporters.clone());
+    let started = Started::new(client, json!({"queue_size": 2, "admit_timeout": "100ms"})).await;
+    let first = started.admit().await.unwrap();
+    let _second = started.admit().await.unwrap();
+    let begun = Instant::now();
+    let layer = UsageLayer::new(started.reporters.clone());
     let mut never = layer.layer(service_fn(|_| async { Err::<Response<()>, BoxError>("it was asked".into()) }));
     let error = never.call(request("{}").0).await.unwrap_err();
     assert_eq!(error.downcast_ref(), Some(&UsageError::Full));
-    assert_eq!(started.elapsed(), Duration::from_secs(1));
-    // An end makes room.
-    end(&first);
-    admit(&reporters, "{}").await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    // An end makes room as soon as it is written; a request may wait for that.
+    let layer = UsageLayer::new(started.reporters.clone()).layer(service_fn(ok));
+    started.apply(config(json!({"queue_size": 2, "admit_timeout": "10s"}))).await;
+    let (response, _) = tokio::join!(layer.oneshot(request("{}").0), async { end(&first) });
+    response.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_waits_for_room_that_comes_in_time() {
-    let (client, _) = client(&[]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({"queue_size": 1})));
-    let first = admit(&reporters, "{}").await.unwrap();
-    let waiting = tokio::spawn({
-        let reporters = reporters.clone();
-        async move { admit(&reporters, "{}").await.map(|_| Instant::now()) }
-    });
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let freed = Instant::now();
-    drop(first);
-    assert_eq!(waiting.await.unwrap().unwrap(), freed);
-}
-
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_request_without_a_record_gives_its_place_back() {
     let (client, sent) = client(&[]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({"queue_size": 1, "admit_timeout": "0s"})));
+    let started = Started::new(client, json!({"queue_size": 1, "admit_timeout": "10s"})).await;
     for _ in 0..3 {
         // Refused further in, or nothing to count: the sink is dropped.
-        admit(&reporters, "{}").await.unwrap();
+        started.admit().await.unwrap();
     }
-    let meter_dropped = admit(&reporters, "{}").await.unwrap();
+    let meter_dropped = started.admit().await.unwrap();
     drop(meter_dropped.take_sinks());
-    admit(&reporters, "{}").await.unwrap();
-    assert_eq!((reporters.pending(), sent.lock().unwrap().len()), (0, 0));
+    started.admit().await.unwrap();
+    // Nobody waits for a record of those.
+    started.flush().await;
+    assert_eq!(sent.lock().unwrap().len(), 0);
 }
 
-#[tokio::test(start_paused = true)]
-async fn places_of_other_reporters_are_free_again_when_one_has_none() {
-    let (client, _) = client(&[]);
-    let reporters = Reporters::new(client);
-    let two = json!([{"name": "a", "webhook": {"url": "http://a/"}}, {"name": "b", "webhook": {"url": "http://b/"}}]);
-    let one = json!([{"name": "b", "webhook": {"url": "http://b/"}}]);
-    reporters.apply(&config(json!({"queue_size": 1, "reporters": one})));
-    let holds_b = admit(&reporters, "{}").await.unwrap();
-    reporters.apply(&config(json!({"queue_size": 1, "reporters": two})));
-    for _ in 0..2 {
-        assert!(admit(&reporters, "{}").await.is_err());
-    }
-    drop(holds_b);
-    admit(&reporters, "{}").await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_reload_loses_nothing() {
-    let (client, sent) = client(&[500]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    let running = admit(&reporters, "{}").await.unwrap();
-    end(&admit(&reporters, "{}").await.unwrap());
-    tokio::task::yield_now().await;
-    // One record is between two tries, one request still runs, and the reporter is gone.
-    reporters.apply(&UsageConfig::default());
-    assert!(admit(&reporters, "{}").await.unwrap().take_sinks().is_empty());
-    end(&running);
-    assert_eq!(reporters.flush(LONG).await, 0);
-    assert_eq!(sent.lock().unwrap().len(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_reload_keeps_the_queue_of_a_reporter_that_stays() {
-    let (client, sent) = client(&[500]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({"queue_size": 1})));
-    let running = admit(&reporters, "{}").await.unwrap();
-    let headers = json!({"url": "http://receiver/usage", "headers": {"authorization": "Bearer new"}});
-    let reporter = json!([{"name": "billing", "webhook": headers}]);
-    reporters.apply(&config(json!({"queue_size": 1, "reporters": reporter, "admit_timeout": "0s"})));
-    assert!(admit(&reporters, "{}").await.is_err(), "the place is still taken");
-    end(&running);
-    assert_eq!(reporters.flush(LONG).await, 0);
-    assert_eq!(sent.lock().unwrap()[0].headers()["authorization"], "Bearer new");
-}
-
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_flush_that_is_out_of_time_says_what_is_left() {
     let (client, _) = client(&[1; 100]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    for _ in 0..12 {
-        end(&admit(&reporters, "{}").await.unwrap());
-    }
-    let started = Instant::now();
-    assert_eq!(reporters.flush(Duration::from_secs(2)).await, 12);
-    assert_eq!(started.elapsed(), Duration::from_secs(2));
+    let started = Started::new(client, json!({})).await;
+    started.end_some(12).await;
+    let begun = Instant::now();
+    assert_eq!(started.reporters.flush(Duration::from_millis(200)).await, 12);
+    assert!(begun.elapsed() >= Duration::from_millis(200));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
+async fn a_flush_waits_for_each_record_that_was_handed_over_before() {
+    let (client, sent) = client(&[]);
+    let started = Started::new(client, json!({})).await;
+    for count in 1..=100 {
+        started.end_some(1).await;
+        started.flush().await;
+        assert_eq!(sent.lock().unwrap().len(), count);
+    }
+}
+
+#[tokio::test]
 async fn a_sink_that_is_called_twice_reports_once() {
     let (client, sent) = client(&[]);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config(json!({})));
-    let exchange = admit(&reporters, "{}").await.unwrap();
+    let started = Started::new(client, json!({})).await;
+    let exchange = started.admit().await.unwrap();
     let sinks = exchange.take_sinks();
     for _ in 0..2 {
         sinks[0].record(&record());
     }
-    assert_eq!(reporters.flush(LONG).await, 0);
+    started.flush().await;
     assert_eq!(sent.lock().unwrap().len(), 1);
 }
 
@@ -343,15 +371,12 @@ async fn a_sink_that_is_called_twice_reports_once() {
 async fn a_real_receiver_has_every_record_in_spite_of_failures() {
     let receiver = Receiver::start().await;
     receiver.behave_for(1, Behaviour::Reset);
-    let reporters = Reporters::new(real_client());
     let reporter = json!([{"webhook": {"url": receiver.url(), "headers": {"X-Team": "a"}}}]);
-    reporters.apply(&config(json!({ "reporters": reporter })));
-    for _ in 0..3 {
-        end(&admit(&reporters, "{}").await.unwrap());
-    }
+    let started = Started::new(real_client(), json!({ "reporters": reporter })).await;
+    started.end_some(3).await;
     let bodies = receiver.wait_for(3).await;
     assert_eq!(bodies[0]["key_name"], "alice");
-    assert_eq!(reporters.flush(Duration::from_secs(10)).await, 0);
+    started.flush().await;
     let seen = receiver.backend().seen();
     assert_eq!((seen.len(), seen[0].path.as_str(), seen[0].header("x-team")), (4, "/usage", Some("a")));
 }
@@ -361,5 +386,7 @@ fn services_can_be_shared() {
     fn check<T: Clone + Send + Sync>() {}
     check::<Usage<()>>();
     check::<UsageLayer>();
+    check::<Opening<()>>();
+    check::<OpeningLayer>();
     check::<Arc<Reporters>>();
 }
