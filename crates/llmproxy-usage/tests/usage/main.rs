@@ -21,7 +21,9 @@ use bytes::Bytes;
 use http::{Request, Response};
 use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
 use llmproxy_testkit::{Behaviour, Client, Receiver};
-use llmproxy_usage::{Opening, OpeningLayer, Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json};
+use llmproxy_usage::{
+    LedgerError, Opening, OpeningLayer, Reporters, Usage, UsageConfig, UsageError, UsageLayer, to_json,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -117,7 +119,14 @@ impl Started {
     /// A new configuration, of the same ledger.
     async fn apply(&self, mut config: UsageConfig) {
         config.ledger.path = self.folder.ledger();
-        self.reporters.open(&config).await.unwrap();
+        // Another test may be starting a process at the moment, which has the lock of a ledger that was closed until it is
+        // another program.
+        let started = Instant::now();
+        while let Err(error) = self.reporters.open(&config).await {
+            let is_soon = started.elapsed() < Duration::from_secs(10);
+            assert!(matches!(error, LedgerError::InUse { .. }) && is_soon, "{error}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         self.reporters.apply(&config);
     }
 

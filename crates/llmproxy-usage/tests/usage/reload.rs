@@ -1,7 +1,5 @@
 //! New configurations, and new processes.
 
-use llmproxy_usage::{LedgerError, UsageConfig};
-
 use super::*;
 
 #[tokio::test]

@@ -180,3 +180,64 @@ async fn at_the_end_what_can_not_be_written_is_in_the_log() {
     assert_eq!(log.with(&record.request_id.to_string()).len(), 1);
     assert!(committed.await.is_err(), "who waits for it is not told that it is there");
 }
+
+#[tokio::test]
+async fn a_disk_that_may_only_be_read_is_told_at_the_start() {
+    let Some(disk) = Disk::new("a_disk_that_may_only_be_read_is_told_at_the_start") else { return };
+    let ledger = open(&disk.ledger()).await;
+    fill(&ledger, 3).await;
+    ledger.close().await;
+    drop(ledger);
+    let remount = |how: &str| {
+        let mut command = Command::new("mount");
+        let done = command.args(["-o", &format!("remount,{how},size=2m")]).arg(&disk.0.0).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    remount("ro");
+    let error = open_with(&config(&disk.ledger())).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Open { .. }), "{error:?}");
+    assert!(error.to_string().contains("see that its folder exists and can be written"), "{error}");
+    remount("rw");
+    let ledger = open(&disk.ledger()).await;
+    assert_eq!(read(&disk.ledger()).await.len(), 3);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_broken_while_it_is_used_is_mended_at_the_next_start() {
+    let folder = Folder::new();
+    let ledger = open(&folder.ledger()).await;
+    ledger.register(&["slow".into()]).await;
+    let written = fill(&ledger, 500).await;
+    ledger.close().await;
+    drop(ledger);
+    // A page in the middle, of a file that was closed in good order.
+    let mut bytes = fs::read(folder.ledger()).unwrap();
+    let middle = bytes.len() / 2 / 8192 * 8192;
+    bytes[middle..][..8192].fill(0x5a);
+    fs::write(folder.ledger(), bytes).unwrap();
+
+    let log = Log::new();
+    let ledger = open(&folder.ledger()).await;
+    let mut failed = false;
+    let mut seen = 0;
+    while seen < ledger.last() && !failed {
+        match ledger.after(seen, 10, false).await {
+            Ok(page) => seen = page.up_to,
+            Err(_) => failed = true,
+        }
+    }
+    assert!(failed && seen > 0, "{seen}");
+    assert!(ledger.after(seen, 10, false).await.is_err());
+    assert_eq!(log.with("restart the proxy").len(), 1, "once");
+    // What comes is kept meanwhile.
+    let new = fill(&ledger, 2).await;
+    ledger.close().await;
+    drop(ledger);
+    let ledger = open(&folder.ledger()).await;
+    assert_eq!(log.with("the usage ledger was broken").len(), 1);
+    let left = ids(&read(&folder.ledger()).await);
+    assert!(left.ends_with(&new) && left.len() > 450 && left.starts_with(&written[..50]), "{}", left.len());
+    assert_eq!(ledger.place("slow"), 0);
+    ledger.close().await;
+}

@@ -5,14 +5,14 @@ use std::fs;
 use super::{writing::rewrite, *};
 
 async fn refusal(path: &Path) -> LedgerError {
-    Ledger::open(&config(path), Durability::Relaxed, 10).await.expect_err("it can't be used")
+    open_with(&config(path)).await.expect_err("it can't be used")
 }
 
 #[tokio::test]
 async fn two_do_not_write_one_file() {
     let folder = Folder::new();
     let ledger = open(&folder.ledger()).await;
-    let error = refusal(&folder.ledger()).await;
+    let error = Ledger::open(&config(&folder.ledger()), Durability::Relaxed, 10).await.unwrap_err();
     assert!(matches!(error, LedgerError::InUse { .. }), "{error:?}");
     let said = error.to_string();
     assert!(said.contains("usage.db") && said.contains("usage.ledger.path"), "{said}");

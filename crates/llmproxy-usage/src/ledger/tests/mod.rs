@@ -49,7 +49,21 @@ fn config(path: &Path) -> LedgerConfig {
 }
 
 async fn open(path: &Path) -> Arc<Ledger> {
-    Ledger::open(&config(path), Durability::Relaxed, 10_000).await.unwrap()
+    open_with(&config(path)).await.unwrap()
+}
+
+/// Another test may be starting a process at the moment, which has the lock of a ledger that was closed until it is another
+/// program.
+async fn open_with(config: &LedgerConfig) -> Result<Arc<Ledger>, LedgerError> {
+    let started = Instant::now();
+    loop {
+        match Ledger::open(config, Durability::Relaxed, 10_000).await {
+            Err(LedgerError::InUse { .. }) if started.elapsed() < Duration::from_secs(10) => {
+                sleep(Duration::from_millis(1)).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn record() -> Arc<UsageRecord> {

@@ -19,7 +19,7 @@ async fn fill_large(ledger: &Ledger, count: usize) -> Vec<Uuid> {
 
 async fn with(path: &Path, max_age: Duration, max_size: u64) -> Arc<Ledger> {
     let config = LedgerConfig { path: path.to_owned(), max_age, max_size };
-    Ledger::open(&config, Durability::Relaxed, 1000).await.unwrap()
+    open_with(&config).await.unwrap()
 }
 
 fn length(path: &Path) -> u64 {

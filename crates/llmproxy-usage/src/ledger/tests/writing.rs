@@ -13,10 +13,10 @@ async fn a_record_is_in_the_file_a_moment_later_and_outlives_the_process() {
     fill(&ledger, 1).await;
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
-        let (record, started) = (record(), Instant::now());
-        hand_over(&ledger, &record);
         let mut reader = LedgerReader::open(folder.ledger()).await.unwrap();
         let before = ledger.last();
+        let (record, started) = (record(), Instant::now());
+        hand_over(&ledger, &record);
         eventually("it is written", async || reader.last().await.unwrap() > before).await;
         fastest = fastest.min(started.elapsed());
         // Nothing is closed: what is there is what a process that died would have left.
