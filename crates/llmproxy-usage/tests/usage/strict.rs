@@ -92,6 +92,15 @@ async fn relaxed_waits_for_nothing() {
     assert!(exchange.take_end_hold().is_none());
 }
 
+/// A file system that goes with the test.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 #[tokio::test]
 async fn with_a_full_disk_no_backend_is_asked_until_there_is_room() {
     let folder = Folder::new();
@@ -103,6 +112,7 @@ async fn with_a_full_disk_no_backend_is_asked_until_there_is_room() {
     }
     let (client, _) = client(&[]);
     let started = Started { reporters: Reporters::new(client), folder };
+    let _mounted = Mounted(started.folder.0.clone());
     let config = config(strict(json!({"admit_timeout": "300ms"})));
     started.apply(config).await;
     let ballast = started.folder.0.join("ballast");
@@ -142,5 +152,4 @@ async fn with_a_full_disk_no_backend_is_asked_until_there_is_room() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     started.reporters.close().await;
-    let _ = Command::new("umount").arg("-l").arg(&started.folder.0).status();
 }
