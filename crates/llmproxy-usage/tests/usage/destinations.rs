@@ -1,6 +1,6 @@
 //! What each reporter is given, what it sends of it, and how a receiver knows that it is ours.
 
-use std::{env, fs, path::PathBuf};
+use std::fs;
 
 use llmproxy_core::{Endpoint, UsageRecord};
 use sha2::{Digest, Sha256};
@@ -12,17 +12,15 @@ use super::*;
 const SECRETS: [&str; 2] =
     ["whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "whsec_ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="];
 
-fn reporters(client: HttpClient, reporters: Value) -> Arc<Reporters> {
-    let config = config(json!({ "reporters": reporters }));
-    assert_eq!(config.validate(), []);
-    let reporters = Reporters::new(client);
-    reporters.apply(&config);
-    reporters
+async fn started(reporters: Value) -> Started {
+    let reporters = json!({ "reporters": reporters });
+    assert_eq!(config(reporters.clone()).validate(), []);
+    Started::new(real_client(), reporters).await
 }
 
 /// One request and its record.
-async fn tell(reporters: &Arc<Reporters>, record: UsageRecord) -> Arc<UsageRecord> {
-    let exchange = admit(reporters, "{}").await.unwrap();
+async fn tell(started: &Started, record: UsageRecord) -> Arc<UsageRecord> {
+    let exchange = started.admit().await.unwrap();
     let record = Arc::new(UsageRecord { request_id: Uuid::now_v7(), ..record });
     exchange.take_sinks().iter().for_each(|sink| sink.record(&record));
     record
@@ -57,9 +55,9 @@ async fn a_receiver_can_tell_that_a_record_is_ours_and_whether_it_came_before() 
     let receiver = Receiver::start().await;
     receiver.behave_for(1, Behaviour::Status(503));
     let webhook = json!({"url": receiver.url(), "secret": SECRETS.join(" ")});
-    let reporters = reporters(real_client(), json!([{ "webhook": webhook }]));
-    let record = tell(&reporters, of("m", "alice")).await;
-    assert_eq!(reporters.flush(LONG).await, 0);
+    let started = started(json!([{ "webhook": webhook }])).await;
+    let record = tell(&started, of("m", "alice")).await;
+    started.flush().await;
     let seen = receiver.backend().seen();
     assert_eq!(seen.len(), 2);
     for seen in seen {
@@ -78,11 +76,11 @@ async fn a_batch_is_signed_as_a_whole_and_keeps_its_id() {
     let receiver = Receiver::start().await;
     receiver.behave_for(1, Behaviour::Reset);
     let webhook = json!({"url": receiver.url(), "secret": SECRETS[1], "batch_size": 3, "batch_interval": "1h"});
-    let reporters = reporters(real_client(), json!([{ "webhook": webhook }]));
+    let started = started(json!([{ "webhook": webhook }])).await;
     for _ in 0..4 {
-        tell(&reporters, of("m", "alice")).await;
+        tell(&started, of("m", "alice")).await;
     }
-    assert_eq!(reporters.flush(LONG).await, 0);
+    started.flush().await;
     let mut ids = Vec::new();
     for seen in receiver.backend().seen() {
         let (id, timestamp) = (seen.header("webhook-id").unwrap(), seen.header("webhook-timestamp").unwrap());
@@ -101,18 +99,18 @@ async fn a_receiver_says_what_becomes_of_a_record() {
     let check = async |behaviour: Behaviour, tries: usize, taken: usize| {
         let receiver = Receiver::start().await;
         receiver.behave_for(1, behaviour);
-        let reporters = reporters(real_client(), json!([{"webhook": {"url": receiver.url()}}]));
-        tell(&reporters, of("m", "alice")).await;
-        assert_eq!(reporters.flush(LONG).await, 0);
+        let started = started(json!([{"webhook": {"url": receiver.url()}}])).await;
+        tell(&started, of("m", "alice")).await;
+        started.flush().await;
         assert_eq!((receiver.backend().seen().len(), receiver.bodies().len()), (tries, taken), "{behaviour:?}");
     };
     for status in [408, 425, 429, 500, 503] {
         check(Behaviour::Status(status), 2, 1).await;
     }
     check(Behaviour::Reset, 2, 1).await;
-    let started = Instant::now();
+    let began = Instant::now();
     check(Behaviour::Throttle(1), 2, 1).await;
-    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert!(began.elapsed() >= Duration::from_secs(1));
     for status in [301, 400, 401, 403, 404, 410, 413, 422] {
         check(Behaviour::Status(status), 1, 0).await;
     }
@@ -121,9 +119,9 @@ async fn a_receiver_says_what_becomes_of_a_record() {
 #[tokio::test]
 async fn what_is_not_signed_says_nothing_of_it() {
     let receiver = Receiver::start().await;
-    let reporters = reporters(real_client(), json!([{"webhook": {"url": receiver.url()}}]));
-    tell(&reporters, of("m", "alice")).await;
-    assert_eq!(reporters.flush(LONG).await, 0);
+    let started = started(json!([{"webhook": {"url": receiver.url()}}])).await;
+    tell(&started, of("m", "alice")).await;
+    started.flush().await;
     let seen = &receiver.backend().seen()[0];
     assert!(["webhook-id", "webhook-timestamp", "webhook-signature"].iter().all(|name| seen.header(name).is_none()));
 }
@@ -140,16 +138,14 @@ async fn each_reporter_gets_what_it_wants_and_sends_what_it_should() {
             {"type": "file", "file": {"path": path}, "filter": {"paths": ["/v1/chat/*"]}, "fields": ["key_name"]},
         ])
     };
-    let reporters = reporters(real_client(), config("qwen*"));
+    let started = started(config("qwen*")).await;
     let mut told = Vec::new();
     for (model, key) in [("qwen-7b", "alice"), ("qwen-7b", "bob"), ("llama", "bob")] {
-        told.push(tell(&reporters, of(model, key)).await);
+        told.push(tell(&started, of(model, key)).await);
     }
-    assert_eq!(reporters.flush(LONG).await, 0);
+    started.flush().await;
     let id = |index: usize| told[index].request_id.to_string();
-    let mut bodies = first.bodies();
-    // Each is sent by itself; several are on their way at a time.
-    bodies.sort_by_key(|body| body["request_id"].to_string());
+    let bodies = first.bodies();
     let chosen = |index: usize, model: &str| json!({"model": model, "request_id": id(index), "schema": 1});
     assert_eq!(bodies, [chosen(0, "qwen-7b"), chosen(1, "qwen-7b")]);
     assert_eq!(second.bodies(), [to_json(&told[1])]);
@@ -159,9 +155,9 @@ async fn each_reporter_gets_what_it_wants_and_sends_what_it_should() {
     assert_eq!(lines, [line(0, "alice"), line(1, "bob"), line(2, "bob")]);
 
     // A reload changes what is wanted.
-    reporters.apply(&super::config(json!({ "reporters": config("llama") })));
-    told.push(tell(&reporters, of("llama", "carol")).await);
-    assert_eq!(reporters.flush(LONG).await, 0);
+    started.apply(super::config(json!({ "reporters": config("llama") }))).await;
+    told.push(tell(&started, of("llama", "carol")).await);
+    started.flush().await;
     assert_eq!(first.bodies().last().unwrap()["request_id"], told[3].request_id.to_string());
     assert_eq!((first.bodies().len(), second.bodies().len()), (3, 1));
 }
@@ -171,28 +167,11 @@ async fn a_file_that_can_not_be_written_gets_its_records_later() {
     let folder = Folder::new();
     let path = folder.0.join("usage.jsonl");
     fs::create_dir(&path).unwrap();
-    let reporters = reporters(real_client(), json!([{"type": "file", "file": {"path": path}}]));
-    let record = tell(&reporters, of("m", "alice")).await;
-    assert_eq!(reporters.flush(Duration::from_millis(300)).await, 1);
+    let started = started(json!([{"type": "file", "file": {"path": path}}])).await;
+    let record = tell(&started, of("m", "alice")).await;
+    assert_eq!(started.reporters.flush(Duration::from_millis(300)).await, 1);
     fs::remove_dir(&path).unwrap();
-    assert_eq!(reporters.flush(LONG).await, 0);
+    started.flush().await;
     let line: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     assert_eq!(line, to_json(&record));
-}
-
-/// A folder of a test's own; removed when dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let folder = env::temp_dir().join(format!("llmproxy-usage-{}", Uuid::now_v7()));
-        fs::create_dir(&folder).unwrap();
-        Self(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
