@@ -184,16 +184,18 @@ impl Feed {
             let delivery = self.current.delivery();
             let batching = delivery.batching();
             news.borrow_and_update();
-            let is_all = self.fill(batching, &delivery.filter).await;
+            self.fill(batching, &delivery.filter).await;
             let is_hurry = *hurry.borrow_and_update() > 0;
             let deadline = self.start(batching, is_hurry);
             if self.flight.is_empty() && self.waiting.is_empty() {
                 self.reached(self.read);
             }
+            self.tell_pending();
             let is_free = self.flight.len() < batching.in_flight;
             tokio::select! {
                 Some(seq) = self.flight.next(), if !self.flight.is_empty() => self.reached(seq),
-                changed = news.changed(), if is_all && self.waiting.len() < batching.size => {
+                // Of those that can't go yet, too: how many wait is what an operator looks at in an outage.
+                changed = news.changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -205,12 +207,12 @@ impl Feed {
         }
     }
 
-    /// Reads as much as a batch has. Returns whether that is all that there is.
-    async fn fill(&mut self, batching: Batching, filter: &Filter) -> bool {
+    /// Reads as much as a batch has, or as there is.
+    async fn fill(&mut self, batching: Batching, filter: &Filter) {
         while self.waiting.len() < batching.size {
             let limit = batching.size.max(PAGE);
             match self.ledger.after(self.read, limit, batching.with_body).await {
-                Ok(page) if page.up_to == self.read => return true,
+                Ok(page) if page.up_to == self.read => return,
                 Ok(page) => {
                     if self.waiting.is_empty() {
                         self.since = Instant::now();
@@ -229,7 +231,6 @@ impl Feed {
                 }
             }
         }
-        false
     }
 
     /// Sends what is full or has waited long enough. Returns when the next is due.
@@ -259,7 +260,11 @@ impl Feed {
     /// All up to `seq` are dealt with.
     fn reached(&self, seq: i64) {
         self.ledger.set_place(&self.outcome.name, seq);
-        let pending = self.ledger.last() - seq;
+    }
+
+    /// Those on their way included.
+    fn tell_pending(&self) {
+        let pending = self.ledger.last() - self.ledger.place(&self.outcome.name);
         metrics::gauge!(PENDING, "reporter" => self.outcome.name.to_string()).set(pending as f64);
     }
 }
