@@ -1,6 +1,7 @@
 //! Trying to deliver records until they are delivered or will never be.
 
 use std::{
+    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -8,7 +9,10 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY};
 
@@ -41,6 +45,9 @@ pub(crate) trait Watch: Sync {
 
     /// A try was answered.
     fn answered(&self);
+
+    /// Changes when what waits to be tried again had better be tried at once, from this call on.
+    fn nudges(&self) -> watch::Receiver<u64>;
 }
 
 /// What came of one try.
@@ -67,6 +74,8 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
     let (mut tries, mut most) = (0_u32, usize::MAX);
     let mut failing_since: Option<Instant> = None;
     while !entries.is_empty() {
+        // Before the report: what is changed during the try is tried at once.
+        let mut nudges = watch.nudges();
         let report = report();
         let attempt = try_once(&*report, &entries[..most.min(entries.len())]).await;
         let Attempt { verdict, retries, max_age, sent, late } = attempt;
@@ -92,6 +101,7 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
                     entries = rest;
                     continue;
                 }
+                let is_asked = after.is_some();
                 let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
                 let wait = after.max(backoff(tries, retries, fastrand::f64()));
                 tracing::debug!(%why, ?wait, tries, sent, "usage records were not taken and will be sent again");
@@ -99,7 +109,11 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
                     // There may be more of them than can be taken in time.
                     most = (sent / 2).max(1);
                 }
-                sleep(wait).await;
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    // Whoever asks for patience gets it.
+                    () = nudged(&mut nudges), if !is_asked => tries = 0,
+                }
                 continue;
             }
         };
@@ -138,6 +152,13 @@ async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
     let panicked = |_| (Verdict::again("the reporter panicked"), false);
     let (verdict, late) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
     Attempt { verdict, retries, max_age, sent, late }
+}
+
+async fn nudged(nudges: &mut watch::Receiver<u64>) {
+    if nudges.changed().await.is_err() {
+        // Nobody is left who could.
+        pending().await
+    }
 }
 
 /// How many of `entries`, from the first on, are too old to be tried again, by a reporter that has failed for so long.

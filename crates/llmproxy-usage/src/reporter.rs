@@ -53,6 +53,8 @@ struct Current {
     delivery: RwLock<Delivery>,
     /// Told when that is another.
     changed: Notify,
+    /// Changes when what waits to be tried again had better be tried at once.
+    nudges: watch::Sender<u64>,
 }
 
 /// How a reporter delivers, and what.
@@ -111,7 +113,11 @@ impl Reporter {
         ledger: Arc<Ledger>,
         hurry: watch::Receiver<usize>,
     ) -> Self {
-        let current = Arc::new(Current { delivery: RwLock::new(delivery), changed: Notify::new() });
+        let current = Arc::new(Current {
+            delivery: RwLock::new(delivery),
+            changed: Notify::new(),
+            nudges: watch::Sender::new(0),
+        });
         let outcome = Outcome {
             name: name.clone(),
             current: current.clone(),
@@ -136,6 +142,12 @@ impl Reporter {
     pub(crate) fn set_delivery(&self, delivery: Delivery) {
         *self.current.delivery.write().unwrap_or_else(PoisonError::into_inner) = delivery;
         self.current.changed.notify_one();
+        self.nudge();
+    }
+
+    /// Tries what waits to be tried again at once, unless the receiver has asked for patience.
+    pub(crate) fn nudge(&self) {
+        self.current.nudges.send_modify(|nudges| *nudges += 1);
     }
 }
 
@@ -331,5 +343,9 @@ impl Watch for Outcome {
             metrics::gauge!(UP, "reporter" => self.name.to_string()).set(1.0);
             tracing::info!(reporter = &*self.name, "the reporter takes usage records again");
         }
+    }
+
+    fn nudges(&self) -> watch::Receiver<u64> {
+        self.current.nudges.subscribe()
     }
 }

@@ -182,6 +182,8 @@ impl Reporters {
         let ledger = lock(&self.ledger).clone();
         let Some(ledger) = ledger else { return 0 };
         let _hurry = Hurry::new(&self.hurry);
+        // A receiver that was away may be back.
+        lock(&self.running).iter().for_each(Reporter::nudge);
         // Over in time or not: there is a number to return.
         let _ = tokio::time::timeout(deadline, ledger.none_pending()).await;
         ledger.pending()
