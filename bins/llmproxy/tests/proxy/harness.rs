@@ -133,6 +133,12 @@ impl Proxy {
         within("the proxy to exit", self.child.wait()).await.expect("a status")
     }
 
+    /// Ends it as a crash does, without a word; gone when this returns.
+    pub(crate) async fn kill(mut self) {
+        self.signal(Signal::KILL);
+        within("the proxy to be gone", self.child.wait()).await.expect("a status");
+    }
+
     /// The memory that is its own, in KiB. What it shares with other processes of the same binary is left out: how much of
     /// that is its part changes whenever another test's proxy starts or ends.
     pub(crate) fn memory(&self) -> u64 {

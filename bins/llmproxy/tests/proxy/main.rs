@@ -20,6 +20,7 @@ mod http2_backend;
 mod http2_client;
 mod injection;
 mod last_event;
+mod ledger;
 mod limits;
 mod malicious;
 mod measures;
