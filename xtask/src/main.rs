@@ -36,7 +36,8 @@ cargo xtask <command>
   test [--long] [args]
                 Runs all tests of the workspace, those that play many orders of what threads do, those with
                 OpenAI's SDK for Python, which it installs into target/interop, and those against a PostgreSQL
-                of its own, which it installs if it is missing and may; with --long against a MariaDB as well.
+                of its own, which it installs if it is missing and may; with --long against a MariaDB as well, and
+                200 crashes rather than 10 and a minute's outage of receivers, which takes some minutes.
                 The other arguments go to `cargo test`:
                     cargo xtask test -p llmproxy-core
                     cargo xtask test -- permit_is_held

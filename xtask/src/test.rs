@@ -1,6 +1,6 @@
 //! `cargo xtask test`: sets up what the tests need and runs them.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::{
     cargo::{cargo, read, run as run_command},
@@ -11,6 +11,8 @@ use crate::{
 
 /// Names the Python that has OpenAI's SDK to the tests that need it.
 const PYTHON: &str = "LLMPROXY_TEST_PYTHON";
+/// Tells tests that have a long form to play it.
+const LONG: &str = "LLMPROXY_TEST_LONG";
 
 /// Runs the tests; `args` go to `cargo test`. Returns whether all passed.
 ///
@@ -30,6 +32,9 @@ pub(crate) fn run(args: &[String]) -> bool {
         }));
         steps.push(Step::new("interleavings", interleavings));
         steps.extend(with_servers(long));
+        if long {
+            steps.push(Step::new("crashes and outages, the long forms", long_forms));
+        }
         steps.push(Step::new("OpenAI's SDK", || {
             let python = interop::python_sdk()?;
             let words = "test --locked --workspace --test proxy -- --ignored sdk::";
@@ -64,12 +69,23 @@ fn databases(filter: &str, variable: &str, start: impl FnOnce() -> Result<Servic
     );
     let mut command = cargo(words.split(' '));
     command.env(variable, &server.url).env(format!("{variable}_CONTROL"), server.control());
+    told(&mut command)
+}
+
+/// The long forms of the tests that kill the proxy and take its receivers away; their tallies are shown.
+fn long_forms() -> Result<(), String> {
+    let words = "test --locked --package llmproxy --test proxy -- --nocapture ledger::kill:: ledger::outage::";
+    told(cargo(words.split(' ')).env(LONG, "1"))
+}
+
+/// Runs tests and shows what they say.
+fn told(command: &mut Command) -> Result<(), String> {
     // What failed says why there, so that it is shown in any case.
     let output = command.stderr(Stdio::inherit()).output().map_err(|error| error.to_string())?;
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
     if !output.status.success() {
-        return Err(format!("tests against {filter} failed"));
+        return Err("tests failed".into());
     }
     // A filter that fits nothing passes, too.
     if said.contains(" 0 passed") { Err("no test was run".into()) } else { Ok(()) }
