@@ -108,7 +108,7 @@ pub use file::FileConfig;
 pub use filter::FilterConfig;
 pub use json::to_json;
 pub use layer::UsageLayer;
-pub use ledger::{Durability, LedgerConfig, LedgerError, LedgerReader, Page};
+pub use ledger::{Durability, LedgerConfig, LedgerError, LedgerReader, Page, ReporterPlace};
 pub use opening::{Opening, OpeningLayer};
 pub use report::{Entry, Report, ReportBatch, Verdict};
 pub use reporters::Reporters;

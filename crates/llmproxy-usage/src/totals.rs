@@ -156,7 +156,8 @@ impl Totals {
 // === impl Query ===
 
 impl Query {
-    fn matches(&self, record: &UsageRecord) -> bool {
+    /// Whether it is about `record`.
+    pub fn matches(&self, record: &UsageRecord) -> bool {
         let is = |wanted: &Option<String>, found: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| wanted == found.unwrap_or_default())
         };

@@ -76,6 +76,12 @@ pub(super) async fn totals(connection: &mut SqliteConnection, query: &Query) -> 
     Ok(totals.finish())
 }
 
+/// The first hour that there are sums of.
+pub(super) async fn since(connection: &mut SqliteConnection) -> Result<Option<Timestamp>, BuiltinError> {
+    let hour: Option<String> = sqlx::query_scalar("SELECT min(hour) FROM usage_hourly").fetch_one(connection).await?;
+    Ok(hour.map(|hour| hour.parse()).transpose()?)
+}
+
 /// The rows of the two pieces of an hour; one where they meet.
 fn rows(builder: &mut QueryBuilder<Sqlite>, query: &Query, first: Option<Timestamp>, last: Option<Timestamp>) {
     let text = |moment: Timestamp| format!("{moment:.6}");

@@ -156,6 +156,19 @@ impl BuiltinStore {
         query::totals(open(&mut *self.connection.lock().await)?, query).await
     }
 
+    /// The hour that the sums begin with; `None` where nothing is stored.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only reads.
+    pub async fn since(&self) -> Result<Option<Timestamp>, BuiltinError> {
+        query::since(open(&mut *self.connection.lock().await)?).await
+    }
+
     /// Removes the rows of requests from before `before`, in small pieces, between which others may write. The sums stay.
     /// Returns how many were removed.
     ///

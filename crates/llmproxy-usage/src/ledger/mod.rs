@@ -9,6 +9,9 @@ mod inbox;
 mod reader;
 mod recent;
 mod salvage;
+#[cfg(test)]
+pub(crate) mod scratch;
+mod seek;
 mod slots;
 mod store;
 #[cfg(test)]
@@ -40,6 +43,7 @@ pub use self::{
     config::{Durability, LedgerConfig},
     error::LedgerError,
     reader::{LedgerReader, Page},
+    seek::ReporterPlace,
 };
 use self::{
     inbox::{Inbox, Item},

@@ -38,8 +38,8 @@ const MAX_BODIES: usize = 8 << 20;
 /// ```
 #[derive(Debug)]
 pub struct LedgerReader {
-    path: PathBuf,
-    connection: SqliteConnection,
+    pub(super) path: PathBuf,
+    pub(super) connection: SqliteConnection,
 }
 
 /// Records in their order.
