@@ -33,6 +33,8 @@ pub(crate) struct GivenUp {
     pub(crate) reason: &'static str,
     /// For the log.
     pub(crate) why: String,
+    /// Whether whatever else is sent there will be refused as well.
+    pub(crate) is_all: bool,
 }
 
 /// What is told of a reporter's tries.
@@ -89,7 +91,8 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
                 (most, tries) = (sent / 2, 0);
                 continue;
             }
-            Verdict::Refused { why } | Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why }),
+            Verdict::Refused { why } => Err(GivenUp { reason: "refused", why, is_all: false }),
+            Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why, is_all: true }),
             Verdict::Again { why, after } => {
                 tries = tries.saturating_add(1);
                 watch.failed(&why, tries, retries);
@@ -97,7 +100,7 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
                 let expired = expired(entries, max_age, since.elapsed());
                 if expired > 0 {
                     let (old, rest) = entries.split_at(expired);
-                    watch.settle(old, Err(GivenUp { reason: "expired", why })).await;
+                    watch.settle(old, Err(GivenUp { reason: "expired", why, is_all: false })).await;
                     entries = rest;
                     continue;
                 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Entry, fields::Fields};
 
 /// The version of the JSON; another one only where a receiver could take the new for the old and be wrong.
-const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// Records that are written at a stretch, in some tens of microseconds; one with a request's body takes as long by itself.
 const BETWEEN_YIELDS: usize = 64;

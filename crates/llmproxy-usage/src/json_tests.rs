@@ -190,3 +190,23 @@ fn only_the_chosen_fields_are_sent() {
     assert_eq!(only(&["request_body"])["request_body"], json!([1]));
     assert_eq!(only(&["model"]).get("request_body"), None);
 }
+
+#[test]
+fn what_was_written_is_read_as_the_same_record() {
+    let read = |value: &Value| -> Entry {
+        let delivered: crate::read::Delivered = serde_json::from_str(&value.to_string()).unwrap();
+        delivered.into_entry().unwrap()
+    };
+    for record in [everything(), nothing()] {
+        let value = sent(record.clone(), None, &Fields::default());
+        // The backend's name is in no JSON.
+        assert_eq!(*read(&value).record, UsageRecord { backend: None, ..record });
+    }
+    let value = sent(everything(), Some(r#"{"n": 12345678901234567890, "x": [1.5]}"#), &Fields::default());
+    let entry = read(&value);
+    assert_eq!(serde_json::from_slice::<Value>(&object(&entry, &Fields::default())).unwrap(), value);
+    let mut later = value;
+    later["schema"] = json!(2);
+    let delivered: crate::read::Delivered = serde_json::from_str(&later.to_string()).unwrap();
+    assert!(delivered.into_entry().unwrap_err().contains("schema is 2"));
+}

@@ -36,7 +36,7 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 /// The wait after a dead letter could not be written.
 const KEEP_RETRY: Duration = Duration::from_secs(5);
 /// The file of those, beside the ledger.
-const DEAD_LETTERS: &str = "dead-letters.jsonl";
+pub(crate) const DEAD_LETTERS: &str = "dead-letters.jsonl";
 
 /// A reporter that is configured. Its task ends with it; what it has had is written down, and it goes on from there when it
 /// is configured again.
@@ -308,7 +308,7 @@ impl Watch for Outcome {
         async move {
             let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
             let is_webhook = self.current.delivery().is_webhook;
-            let Err(GivenUp { reason, why }) = end else {
+            let Err(GivenUp { reason, why, .. }) = end else {
                 if is_webhook {
                     self.success.get_or_init(|| metrics::counter!(WEBHOOK_SUCCESS)).increment(count);
                 }
