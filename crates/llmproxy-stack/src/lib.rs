@@ -77,6 +77,6 @@ pub use counting::check_tokenizers;
 pub use error::{BindError, StartError};
 pub use refusals::Refusals;
 pub use respond::{Respond, RespondFuture, RespondLayer};
-pub use runtime::{Options, RenderMetrics, Runtime};
+pub use runtime::{Options, RenderMetrics, Runtime, http_client};
 pub use server::{Listening, Server};
 pub use tls::{TlsError, check_tls};

@@ -15,7 +15,7 @@ use http::{Request, Response};
 use llmproxy_auth::{AuthLayer, Authenticator, KeyStore};
 use llmproxy_balancer::{BalanceLayer, Balancer, Commit, Policy, Pool};
 use llmproxy_config::{AccessLogConfig, Config, Live, LiveHandle};
-use llmproxy_core::{BoxError, StopFlag, UsageSink};
+use llmproxy_core::{BoxError, HttpClient, StopFlag, UsageSink};
 use llmproxy_metering::{
     BodyBudget, Counters, Drains, InspectLayer, MeterLayer, Pricing,
     tokens::{Asker, Tokenizers},
@@ -119,6 +119,24 @@ pub(crate) struct Shared {
     pub(crate) render_metrics: Option<RenderMetrics>,
     stopping: AtomicBool,
     pool: ArcSwap<Option<Arc<Pool>>>,
+}
+
+/// The client that reporters and health checks send through, for a program beside the proxy that sends as they do.
+///
+/// ```
+/// use http::Request;
+/// use llmproxy_testkit::Receiver;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llmproxy_core::BoxError> {
+/// let receiver = Receiver::start().await;
+/// let request = Request::post(receiver.url()).body(r#"{"request_id": "1"}"#.into())?;
+/// assert_eq!(llmproxy_stack::http_client().send(request).await?.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
+pub fn http_client() -> HttpClient {
+    Clients::new().http_client(MAX_SMALL_ANSWER)
 }
 
 #[derive(Default)]
