@@ -4,6 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::usage::args::{USAGE, UsageArgs};
+
 /// The configuration file that is meant where none is named.
 pub(crate) const DEFAULT_CONFIG: &str = "config.yaml";
 
@@ -19,6 +21,10 @@ Examples:
   llmproxy keys create --name alice       make a key and show it, once
   llmproxy keys list                      see the keys
   llmproxy keys revoke alice              take one out of use
+  llmproxy usage --by model --from 24h    what the last day came to
+  llmproxy usage tail                     see records as they are written
+  llmproxy usage reporters                see who has yet to be told
+  llmproxy usage replay --from 24h --reporter billing     send again
 
 Each command has a help of its own: llmproxy help keys create
 
@@ -118,6 +124,9 @@ pub(crate) enum Command {
     /// Make, list and revoke keys of the builtin store
     #[command(after_help = KEYS)]
     Keys(KeysArgs),
+    /// What requests came to: totals, records as they are written, and records once more to whom they are for
+    #[command(after_help = USAGE)]
+    Usage(UsageArgs),
     /// See it work: an embedded demo backend with the whole proxy in front
     #[command(after_help = DEMO)]
     Demo {

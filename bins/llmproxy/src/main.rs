@@ -4,7 +4,8 @@
 //!
 //! Outermost: nothing knows it. It reads the command line, has `llmproxy-config` read the file, installs the logging and the
 //! exporter of metrics, and hands over to `llmproxy-stack`; signals reach the runtime from here. Its `keys` asks
-//! `llmproxy-auth`'s store, its `demo` the servers of `llmproxy-testkit`.
+//! `llmproxy-auth`'s store, its `usage` the ledger and the store of `llmproxy-usage`, its `demo` the servers of
+//! `llmproxy-testkit`.
 //!
 //! # What it must never know
 //!
@@ -18,6 +19,7 @@ mod exporter;
 mod keys;
 mod logging;
 mod serve;
+mod usage;
 
 use std::{
     io::{ErrorKind, Write},
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
             Command::Serve(config) => serve::run(&config).await,
             Command::Check(config) => check::run(&config),
             Command::Keys(keys) => keys::run(keys).await,
+            Command::Usage(usage) => usage::run(usage).await,
             Command::Demo { listen, once } => demo::run(&listen, once).await,
         }
     });
@@ -60,7 +63,13 @@ fn main() -> ExitCode {
 
 /// Writes a line to standard output. A reader that has read enough, such as `head`, is no failure.
 fn say(line: impl std::fmt::Display) -> Result<(), String> {
-    match writeln!(std::io::stdout(), "{line}") {
+    say_text(&format!("{line}\n"))
+}
+
+/// The same for a text of lines.
+fn say_text(text: &str) -> Result<(), String> {
+    let mut output = std::io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("can't write to standard output: {error}")),
         _ => Ok(()),
     }

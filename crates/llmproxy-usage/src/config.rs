@@ -215,6 +215,11 @@ impl UsageConfig {
         wrong
     }
 
+    /// The names of the reporters that are in use, also of those that the configuration does not name.
+    pub fn reporter_names(&self) -> impl Iterator<Item = String> {
+        self.active().map(|reporter| destination::name(reporter).into_owned())
+    }
+
     /// The reporters that are in use.
     pub(crate) fn active(&self) -> impl Iterator<Item = &ReporterConfig> {
         let all = if self.enabled { &*self.reporters } else { &[] };

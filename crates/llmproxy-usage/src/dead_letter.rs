@@ -1,12 +1,18 @@
 //! The file that keeps records which a reporter could not deliver.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::{Entry, fields::Fields, json, lines::LineFile};
+use crate::{Entry, fields::Fields, json, lines::LineFile, read::Delivered};
 
 /// A file of JSON lines, one for each record: `{"time":..,"reporter":..,"reason":..,"record":{..}}`. The record has all
 /// its fields, whatever the reporter sends of them, so that it can be sent again.
@@ -55,6 +61,57 @@ impl DeadLetters {
             })
         });
         appended.await.unwrap_or_else(|ended| Err(io::Error::other(ended)))
+    }
+}
+
+/// Reads a file of dead letters.
+#[derive(Debug)]
+pub(crate) struct Letters {
+    lines: BufReader<File>,
+    /// Whose are read.
+    reporter: Arc<str>,
+    number: u64,
+    /// Lines that are none.
+    pub(crate) unreadable: u64,
+}
+
+#[derive(Deserialize)]
+struct Letter {
+    record: Delivered,
+    reporter: String,
+}
+
+// === impl Letters ===
+
+impl Letters {
+    /// Those of `reporter` in the file at `path`.
+    pub(crate) fn open(path: &Path, reporter: Arc<str>) -> io::Result<Self> {
+        Ok(Self { lines: BufReader::new(File::open(path)?), reporter, number: 0, unreadable: 0 })
+    }
+
+    /// Those of the next `limit` lines; `None` at the end.
+    pub(crate) fn read(&mut self, limit: usize) -> io::Result<Option<Vec<Entry>>> {
+        let mut entries = Vec::new();
+        let mut line = Vec::new();
+        for read in 0..limit {
+            line.clear();
+            if self.lines.read_until(b'\n', &mut line)? == 0 {
+                return Ok((read > 0).then_some(entries));
+            }
+            self.number += 1;
+            let letter = serde_json::from_slice::<Letter>(&line).map_err(|error| error.to_string());
+            let letter = letter.and_then(|letter| Ok((letter.reporter, letter.record.into_entry()?)));
+            match letter {
+                Ok((reporter, entry)) if reporter == *self.reporter => entries.push(entry),
+                Ok(_) => {}
+                // A crash may have cut one off, and those that follow are whole.
+                Err(why) => {
+                    self.unreadable += 1;
+                    tracing::warn!(line = self.number, why, "a dead letter can't be read and is passed over");
+                }
+            }
+        }
+        Ok(Some(entries))
     }
 }
 

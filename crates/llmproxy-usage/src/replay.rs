@@ -1,8 +1,7 @@
 //! Sending records once more, beside a proxy that runs or without one.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,16 +9,15 @@ use std::{
 use futures_util::future::{BoxFuture, pending};
 use jiff::Timestamp;
 use llmproxy_core::HttpClient;
-use serde::Deserialize;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
     Entry, LedgerError, LedgerReader, Report, Stores, UsageConfig,
+    dead_letter::Letters,
     delivery::{GivenUp, Watch, deliver},
     destination::{self, Destination},
     filter::Filter,
-    read::Delivered,
     reporter::DEAD_LETTERS,
 };
 
@@ -358,54 +356,6 @@ impl Watch for Outcome {
     }
 
     fn answered(&self) {}
-}
-
-/// A file of dead letters.
-struct Letters {
-    lines: BufReader<File>,
-    /// Whose are read.
-    reporter: Arc<str>,
-    number: u64,
-    unreadable: u64,
-}
-
-#[derive(Deserialize)]
-struct Letter {
-    record: Delivered,
-    reporter: String,
-}
-
-// === impl Letters ===
-
-impl Letters {
-    fn open(path: &Path, reporter: Arc<str>) -> io::Result<Self> {
-        Ok(Self { lines: BufReader::new(File::open(path)?), reporter, number: 0, unreadable: 0 })
-    }
-
-    /// The next `limit` lines; `None` at the end.
-    fn read(&mut self, limit: usize) -> io::Result<Option<Vec<Entry>>> {
-        let mut entries = Vec::new();
-        let mut line = Vec::new();
-        for read in 0..limit {
-            line.clear();
-            if self.lines.read_until(b'\n', &mut line)? == 0 {
-                return Ok((read > 0).then_some(entries));
-            }
-            self.number += 1;
-            let letter = serde_json::from_slice::<Letter>(&line).map_err(|error| error.to_string());
-            let letter = letter.and_then(|letter| Ok((letter.reporter, letter.record.into_entry()?)));
-            match letter {
-                Ok((reporter, entry)) if reporter == *self.reporter => entries.push(entry),
-                Ok(_) => {}
-                // A crash may have cut one off, and those that follow are whole.
-                Err(why) => {
-                    self.unreadable += 1;
-                    tracing::warn!(line = self.number, why, "a dead letter can't be read and is passed over");
-                }
-            }
-        }
-        Ok(Some(entries))
-    }
 }
 
 fn known_names(known: &[String]) -> String {

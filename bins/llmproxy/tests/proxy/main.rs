@@ -41,4 +41,5 @@ mod streams;
 mod tls;
 mod uploads;
 mod upstream;
+mod usage_command;
 mod usage_reporters;

@@ -1,0 +1,62 @@
+//! Sending records again.
+
+use std::process::ExitCode;
+
+use llmproxy_usage::{Replay, ReplayRange, ReplayTally, Stores};
+
+use super::{USAGE_MISTAKE, args::ReplayArgs, place::Place};
+
+/// `llmproxy usage replay`. What it says goes to standard error: a reporter may write to standard output.
+pub(super) async fn run(args: ReplayArgs, place: &Place) -> Result<ExitCode, String> {
+    if let (Some(from), Some(to)) = (args.from, args.to)
+        && from >= to
+    {
+        eprintln!("llmproxy: --from is {from}, and --to is not later: {to}; nothing can be between them");
+        return Ok(ExitCode::from(USAGE_MISTAKE));
+    }
+    let mut usage = place.config.usage.clone();
+    usage.ledger.path = place.ledger().to_owned();
+    let stores = Stores { storage: &place.config.storage, admin_db: place.admin_db() };
+    let replay = Replay::new(&args.reporter, &usage, stores, &llmproxy_stack::http_client());
+    let replay = replay.map_err(|error| error.to_string())?;
+    let range = ReplayRange { from: args.from, to: args.to, dry_run: args.dry_run };
+    let (tally, flag) = match args.dead_letters {
+        None => {
+            let mut ledger = place.open_ledger().await?;
+            if let (Some(since), Some(from)) = (ledger.since().await.map_err(|error| error.to_string())?, args.from)
+                && from < since
+            {
+                eprintln!("the ledger has nothing that was written before {since:.0}");
+            }
+            (replay.from_ledger(&mut ledger, &range).await, String::new())
+        }
+        Some(file) => {
+            let path = file.as_deref().unwrap_or_else(|| replay.dead_letters());
+            let flag = file
+                .as_ref()
+                .map_or_else(|| " --dead-letters".into(), |file| format!(" --dead-letters {}", file.display()));
+            (replay.from_dead_letters(path, &range).await, flag)
+        }
+    };
+    let tally = tally.map_err(|error| error.to_string())?;
+    eprintln!("{}", told(&tally, args.dry_run));
+    if let Some(stopped) = &tally.stopped {
+        let to = args.to.map_or_else(String::new, |to| format!(" --to {to}"));
+        return Err(format!(
+            "stopped, with {} records not sent: {}\nThe first of them is {}, of {}. To go on from there (some may come twice, \
+             with the same ids):\n  llmproxy usage replay --from {}{to} --reporter {}{flag}",
+            stopped.left, stopped.why, stopped.request_id, stopped.timestamp, stopped.from, args.reporter
+        ));
+    }
+    Ok(if tally.refused > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn told(tally: &ReplayTally, dry_run: bool) -> String {
+    let sent = if dry_run { "would be sent" } else { "sent" };
+    let mut text =
+        format!("{} {sent}, {} refused, {} skipped by the filter", tally.sent, tally.refused, tally.filtered);
+    if tally.unreadable > 0 {
+        text.push_str(&format!(", {} lines unreadable", tally.unreadable));
+    }
+    text
+}
