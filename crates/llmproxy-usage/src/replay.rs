@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::{BoxFuture, pending};
 use jiff::Timestamp;
 use llmproxy_core::HttpClient;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::{
@@ -305,6 +305,8 @@ impl<'a> Run<'a> {
 struct Outcome {
     done: Mutex<Done>,
     stop: Notify,
+    /// Nobody hurries what a person waits for.
+    nudges: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -356,6 +358,10 @@ impl Watch for Outcome {
     }
 
     fn answered(&self) {}
+
+    fn nudges(&self) -> watch::Receiver<u64> {
+        self.nudges.subscribe()
+    }
 }
 
 fn known_names(known: &[String]) -> String {

@@ -51,7 +51,6 @@ Examples:
 
 /// Which records, from where, and how they are shown.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct UsageArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
@@ -66,9 +65,9 @@ pub(crate) struct UsageArgs {
     pub(crate) to: Option<Timestamp>,
     #[command(flatten)]
     pub(crate) only: OnlyArgs,
-    /// How they are shown
-    #[arg(long, default_value = "table")]
-    pub(crate) format: Format,
+    /// How they are shown [default: table]
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
     /// Who is asked; the builtin store, whose history is longer, where the configuration has a reporter of that type
     #[arg(long)]
     pub(crate) store: Option<StoreKind>,
@@ -186,6 +185,27 @@ pub(crate) enum StoreKind {
     Ledger,
     /// What a reporter of type builtin keeps in the admin database
     Builtin,
+}
+
+// === impl UsageArgs ===
+
+impl UsageArgs {
+    /// A flag that stands before a command and means nothing to it.
+    pub(crate) fn stray(&self) -> Option<&'static str> {
+        let OnlyArgs { model, user, key } = &self.only;
+        let flags = [
+            ("--by", self.by.is_some()),
+            ("--from", self.from.is_some()),
+            ("--to", self.to.is_some()),
+            ("--model", model.is_some()),
+            ("--user", user.is_some()),
+            ("--key", key.is_some()),
+            ("--format", self.format.is_some()),
+            ("--store", self.store.is_some()),
+        ];
+        let is_command = self.command.is_some();
+        flags.into_iter().find(|(_, is_given)| is_command && *is_given).map(|(flag, _)| flag)
+    }
 }
 
 // === impl OnlyArgs ===

@@ -25,6 +25,10 @@ const USAGE_MISTAKE: u8 = 2;
 /// `llmproxy usage`.
 pub(crate) async fn run(args: UsageArgs) -> Result<ExitCode, String> {
     warn_on_stderr()?;
+    if let Some(flag) = args.stray() {
+        eprintln!("llmproxy: {flag} before the command is not meant for it; its own flags come after its name");
+        return Ok(ExitCode::from(USAGE_MISTAKE));
+    }
     if args.place.ledger.is_some() && args.store == Some(StoreKind::Builtin) {
         eprintln!("llmproxy: --ledger FILE and --store builtin are two places; leave one of them out");
         return Ok(ExitCode::from(USAGE_MISTAKE));

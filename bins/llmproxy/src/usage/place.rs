@@ -60,6 +60,12 @@ impl Place {
     }
 
     fn explain(&self, error: &LedgerError) -> String {
+        if lacks_rights(&error.to_string()) {
+            return format!(
+                "{error}; also whoever reads it must be allowed to write it and its folder, where SQLite keeps a log beside it: \
+                 run this as the user that runs the proxy"
+            );
+        }
         let LedgerError::Open { path, source } = error else { return error.to_string() };
         if source.kind() != ErrorKind::NotFound {
             return error.to_string();
@@ -80,5 +86,24 @@ impl Place {
             }
         };
         format!("there is no usage ledger {}: looked for {}; {advice}", path.display(), looked.display())
+    }
+}
+
+/// Whether SQLite means by that that another user should ask.
+fn lacks_rights(told: &str) -> bool {
+    // The file can't be opened; or it can, to be read, and the log beside it can't.
+    told.contains("unable to open database file") || told.contains("attempt to write a readonly database")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_user_s_ledger_is_told_from_a_broken_one() {
+        // The first as it came from a ledger of root's that `nobody` asked for.
+        assert!(lacks_rights("error returned from database: (code: 1544) attempt to write a readonly database"));
+        assert!(lacks_rights("error returned from database: (code: 14) unable to open database file"));
+        assert!(!lacks_rights("error returned from database: (code: 26) file is not a database"));
     }
 }

@@ -22,7 +22,7 @@ pub(super) async fn run(args: UsageArgs, place: &Place) -> Result<ExitCode, Stri
         eprintln!("llmproxy: --from is {from}, and --to is not later: {to}; nothing can be between them");
         return Ok(ExitCode::from(USAGE_MISTAKE));
     }
-    let (by, format) = (args.by, args.format);
+    let (by, format) = (args.by, args.format.unwrap_or(Format::Table));
     let query = args.only.query(args.from, args.to, by);
     let store = args.store.unwrap_or(if place.has_builtin() { StoreKind::Builtin } else { StoreKind::Ledger });
     let (totals, source, since) = match store {

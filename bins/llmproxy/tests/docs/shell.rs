@@ -1,7 +1,7 @@
 //! Blocks that are run, as a reader would type them, in a folder of their own.
 //!
-//! - The folder has `config/` as the repository has it, and `config.yaml` (a copy of `config/config.yaml.example`), all
-//!   pointed at a model server of the testkit in the place of `localhost:11434`.
+//! - The folder has `config/` as the repository has it, and `config.yaml` (a copy of `config/config.yaml.example`). These,
+//!   and the block itself, are pointed at a model server of the testkit in the place of `localhost:11434`.
 //! - `llmproxy`, and `cargo run --release --`, are the binary under test. One that serves (`llmproxy --config FILE`,
 //!   `serve`, `demo`) goes into the background once it listens, lives until the block ends, and must then end well.
 //! - Where a block starts none, one is running on `config.yaml`.
@@ -77,6 +77,7 @@ pub(crate) async fn run(block: &Block) -> Result<(), String> {
     let port = port();
     let mut text = block.text.replace("localhost:8000", &format!("127.0.0.1:{port}"));
     text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
+    text = text.replace("http://localhost:11434", &models.url());
     if !block.text.lines().any(serves) {
         text = format!("llmproxy --config config.yaml\n{text}");
     }

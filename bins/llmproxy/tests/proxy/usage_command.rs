@@ -410,6 +410,8 @@ async fn what_can_t_be_done_is_explained() {
     check(&["--from", "1h", "--to", "2h"], 2, &["not later"]).await;
     check(&["--ledger", "x.db", "--store", "builtin"], 2, &["--store builtin"]).await;
     check(&["replay", "--reporter", "r"], 2, &["--from"]).await;
+    check(&["--by", "day", "tail"], 2, &["--by", "after its name"]).await;
+    check(&["--ledger", "x.db", "tail"], 1, &["no usage ledger x.db"]).await;
     std::fs::write(folder.join("config.yaml"), "backends: [{url: 'http://localhost:1'}]\n")
         .expect("the folder is ours");
     check(&[], 1, &["usage.enabled is false in config.yaml"]).await;
