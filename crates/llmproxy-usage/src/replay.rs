@@ -3,7 +3,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures_util::future::{BoxFuture, pending};
@@ -23,6 +26,8 @@ use crate::{
 
 /// Records that are read at a time; more where a batch has more.
 const PAGE: usize = 256;
+/// Why it has ended where it was told to.
+const TOLD: &str = "it was told to stop";
 
 /// A reporter of the configuration that sends what it is told to, and has no place in the ledger.
 ///
@@ -48,6 +53,8 @@ pub struct Replay {
     report: Arc<dyn Report>,
     filter: Filter,
     dead_letters: PathBuf,
+    is_stopped: AtomicBool,
+    stop: Notify,
 }
 
 /// Which records, and whether they are sent at all.
@@ -76,7 +83,7 @@ pub struct ReplayTally {
     pub stopped: Option<Stopped>,
 }
 
-/// Why and where it ended: the other side is down, or refuses everything.
+/// Why and where it ended: the other side is down, or refuses everything, or it was told to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
     /// What is wrong.
@@ -149,12 +156,19 @@ impl Replay {
         let (name, filter, report) = made.map_err(|wrong| ReplayError::Config { name: name.to_owned(), wrong })?;
         let shared = || config.ledger.path.with_file_name(DEAD_LETTERS);
         let dead_letters = report.dead_letter().map_or_else(shared, Path::to_owned);
-        Ok(Self { name, report, filter, dead_letters })
+        Ok(Self { name, report, filter, dead_letters, is_stopped: AtomicBool::new(false), stop: Notify::new() })
     }
 
     /// The file that its dead letters are in.
     pub fn dead_letters(&self) -> &Path {
         &self.dead_letters
+    }
+
+    /// Ends what it is at, and whatever it is told later, with a tally that says where. A request that is on its way is broken
+    /// off; its records count as not sent.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+        self.stop.notify_one();
     }
 
     /// Sends the records of `range` that `ledger` has, up to the newest that it has now.
@@ -273,9 +287,14 @@ impl<'a> Run<'a> {
         }
         if self.tally.stopped.is_none() {
             let outcome = Outcome::default();
-            tokio::select! {
-                () = deliver(|| self.replay.report.clone(), &entries, &outcome) => {}
-                () = outcome.stop.notified() => {}
+            if self.replay.is_stopped.load(Ordering::Acquire) {
+                outcome.stop(TOLD);
+            } else {
+                tokio::select! {
+                    () = deliver(|| self.replay.report.clone(), &entries, &outcome) => {}
+                    () = outcome.stop.notified() => {}
+                    () = self.replay.stop.notified() => outcome.stop(TOLD),
+                }
             }
             let Done { settled, refused, stopped } = std::mem::take(&mut *outcome.done());
             self.tally.sent += (settled - refused) as u64;

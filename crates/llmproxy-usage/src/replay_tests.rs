@@ -151,6 +151,41 @@ async fn one_that_is_refused_is_passed_over_and_a_receiver_that_refuses_all_ends
 }
 
 #[tokio::test]
+async fn it_ends_when_it_is_told_to_and_says_where() {
+    let folder = Folder::new();
+    let records = records(600);
+    let mut ledger = ledger(&folder, &records).await;
+    // The third is never answered.
+    let asked = Arc::new(Notify::new());
+    let client = HttpClient::new(tower::service_fn({
+        let (asked, third) = (asked.clone(), records[2].request_id.to_string());
+        move |request: Request<Bytes>| {
+            let is_third = String::from_utf8_lossy(request.body()).contains(&third);
+            let asked = asked.clone();
+            async move {
+                if is_third {
+                    asked.notify_one();
+                    pending::<()>().await;
+                }
+                Ok::<_, BoxError>(Response::new(Bytes::new()))
+            }
+        }
+    }));
+    let replay = replay(&folder, &client, webhook(json!({"timeout": "1h"}))).unwrap();
+    let range = ReplayRange::default();
+    let stop = async {
+        asked.notified().await;
+        replay.stop();
+    };
+    let (tally, ()) = tokio::join!(replay.from_ledger(&mut ledger, &range), stop);
+    let tally = tally.unwrap();
+    let stopped = tally.stopped.unwrap();
+    assert_eq!((tally.sent, stopped.left, stopped.request_id), (2, 598, records[2].request_id));
+    let again = replay.from_ledger(&mut ledger, &range).await.unwrap();
+    assert_eq!((again.sent, again.stopped.unwrap().left), (0, 600));
+}
+
+#[tokio::test]
 async fn dead_letters_are_sent_again_and_stay() {
     let folder = Folder::new();
     let (client, sent) = receiver(|_| 200);

@@ -1,8 +1,9 @@
 //! Sending records again.
 
-use std::process::ExitCode;
+use std::{io, path::PathBuf, pin::pin, process::ExitCode};
 
 use llmproxy_usage::{Replay, ReplayRange, ReplayTally, Stores};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{USAGE_MISTAKE, args::ReplayArgs, place::Place};
 
@@ -20,25 +21,23 @@ pub(super) async fn run(args: ReplayArgs, place: &Place) -> Result<ExitCode, Str
     let replay = Replay::new(&args.reporter, &usage, stores, &llmproxy_stack::http_client());
     let replay = replay.map_err(|error| error.to_string())?;
     let range = ReplayRange { from: args.from, to: args.to, dry_run: args.dry_run };
-    let (tally, flag) = match args.dead_letters {
-        None => {
-            let mut ledger = place.open_ledger().await?;
-            if let (Some(since), Some(from)) = (ledger.since().await.map_err(|error| error.to_string())?, args.from)
-                && from < since
-            {
-                eprintln!("the ledger has nothing that was written before {since:.0}");
-            }
-            (replay.from_ledger(&mut ledger, &range).await, String::new())
-        }
-        Some(file) => {
-            let path = file.as_deref().unwrap_or_else(|| replay.dead_letters());
-            let flag = file
-                .as_ref()
-                .map_or_else(|| " --dead-letters".into(), |file| format!(" --dead-letters {}", file.display()));
-            (replay.from_dead_letters(path, &range).await, flag)
+    let flag = match &args.dead_letters {
+        None => String::new(),
+        Some(None) => " --dead-letters".to_owned(),
+        Some(Some(file)) => format!(" --dead-letters {}", file.display()),
+    };
+    let failed = |error: io::Error| format!("signals can't be caught: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut sending = pin!(send(&replay, &range, args.dead_letters.as_ref(), place));
+    let tally = loop {
+        tokio::select! {
+            tally = &mut sending => break tally?,
+            // It ends with where it was.
+            _ = terminate.recv() => replay.stop(),
+            _ = interrupt.recv() => replay.stop(),
         }
     };
-    let tally = tally.map_err(|error| error.to_string())?;
     eprintln!("{}", told(&tally, args.dry_run));
     if let Some(stopped) = &tally.stopped {
         let to = args.to.map_or_else(String::new, |to| format!(" --to {to}"));
@@ -49,6 +48,28 @@ pub(super) async fn run(args: ReplayArgs, place: &Place) -> Result<ExitCode, Str
         ));
     }
     Ok(if tally.refused > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Sends the ledger's records, or the dead letters.
+async fn send(
+    replay: &Replay,
+    range: &ReplayRange,
+    dead_letters: Option<&Option<PathBuf>>,
+    place: &Place,
+) -> Result<ReplayTally, String> {
+    let tally = match dead_letters {
+        None => {
+            let mut ledger = place.open_ledger().await?;
+            if let (Some(since), Some(from)) = (ledger.since().await.map_err(|error| error.to_string())?, range.from)
+                && from < since
+            {
+                eprintln!("the ledger has nothing that was written before {since:.0}");
+            }
+            replay.from_ledger(&mut ledger, range).await
+        }
+        Some(file) => replay.from_dead_letters(file.as_deref().unwrap_or_else(|| replay.dead_letters()), range).await,
+    };
+    tally.map_err(|error| error.to_string())
 }
 
 fn told(tally: &ReplayTally, dry_run: bool) -> String {

@@ -42,4 +42,5 @@ mod tls;
 mod uploads;
 mod upstream;
 mod usage_command;
+mod usage_replay;
 mod usage_reporters;

@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use llmproxy_testkit::{Backend, Behaviour, Client, Receiver, script};
+use llmproxy_testkit::{Backend, Client, Receiver, script};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::harness::{Folder, Proxy, command, within};
 
-async fn run(folder: &Path, args: &[&str]) -> Output {
+pub(crate) async fn run(folder: &Path, args: &[&str]) -> Output {
     let child = command(folder)
         .arg("usage")
         .args(args)
@@ -26,37 +26,32 @@ async fn run(folder: &Path, args: &[&str]) -> Output {
     within("the command to end", child.wait_with_output()).await.expect("output")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn told(output: &Output) -> String {
+pub(crate) fn told(output: &Output) -> String {
     format!("{}{}", text(&output.stdout), text(&output.stderr))
 }
 
-/// The last line that a command says beside what it prints.
-fn tally(output: &Output) -> String {
-    text(&output.stderr).lines().last().unwrap_or_default().to_owned()
-}
-
 /// The lines that a command prints, as JSON.
-async fn objects(folder: &Path, args: &[&str]) -> Vec<Value> {
+pub(crate) async fn objects(folder: &Path, args: &[&str]) -> Vec<Value> {
     let output = run(folder, args).await;
     assert!(output.status.success(), "{args:?}: {}", told(&output));
     text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// A proxy, what is behind it and what is told of it, with the ledger in a folder that outlives it.
-struct Scene {
-    folder: Folder,
-    receiver: Receiver,
+pub(crate) struct Scene {
+    pub(crate) folder: Folder,
+    pub(crate) receiver: Receiver,
     _backend: Backend,
-    yaml: String,
+    pub(crate) yaml: String,
 }
 
 impl Scene {
     /// A proxy for the keys of alice and bob, and a reporter called `r` that is told of `m` alone.
-    async fn new(more_reporters: &str) -> Self {
+    pub(crate) async fn new(more_reporters: &str) -> Self {
         let folder = Folder::new();
         let receiver = Receiver::start().await;
         let usage =
@@ -78,12 +73,12 @@ impl Scene {
         Self { folder, receiver, _backend: backend, yaml }
     }
 
-    async fn proxy(&self) -> Proxy {
+    pub(crate) async fn proxy(&self) -> Proxy {
         Proxy::start(&self.yaml).await
     }
 
     /// Waits until the ledger has as many records.
-    async fn written(&self, count: u64) {
+    pub(crate) async fn written(&self, count: u64) {
         let written = async {
             while objects(&self.folder, &["--store", "ledger", "--format", "json"])
                 .await
@@ -96,7 +91,7 @@ impl Scene {
 }
 
 /// Asks as somebody for a model; the id of that.
-async fn ask(proxy: &Proxy, key: &str, model: &str) -> String {
+pub(crate) async fn ask(proxy: &Proxy, key: &str, model: &str) -> String {
     let mut client = Client::connect(proxy.address()).await;
     let key = format!("Bearer sk-{key}");
     let body = json!({"model": model, "messages": []});
@@ -104,10 +99,6 @@ async fn ask(proxy: &Proxy, key: &str, model: &str) -> String {
     let answer = client.read_to_end().await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.header("x-request-id").expect("every answer has one").to_owned()
-}
-
-fn ids(bodies: &[Value]) -> Vec<&str> {
-    bodies.iter().map(|body| body["request_id"].as_str().expect("it has one")).collect()
 }
 
 #[tokio::test]
@@ -265,132 +256,6 @@ async fn tail_shows_the_last_ones_and_those_that_come() {
     assert!(since.next().await.contains(&new));
     // Nobody reads on, and there is nothing to write.
     since.ends().await;
-}
-
-#[tokio::test]
-async fn records_are_sent_again_beside_a_proxy_and_after_it() {
-    let scene = Scene::new("").await;
-    let proxy = scene.proxy().await;
-    let mut asked = Vec::new();
-    for model in ["m", "=n", "m"] {
-        asked.push(ask(&proxy, "alice", model).await);
-        scene.written(asked.len() as u64).await;
-    }
-    let wanted = [&*asked[0], &*asked[2]];
-    assert_eq!(ids(&scene.receiver.wait_for(2).await), wanted);
-    let folder = &scene.folder;
-    let replay = ["replay", "--from", "1h", "--reporter", "r"];
-    let dry = run(folder, &[&replay[..], &["--dry-run"]].concat()).await;
-    assert_eq!(tally(&dry), "2 would be sent, 0 refused, 1 skipped by the filter");
-    assert_eq!(scene.receiver.bodies().len(), 2);
-
-    let beside = run(folder, &replay).await;
-    assert!(beside.status.success(), "{}", told(&beside));
-    assert_eq!(tally(&beside), "2 sent, 0 refused, 1 skipped by the filter");
-    let bodies = scene.receiver.bodies();
-    assert_eq!(ids(&bodies), [wanted, wanted].concat());
-    assert_eq!(bodies[..2], bodies[2..], "they are the same, word by word");
-    // The proxy goes on where it was.
-    let next = ask(&proxy, "bob", "m").await;
-    assert_eq!(ids(&scene.receiver.wait_for(5).await)[4], next);
-    let dealt_with = async {
-        loop {
-            let reporters = objects(folder, &["reporters", "--format", "json"]).await;
-            if reporters[0]["waiting"] == 0 {
-                return reporters;
-            }
-        }
-    };
-    let reporters = within("the reporter's place to be written", dealt_with).await;
-    assert_eq!(reporters, [json!({"reporter": "r", "waiting": 0, "since": null, "configured": true})]);
-
-    proxy.signal(Signal::TERM);
-    assert!(proxy.exit().await.success());
-    let after = run(folder, &replay).await;
-    assert_eq!(tally(&after), "3 sent, 0 refused, 1 skipped by the filter");
-
-    // What was written is there after a death, and what nobody was told is counted.
-    scene.receiver.behave(Behaviour::Status(503));
-    let proxy = scene.proxy().await;
-    ask(&proxy, "bob", "m").await;
-    scene.written(5).await;
-    proxy.signal(Signal::KILL);
-    assert!(!proxy.exit().await.success());
-    let reporters = text(&run(folder, &["reporters"]).await.stdout);
-    let row: Vec<&str> = reporters.lines().nth(1).expect("a row").split_whitespace().collect();
-    assert!(row[..2] == ["r", "1"] && row[2].starts_with("2") && row[3] == "yes", "{reporters}");
-    assert_eq!(objects(folder, &["--format", "json"]).await[0]["requests"], 5);
-    scene.receiver.behave(Behaviour::Accept);
-    let after = run(folder, &replay).await;
-    assert_eq!(tally(&after), "4 sent, 0 refused, 1 skipped by the filter");
-}
-
-#[tokio::test]
-async fn a_replay_that_is_stopped_says_how_to_go_on() {
-    let scene = Scene::new("").await;
-    let proxy = scene.proxy().await;
-    for _ in 0..3 {
-        ask(&proxy, "alice", "m").await;
-    }
-    let told_of = scene.receiver.wait_for(3).await;
-    let order = ids(&told_of);
-    // It takes one, and is down from then on.
-    let down = order[1].to_owned();
-    let is_down = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let receiver = Backend::start({
-        let (is_down, down) = (is_down.clone(), down.clone());
-        move |seen, wire| {
-            let refuses = is_down.load(std::sync::atomic::Ordering::Relaxed) && seen.json()["request_id"] == *down;
-            let status = if refuses { 503 } else { 200 };
-            script::json(status, json!({}))(seen, wire)
-        }
-    })
-    .await;
-    let yaml = scene.yaml.replace(&scene.receiver.url(), &receiver.url());
-    std::fs::write(scene.folder.join("config.yaml"), yaml).expect("the folder is ours");
-    let stopped = run(&scene.folder, &["replay", "--from", "1h", "--reporter", "r"]).await;
-    let said = text(&stopped.stderr);
-    assert_eq!(stopped.status.code(), Some(1), "{said}");
-    for part in ["1 sent, 0 refused", "2 records not sent", "503", &down] {
-        assert!(said.contains(part), "{part} is not in: {said}");
-    }
-    // What it says to type sends the rest.
-    is_down.store(false, std::sync::atomic::Ordering::Relaxed);
-    let line = said.lines().find_map(|line| line.strip_prefix("  llmproxy usage ")).expect("a command");
-    let words: Vec<&str> = line.split(' ').collect();
-    let before = receiver.seen().len();
-    let rest = run(&scene.folder, &words).await;
-    assert!(rest.status.success(), "{}", told(&rest));
-    assert_eq!(tally(&rest), "2 sent, 0 refused, 0 skipped by the filter");
-    let sent: Vec<Value> = receiver.seen()[before..].iter().map(|seen| seen.json()["request_id"].clone()).collect();
-    assert_eq!(sent, order[1..]);
-    drop(proxy);
-}
-
-#[tokio::test]
-async fn dead_letters_are_sent_again() {
-    let scene = Scene::new("").await;
-    scene.receiver.behave_for(1, Behaviour::Status(422));
-    let proxy = scene.proxy().await;
-    let refused = ask(&proxy, "alice", "m").await;
-    let path = scene.folder.join("dead-letters.jsonl");
-    let kept = async {
-        while !std::fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n')) {
-            tokio::task::yield_now().await;
-        }
-    };
-    within("the dead letter", kept).await;
-    let before = std::fs::read(&path).expect("it is there");
-    let replay = run(&scene.folder, &["replay", "--dead-letters", "--reporter", "r"]).await;
-    assert_eq!((replay.status.code(), &*tally(&replay)), (Some(0), "1 sent, 0 refused, 0 skipped by the filter"));
-    assert_eq!(ids(&scene.receiver.wait_for(1).await), [refused]);
-    assert_eq!(std::fs::read(&path).expect("it is there"), before);
-    // Refused again: it is said which, and where it was read it stays.
-    scene.receiver.behave(Behaviour::Status(422));
-    let replay = run(&scene.folder, &["replay", "--dead-letters", "dead-letters.jsonl", "--reporter", "r"]).await;
-    assert_eq!(replay.status.code(), Some(1));
-    assert!(text(&replay.stderr).contains("0 sent, 1 refused"), "{}", told(&replay));
-    drop(proxy);
 }
 
 #[tokio::test]
