@@ -169,7 +169,8 @@ async fn the_builtin_store_is_asked_where_there_is_one() {
         }
     };
     let output = within("the record to be stored", stored).await;
-    assert!(text(&output.stderr).starts_with("the builtin store "), "{}", told(&output));
+    let source = text(&output.stderr);
+    assert!(source.starts_with("the builtin store ") && source.contains("requests from 2"), "{source}");
     assert!(text(&output.stdout).contains(",1,0,12,8,30,42,0.0000198"), "{}", told(&output));
     let output = run(&scene.folder, &["--store", "ledger"]).await;
     assert!(text(&output.stderr).starts_with("the ledger "), "{}", told(&output));
@@ -251,9 +252,19 @@ async fn tail_shows_the_last_ones_and_those_that_come() {
     proxy = scene.proxy().await;
     let new = ask(&proxy, "alice", "m").await;
     assert_eq!(all.next_id().await, new);
+    // The file was removed, and the proxy begins another.
+    proxy.signal(Signal::TERM);
+    assert!(proxy.exit().await.success());
+    for name in ["usage.db", "usage.db-wal", "usage.db-shm"] {
+        let _ = std::fs::remove_file(scene.folder.join(name));
+    }
+    proxy = scene.proxy().await;
+    let first = ask(&proxy, "alice", "m").await;
+    assert_eq!(all.next_id().await, first);
     all.signal(Signal::TERM);
     all.ends().await;
     assert!(since.next().await.contains(&new));
+    assert!(since.next().await.contains(&first));
     // Nobody reads on, and there is nothing to write.
     since.ends().await;
 }
