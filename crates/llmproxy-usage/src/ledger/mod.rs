@@ -3,16 +3,20 @@
 //! Exchanges hand over what becomes of them without waiting (`inbox`); one task writes whatever has come together (`writer`,
 //! `store`), and each reporter reads on from where it is (`recent`, `reader`).
 
+mod commit;
 mod config;
+mod crc;
 mod error;
 mod inbox;
 mod reader;
 mod recent;
+mod reserved;
 mod salvage;
 #[cfg(test)]
 pub(crate) mod scratch;
 mod seek;
 mod slots;
+mod start;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,7 +25,7 @@ mod writer;
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -39,6 +43,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(crate) use self::reserved::Reserved;
 pub use self::{
     config::{Durability, LedgerConfig},
     error::LedgerError,
@@ -49,7 +54,6 @@ use self::{
     inbox::{Inbox, Item},
     recent::Recent,
     slots::{Slot, Slots},
-    store::{Commit, Row, Store},
     writer::Writer,
 };
 use crate::{Entry, metrics::DROPPED};
@@ -100,18 +104,6 @@ struct Places {
     live: Option<HashSet<Arc<str>>>,
 }
 
-/// Room for the record of one exchange, which goes into the ledger when it comes. Dropped before, there will be none.
-#[derive(Debug)]
-pub(crate) struct Reserved {
-    shared: Arc<Shared>,
-    slot: Option<Slot>,
-    id: Uuid,
-    body: Option<Bytes>,
-    /// Told when the record is written.
-    committed: Option<oneshot::Sender<()>>,
-    is_used: bool,
-}
-
 // === impl Ledger ===
 
 impl Ledger {
@@ -122,10 +114,10 @@ impl Ledger {
         queue_size: usize,
     ) -> Result<Arc<Self>, LedgerError> {
         let path = &config.path;
-        let lock = lock(path)?;
-        let (mut store, are_places_known) = open(path, durability).await?;
+        let lock = start::lock(path)?;
+        let (mut store, are_places_known) = start::open(path, durability).await?;
         let failed = |source| LedgerError::Database { path: path.clone(), source };
-        let last = settle(&mut store).await.map_err(failed)?;
+        let last = start::settle(&mut store).await.map_err(failed)?;
         let places = store.places().await.map_err(failed)?;
         let places = Places {
             all: places.into_iter().map(|(name, seq)| (name.into(), seq)).collect(),
@@ -319,48 +311,12 @@ impl Ledger {
     }
 
     fn reserved(&self, slot: Option<Slot>, id: Uuid, body: Option<&Bytes>) -> Reserved {
-        Reserved { shared: self.shared.clone(), slot, id, body: body.cloned(), committed: None, is_used: false }
+        Reserved::new(self.shared.clone(), slot, id, body.cloned())
     }
 }
 
 /// Tells when something is on the disk, or there is nothing to be there; an error where it will not be.
 pub(crate) type Committed = oneshot::Receiver<()>;
-
-// === impl Reserved ===
-
-impl Reserved {
-    /// Tells when the record is written, or that there is none; an error where it will not be.
-    pub(crate) fn committed(&mut self) -> Committed {
-        let (committed, told) = oneshot::channel();
-        self.committed = Some(committed);
-        told
-    }
-
-    /// Hands the record over.
-    pub(crate) fn record(mut self, record: &Arc<UsageRecord>) {
-        self.is_used = true;
-        let (record, body, slot) = (record.clone(), self.body.take(), self.slot.take());
-        let item = Item::Ended { record, body, slot, committed: self.committed.take() };
-        if let Err(Item::Ended { record, .. }) = self.shared.inbox.push(item, self.shared.slots.limit()) {
-            let reason = if self.shared.inbox.is_closing() { "unwritable" } else { "full" };
-            self.shared.lose([&record], reason);
-        }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if !self.is_used {
-            if let Some(committed) = self.committed.take() {
-                // Nothing to wait for. Whoever did may have gone.
-                let _ = committed.send(());
-            }
-            let item = Item::Unrecorded { id: self.id, slot: self.slot.take() };
-            // Without a place it may be left out: at worst a note of a beginning stays until the next start.
-            let _ = self.shared.inbox.push(item, self.shared.slots.limit());
-        }
-    }
-}
 
 // === impl Shared ===
 
@@ -424,96 +380,6 @@ impl Places {
     fn live(&self) -> impl Iterator<Item = i64> {
         self.live.iter().flatten().filter_map(|name| self.all.get(name)).copied()
     }
-}
-
-/// Keeps all other processes from writing it. The file stays; the lock goes with the process.
-fn lock(path: &Path) -> Result<File, LedgerError> {
-    let open = |source| LedgerError::Open { path: path.to_owned(), source };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(open)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = private().open(name).map_err(open)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(LedgerError::InUse { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => return Err(open(source)),
-    }
-    // SQLite would make it for everybody to read, and there may be prompts in it. Its log is made as the file is.
-    private().open(path).map_err(open)?;
-    Ok(file)
-}
-
-/// How a file is made that is nobody else's business.
-fn private() -> std::fs::OpenOptions {
-    let mut options = File::options();
-    options.create(true).truncate(false).write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-/// Opens the file, and looks it over where the last process did not close it. Returns also whether it is known of each
-/// reporter what it has had.
-async fn open(path: &Path, durability: Durability) -> Result<(Store, bool), LedgerError> {
-    let broken = match try_open(path, durability).await {
-        Err(LedgerError::Database { source, .. }) if store::is_broken(&source) => source,
-        opened => return Ok((opened?, true)),
-    };
-    let (mut store, are_places_known) = salvage::salvage(path, durability, &broken).await?;
-    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
-    store.was_closed().await.map_err(failed)?;
-    Ok((store, are_places_known))
-}
-
-async fn try_open(path: &Path, durability: Durability) -> Result<Store, LedgerError> {
-    let failed = |source| LedgerError::Database { path: path.to_owned(), source };
-    if salvage::is_empty(path) && salvage::has_log(path) {
-        let what = "there is nothing in it, and something in its log".to_owned();
-        return Err(failed(sqlx::Error::Protocol(what)));
-    }
-    let mut store = Store::open(path, durability).await?;
-    let looked = async {
-        if !store.was_closed().await? {
-            store.check().await?;
-        }
-        // All that is needed can be read.
-        store.last().await?;
-        store.left_open().await?;
-        store.places().await?;
-        Ok(())
-    };
-    match looked.await {
-        Ok(()) => Ok(store),
-        Err(error) => {
-            store.abandon().await;
-            Err(failed(error))
-        }
-    }
-}
-
-/// Records what was open when the last process died. Returns the number of the newest record.
-async fn settle(store: &mut Store) -> Result<i64, sqlx::Error> {
-    let last = store.last().await?;
-    let open = store.left_open().await?;
-    if open.is_empty() {
-        return Ok(last);
-    }
-    let written = jiff::Timestamp::now().as_millisecond();
-    let mut commit = Commit::default();
-    let mut newest = last;
-    for (id, record) in open {
-        newest += 1;
-        commit.rows.push(Row::new(newest, written, record, None));
-        commit.closed.push(id);
-    }
-    store.commit(&commit).await?;
-    tracing::warn!(
-        exchanges = newest - last,
-        "the last process of this proxy died with exchanges open; they are recorded with the end `proxy_died`"
-    );
-    Ok(newest)
 }
 
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,7 +8,8 @@ use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use super::{
     LedgerError,
-    store::{VERSION, is_body_whole, is_whole},
+    crc::{is_body_whole, is_whole},
+    store::VERSION,
 };
 use crate::Entry;
 

@@ -15,7 +15,9 @@ use sqlx::{
 
 use super::{
     Durability, LedgerError,
-    store::{Commit, Row, Store, is_body_whole, is_whole, left_open, places},
+    commit::{Commit, Row},
+    crc::{is_body_whole, is_whole},
+    store::{Store, left_open, places},
 };
 
 /// Rows that are copied in one transaction.

@@ -7,7 +7,8 @@ use llmproxy_core::UsageRecord;
 
 use super::{
     Durability, LedgerReader,
-    store::{Commit, Row, Store},
+    commit::{Commit, Row},
+    store::Store,
 };
 
 /// One at `path`, of a proxy that has stopped: records, each with its number and when it was written, and what reporters
@@ -24,6 +25,6 @@ pub(crate) async fn ledger(
     let rows = records.into_iter().map(row).collect();
     let places = places.iter().map(|(name, seq)| ((*name).into(), *seq)).collect();
     store.commit(&Commit { rows, places, ..Commit::default() }).await.unwrap();
-    store.close().await.unwrap();
+    store.close(false).await.unwrap();
     LedgerReader::open(path).await.unwrap()
 }

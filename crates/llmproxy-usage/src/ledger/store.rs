@@ -5,9 +5,7 @@
 //! none, and a disk may give back something else than it was given.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -17,7 +15,11 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{Durability, LedgerError};
+use super::{
+    Durability, LedgerError,
+    commit::{CHUNK, Commit, write},
+    crc::crc,
+};
 
 /// The version that is written into the file.
 pub(super) const VERSION: i64 = 1;
@@ -25,10 +27,7 @@ pub(super) const VERSION: i64 = 1;
 const APPLICATION_ID: i64 = 0x6c6c_6d70;
 /// How long it is waited for somebody who holds a lock, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
-/// Rows in a statement at most; with more, a row costs no less. There is a statement for each number up to that: going to the
-/// thread that SQLite runs on is what costs most, so a transaction has as few as possible.
-const CHUNK: usize = 64;
-/// All of those, for each of three tables.
+/// Statements that are kept ready: as many as there are numbers of rows, for each of three tables.
 const STATEMENTS: usize = 4 * CHUNK;
 /// In bytes. Larger pages than SQLite's own take a tenth less room, and a checkpoint of as many of them is a shorter stall.
 const PAGE_SIZE: u32 = 8192;
@@ -65,27 +64,6 @@ pub(super) struct Store {
     durability: Durability,
     /// `None` after a failure: whatever state the connection is in, a new one is in none.
     connection: Option<SqliteConnection>,
-}
-
-/// A record as it is stored.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) seq: i64,
-    pub(super) written: i64,
-    pub(super) record: String,
-    pub(super) body: Option<bytes::Bytes>,
-}
-
-/// What is written in one transaction.
-#[derive(Debug, Default)]
-pub(super) struct Commit {
-    pub(super) rows: Vec<Row>,
-    /// Exchanges that have begun, and what is known of them.
-    pub(super) opened: Vec<(Uuid, String)>,
-    /// Those of them that have ended.
-    pub(super) closed: Vec<Uuid>,
-    /// What reporters have had.
-    pub(super) places: BTreeMap<Arc<str>, i64>,
 }
 
 // === impl Store ===
@@ -234,60 +212,6 @@ impl Store {
     }
 }
 
-impl Commit {
-    pub(super) fn is_empty(&self) -> bool {
-        self.statements() == 0
-    }
-
-    fn is_one_statement(&self) -> bool {
-        self.statements() == 1
-    }
-
-    fn statements(&self) -> usize {
-        let chunks = [self.rows.len(), self.opened.len(), self.closed.len()].map(|rows| rows.div_ceil(CHUNK));
-        chunks.iter().sum::<usize>() + self.places.len()
-    }
-}
-
-// === impl Row ===
-
-impl Row {
-    pub(super) fn new(seq: i64, written: i64, record: String, body: Option<bytes::Bytes>) -> Self {
-        Self { seq, written, record, body }
-    }
-}
-
-async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
-    for rows in commit.rows.chunks(CHUNK) {
-        let mut query = sqlx::query(AssertSqlSafe(SQL.insert[rows.len() - 1].clone()));
-        for row in rows {
-            let crc = crc_of(row.seq, &row.record, row.body.as_deref());
-            query = query.bind(row.seq).bind(row.written).bind(crc).bind(&*row.record).bind(row.body.as_deref());
-        }
-        query.execute(&mut *connection).await?;
-    }
-    for rows in commit.opened.chunks(CHUNK) {
-        let mut query = sqlx::query(AssertSqlSafe(SQL.open[rows.len() - 1].clone()));
-        for (id, record) in rows {
-            query = query.bind(&id.as_bytes()[..]).bind(crc(&[id.as_bytes(), record.as_bytes()])).bind(&**record);
-        }
-        query.execute(&mut *connection).await?;
-    }
-    for ids in commit.closed.chunks(CHUNK) {
-        let mut query = sqlx::query(AssertSqlSafe(SQL.close[ids.len() - 1].clone()));
-        for id in ids {
-            query = query.bind(&id.as_bytes()[..]);
-        }
-        query.execute(&mut *connection).await?;
-    }
-    for (name, seq) in &commit.places {
-        let sql = "INSERT OR REPLACE INTO reporters (name, crc, seq) VALUES (?, ?, ?)";
-        let crc = crc(&[name.as_bytes(), &seq.to_le_bytes()]);
-        sqlx::query(sql).bind(&**name).bind(crc).bind(seq).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
 /// Whether it says that the file is not what it should be, rather than that it can't be read or written at present.
 pub(super) fn is_broken(error: &sqlx::Error) -> bool {
     match error {
@@ -302,31 +226,6 @@ pub(super) fn is_broken(error: &sqlx::Error) -> bool {
         | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
     }
-}
-
-/// The checksum of a record's row. That of the body is apart, as it is not always read.
-pub(super) fn crc_of(seq: i64, record: &str, body: Option<&[u8]>) -> i64 {
-    crc(&[&seq.to_le_bytes(), record.as_bytes()]) | (body.map_or(0, crc_of_body) << 32)
-}
-
-/// Whether the number and the record are those that `crc` was made of.
-pub(super) fn is_whole(crc: i64, seq: i64, record: &str) -> bool {
-    crc & 0xffff_ffff == crc_of(seq, record, None)
-}
-
-/// Whether the body is.
-pub(super) fn is_body_whole(crc: i64, body: &[u8]) -> bool {
-    crc >> 32 & 0xffff_ffff == crc_of_body(body)
-}
-
-fn crc_of_body(body: &[u8]) -> i64 {
-    crc(&[body])
-}
-
-fn crc(parts: &[&[u8]]) -> i64 {
-    let mut hasher = crc32fast::Hasher::new();
-    parts.iter().for_each(|part| hasher.update(part));
-    i64::from(hasher.finalize())
 }
 
 /// The exchanges that are noted as begun.
@@ -412,23 +311,4 @@ async fn create(connection: &mut SqliteConnection, path: &Path) -> Result<(), Le
     let marks = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}");
     sqlx::raw_sql(AssertSqlSafe(marks)).execute(&mut *transaction).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)
-}
-
-/// Statements, by the number of rows that they are for, less one.
-struct Statements {
-    insert: Vec<Arc<str>>,
-    open: Vec<Arc<str>>,
-    close: Vec<Arc<str>>,
-}
-
-static SQL: LazyLock<Statements> = LazyLock::new(|| Statements {
-    // What is there already says the same: a transaction may have been done although it seemed to fail.
-    insert: statements("INSERT OR REPLACE INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
-    open: statements("INSERT OR REPLACE INTO open (id, crc, record) VALUES ", "(?,?,?)", ""),
-    close: statements("DELETE FROM open WHERE id IN (", "?", ")"),
-});
-
-fn statements(begin: &str, row: &str, end: &str) -> Vec<Arc<str>> {
-    let statement = |rows| format!("{begin}{}{end}", vec![row; rows].join(",")).into();
-    (1..=CHUNK).map(statement).collect()
 }

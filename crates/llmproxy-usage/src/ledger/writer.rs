@@ -16,9 +16,10 @@ use uuid::Uuid;
 
 use super::{
     Durability, Shared,
+    commit::{Commit, Row},
     inbox::{Item, Taken},
     slots::Slot,
-    store::{Commit, Row, Store},
+    store::Store,
 };
 use crate::{
     Entry,

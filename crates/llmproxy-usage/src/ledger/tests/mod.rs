@@ -21,7 +21,11 @@ use llmproxy_core::{Endpoint, Exchange, UsageRecord};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    commit::{Commit, Row},
+    store::Store,
+    *,
+};
 
 /// A folder that goes with the test.
 struct Folder(PathBuf);
