@@ -9,10 +9,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::sleep};
 
 use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY};
 
@@ -42,8 +39,9 @@ pub(crate) trait Watch: Sync {
     /// These records are dealt with. Ready when that is sure.
     fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()>;
 
-    /// A try has failed, the `tries`th in a row; past `retries` the reporter is down.
-    fn failed(&self, why: &str, tries: u32, retries: u32);
+    /// A try has failed, the `tries`th in a row; past `retries` the reporter is down. Returns how long it has failed by now,
+    /// whichever records it was given.
+    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration;
 
     /// A try was answered.
     fn answered(&self);
@@ -74,7 +72,6 @@ struct Attempt {
 /// It ends when all are delivered or given up, which may take as long as the receiver's outage.
 pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &[Entry], watch: &impl Watch) {
     let (mut tries, mut most) = (0_u32, usize::MAX);
-    let mut failing_since: Option<Instant> = None;
     while !entries.is_empty() {
         // Before the report: what is changed during the try is tried at once.
         let mut nudges = watch.nudges();
@@ -95,9 +92,8 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
             Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why, is_all: true }),
             Verdict::Again { why, after } => {
                 tries = tries.saturating_add(1);
-                watch.failed(&why, tries, retries);
-                let since = *failing_since.get_or_insert_with(Instant::now);
-                let expired = expired(entries, max_age, since.elapsed());
+                let failing = watch.failed(&why, tries, retries);
+                let expired = expired(entries, max_age, failing);
                 if expired > 0 {
                     let (old, rest) = entries.split_at(expired);
                     watch.settle(old, Err(GivenUp { reason: "expired", why, is_all: false })).await;
@@ -123,7 +119,7 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
         watch.answered();
         let (settled, rest) = entries.split_at(sent);
         watch.settle(settled, end).await;
-        (entries, tries, failing_since) = (rest, 0, None);
+        (entries, tries) = (rest, 0);
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::{BoxFuture, pending};
@@ -368,12 +369,14 @@ impl Watch for Outcome {
         Box::pin(std::future::ready(()))
     }
 
-    fn failed(&self, why: &str, tries: u32, retries: u32) {
+    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration {
         if tries > retries {
             self.stop(why);
         } else {
             tracing::warn!(why, "usage records were not taken and will be sent again");
         }
+        // A person waits for it, and it ends long before anything is too old.
+        Duration::ZERO
     }
 
     fn answered(&self) {}

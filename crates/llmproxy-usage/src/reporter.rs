@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -98,6 +98,8 @@ struct Outcome {
     /// Where what is given up goes, unless the reporter has a file of its own.
     dead_letters: PathBuf,
     is_down: AtomicBool,
+    /// Since when no try has been answered.
+    failing_since: Mutex<Option<Instant>>,
     /// Looked up once, when there is something to count.
     success: OnceLock<metrics::Counter>,
     failure: OnceLock<metrics::Counter>,
@@ -123,6 +125,7 @@ impl Reporter {
             current: current.clone(),
             dead_letters: ledger.beside(DEAD_LETTERS),
             is_down: AtomicBool::new(false),
+            failing_since: Mutex::default(),
             success: OnceLock::new(),
             failure: OnceLock::new(),
         };
@@ -327,7 +330,7 @@ impl Watch for Outcome {
         .boxed()
     }
 
-    fn failed(&self, why: &str, tries: u32, retries: u32) {
+    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration {
         if tries > retries && !self.is_down.swap(true, Ordering::AcqRel) {
             metrics::gauge!(UP, "reporter" => self.name.to_string()).set(0.0);
             tracing::warn!(
@@ -336,9 +339,12 @@ impl Watch for Outcome {
                 "the reporter takes no usage records; they wait in the ledger, and it is tried about twice a minute"
             );
         }
+        let mut since = self.failing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.get_or_insert_with(Instant::now).elapsed()
     }
 
     fn answered(&self) {
+        *self.failing_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if self.is_down.swap(false, Ordering::AcqRel) {
             metrics::gauge!(UP, "reporter" => self.name.to_string()).set(1.0);
             tracing::info!(reporter = &*self.name, "the reporter takes usage records again");

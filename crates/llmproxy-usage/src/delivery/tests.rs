@@ -6,6 +6,7 @@ use std::{
 };
 
 use llmproxy_core::{Endpoint, UsageRecord};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::*;
@@ -101,6 +102,8 @@ struct Told {
     settled: Mutex<Vec<(Uuid, Result<(), &'static str>)>>,
     failed: Mutex<Vec<(u32, u32)>>,
     answered: Mutex<usize>,
+    since: Mutex<Option<Instant>>,
+    nudges: watch::Sender<u64>,
 }
 
 impl Watch for Told {
@@ -110,12 +113,18 @@ impl Watch for Told {
         std::future::ready(()).boxed()
     }
 
-    fn failed(&self, _why: &str, tries: u32, retries: u32) {
+    fn failed(&self, _why: &str, tries: u32, retries: u32) -> Duration {
         self.failed.lock().unwrap().push((tries, retries));
+        self.since.lock().unwrap().get_or_insert_with(Instant::now).elapsed()
     }
 
     fn answered(&self) {
+        *self.since.lock().unwrap() = None;
         *self.answered.lock().unwrap() += 1;
+    }
+
+    fn nudges(&self) -> watch::Receiver<u64> {
+        self.nudges.subscribe()
     }
 }
 
@@ -204,6 +213,34 @@ async fn a_receiver_that_asks_for_patience_gets_it_within_reason() {
     };
     check(20, 20).await;
     check(86_400, 3600).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_tried_at_once_when_that_is_asked_for_unless_the_receiver_asked_for_patience() {
+    let check = async |after: Option<Duration>, expected: Duration| {
+        let (report, told, one) = (Arc::new(script([])), Told::default(), entries(1));
+        report.script.lock().unwrap().push_back(Next::Say(Verdict::Again { why: "busy".into(), after }));
+        let started = Instant::now();
+        let nudge = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            told.nudges.send_modify(|nudges| *nudges += 1);
+        };
+        tokio::join!(deliver(|| report.clone(), &one, &told), nudge);
+        assert_eq!((report.tries.lock().unwrap().len(), started.elapsed()), (2, expected), "{after:?}");
+    };
+    check(None, Duration::from_millis(100)).await;
+    check(Some(Duration::from_secs(20)), Duration::from_secs(20)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_the_place_is_not_looked_for_in_the_records() {
+    let seven = entries(7);
+    let report = Scripted { size: Some(Some(5)), ..script([Next::Say(Verdict::refused_all("who are you?"))]) };
+    let outcome = run(report, &seven).await;
+    let sizes: Vec<usize> = outcome.tries.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [5, 2], "not in halves");
+    let ends: Vec<_> = outcome.settled.iter().map(|(_, end)| *end).collect();
+    assert_eq!(ends, [[Err("refused"); 5].as_slice(), &[Ok(()); 2]].concat());
 }
 
 #[tokio::test(start_paused = true)]
