@@ -175,11 +175,6 @@ impl Report for BuiltinReport {
         TIMEOUT
     }
 
-    /// What is in the file's way passes, and nobody else keeps the records.
-    fn retries(&self) -> u32 {
-        u32::MAX
-    }
-
     fn batches(&self) -> Option<&dyn ReportBatch> {
         Some(self)
     }

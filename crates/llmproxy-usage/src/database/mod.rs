@@ -246,11 +246,6 @@ impl Report for DatabaseReport {
         TIMEOUT
     }
 
-    /// A database that is down will be up again, and has nobody else who would write the records.
-    fn retries(&self) -> u32 {
-        u32::MAX
-    }
-
     fn wants_request_body(&self) -> bool {
         self.include_request_body
     }
