@@ -98,8 +98,7 @@ impl Reporters {
                 lock(&self.ledger).insert(ledger).clone()
             }
         };
-        ledger.register(&self.names(config)).await;
-        Ok(())
+        ledger.register(&self.names(config)).await
     }
 
     /// Becomes what `config` says, which was given to [`open`](Self::open) before. A reporter that

@@ -47,6 +47,16 @@ pub enum LedgerError {
         /// Why not.
         source: io::Error,
     },
+    /// It can be read, but not written at present.
+    #[error(
+        "the usage ledger {} can't be written at present, so that it can't be noted where a new reporter begins; see to its \
+         disk, then reload",
+        path.display()
+    )]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+    },
     /// SQLite failed at it.
     #[error("the usage ledger {} can't be used: {source}", path.display())]
     Database {

@@ -39,7 +39,7 @@ use llmproxy_core::{Exchange, UsageRecord};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
@@ -57,6 +57,9 @@ use self::{
     writer::Writer,
 };
 use crate::{Entry, metrics::DROPPED};
+
+/// How long it may take to write down where a new reporter begins.
+const REGISTER: Duration = Duration::from_secs(10);
 
 /// The ledger of this process.
 #[derive(Debug)]
@@ -234,21 +237,28 @@ impl Ledger {
 
     /// Writes down that these reporters begin here, as far as they are new. Until that is on the disk, none of them may miss
     /// anything: so it is waited for.
-    pub(crate) async fn register(&self, names: &[Arc<str>]) {
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be written in time; then they are as new as before.
+    pub(crate) async fn register(&self, names: &[Arc<str>]) -> Result<(), LedgerError> {
         let last = self.last();
-        let mut is_new = false;
+        let mut new = Vec::new();
         for name in names {
             let mut places = lock_of(&self.shared.places);
             if !places.all.contains_key(name) {
                 let begin = places.begin.unwrap_or(last);
                 places.all.insert(name.clone(), begin);
                 self.shared.inbox.set_place(name.clone(), begin);
-                is_new = true;
+                new.push(name);
             }
         }
-        if is_new {
-            self.shared.barrier().await;
+        if new.is_empty() || timeout(REGISTER, self.shared.barrier()).await.is_ok() {
+            return Ok(());
         }
+        let mut places = lock_of(&self.shared.places);
+        places.all.retain(|name, _| !new.contains(&name));
+        Err(LedgerError::Unwritable { path: self.shared.path.clone() })
     }
 
     /// Of these alone records are kept until they have had them. What need not be kept any more goes soon.

@@ -207,7 +207,7 @@ async fn a_disk_that_may_only_be_read_is_told_at_the_start() {
 async fn a_file_that_is_broken_while_it_is_used_is_mended_at_the_next_start() {
     let folder = Folder::new();
     let ledger = open(&folder.ledger()).await;
-    ledger.register(&["slow".into()]).await;
+    ledger.register(&["slow".into()]).await.unwrap();
     let written = fill(&ledger, 500).await;
     ledger.close().await;
     drop(ledger);

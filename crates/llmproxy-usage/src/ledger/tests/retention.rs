@@ -30,7 +30,7 @@ fn length(path: &Path) -> u64 {
 async fn the_oldest_go_when_the_file_is_too_large_and_it_shrinks() {
     let folder = Folder::new();
     let ledger = with(&folder.ledger(), Duration::MAX, 1 << 40).await;
-    ledger.register(&["a".into()]).await;
+    ledger.register(&["a".into()]).await.unwrap();
     let written = fill_large(&ledger, 2500).await;
     ledger.set_place(&"a".into(), 2500);
     ledger.close().await;
@@ -38,7 +38,7 @@ async fn the_oldest_go_when_the_file_is_too_large_and_it_shrinks() {
     assert!(length(&folder.ledger()) > 12 * MIB);
 
     let ledger = with(&folder.ledger(), Duration::MAX, 8 * MIB).await;
-    ledger.register(&["a".into()]).await;
+    ledger.register(&["a".into()]).await.unwrap();
     ledger.set_live(["a".into()]);
     let kept = async || ids(&read(&folder.ledger()).await);
     eventually("they are deleted", async || kept().await.len() < 2500).await;
@@ -53,7 +53,7 @@ async fn the_oldest_go_when_the_file_is_too_large_and_it_shrinks() {
 async fn what_a_reporter_has_not_had_is_kept_at_any_size_and_age_from_the_start_on() {
     let folder = Folder::new();
     let ledger = with(&folder.ledger(), Duration::MAX, 1 << 40).await;
-    ledger.register(&["slow".into(), "fast".into()]).await;
+    ledger.register(&["slow".into(), "fast".into()]).await.unwrap();
     let written = fill_large(&ledger, 1500).await;
     ledger.set_place(&"slow".into(), 400);
     ledger.set_place(&"fast".into(), 1500);
@@ -67,7 +67,7 @@ async fn what_a_reporter_has_not_had_is_kept_at_any_size_and_age_from_the_start_
     ledger.shared.barrier().await;
     ledger.shared.barrier().await;
     assert_eq!(read(&folder.ledger()).await.len(), 1500, "nobody knows yet who is to have them");
-    ledger.register(&["slow".into(), "fast".into()]).await;
+    ledger.register(&["slow".into(), "fast".into()]).await.unwrap();
     ledger.set_live(["slow".into(), "fast".into()]);
     eventually("others are deleted", async || read(&folder.ledger()).await.len() < 1500).await;
     eventually("it is said", async || !log.with("a reporter has not had its records yet").is_empty()).await;

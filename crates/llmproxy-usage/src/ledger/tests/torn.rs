@@ -28,7 +28,7 @@ impl Original {
     async fn new(in_file: usize, in_log: usize) -> Self {
         let folder = Folder::new();
         let ledger = open(&folder.ledger()).await;
-        ledger.register(&["reporter".into()]).await;
+        ledger.register(&["reporter".into()]).await.unwrap();
         let body = Bytes::from(vec![b'b'; 700]);
         let mut records = Vec::new();
         let mut write = async |ledger: &Ledger, count: usize| {
@@ -75,7 +75,7 @@ impl Original {
         let log = Log::new();
         let ledger = open_with(&config(&path)).await;
         let ledger = ledger.unwrap_or_else(|error| panic!("{what}: {error} ({error:?})"));
-        ledger.register(&["reporter".into()]).await;
+        ledger.register(&["reporter".into()]).await.unwrap();
         ledger.set_live(["reporter".into()]);
         let found = self.known(what, &ledger).await;
         // It works.
@@ -261,21 +261,21 @@ async fn a_log_that_is_gone_costs_what_was_in_it() {
 async fn reporters_whose_places_are_lost_are_given_all_again() {
     let folder = Folder::new();
     let ledger = open(&folder.ledger()).await;
-    ledger.register(&["a".into()]).await;
+    ledger.register(&["a".into()]).await.unwrap();
     let written = fill(&ledger, 10).await;
     ledger.set_place(&"a".into(), 10);
     ledger.close().await;
     drop(ledger);
     super::writing::rewrite(&folder.ledger(), "DROP TABLE reporters; UPDATE state SET clean = 0").await;
     let ledger = open(&folder.ledger()).await;
-    ledger.register(&["a".into()]).await;
+    ledger.register(&["a".into()]).await.unwrap();
     assert_eq!(ledger.place("a"), 0, "rather twice than never");
     assert_eq!(ids(&read(&folder.ledger()).await), written);
     // One that is new then begins at the end all the same.
     ledger.close().await;
     drop(ledger);
     let ledger = open(&folder.ledger()).await;
-    ledger.register(&["a".into(), "b".into()]).await;
+    ledger.register(&["a".into(), "b".into()]).await.unwrap();
     assert_eq!((ledger.place("a"), ledger.place("b")), (0, 10));
     ledger.close().await;
 }

@@ -126,7 +126,7 @@ async fn a_request_without_a_record_gives_its_place_back() {
 async fn a_clock_that_jumps_neither_loses_nor_reorders() {
     let folder = Folder::new();
     let ledger = open(&folder.ledger()).await;
-    ledger.register(&["slow".into()]).await;
+    ledger.register(&["slow".into()]).await.unwrap();
     ledger.set_live(["slow".into()]);
     let hours = [0, 9000, -9000, 1, 0, -1];
     let records: Vec<_> = hours
