@@ -49,7 +49,7 @@ impl<G> Own<G> {
             match send(report, batch).await {
                 Verdict::Delivered => return tries,
                 Verdict::Again { why, .. } => assert!(Instant::now() < deadline, "{why}"),
-                Verdict::Refused { why } => panic!("refused: {why}"),
+                Verdict::Refused { why } | Verdict::RefusedAll { why } => panic!("refused: {why}"),
             }
             tries += 1;
             tokio::task::yield_now().await;
