@@ -453,7 +453,8 @@ mod tests {
             let ask = Ask { id: 0, events: 5, gap: 1000, burst: 1, usage: false };
             let streams = load::streams(&aim, 3, ask, Duration::ZERO, clock).await?;
             assert_eq!((streams.requests, streams.events, streams.first.len(), streams.delays.len()), (3, 15, 3, 12));
-            let mut held = load::hold(&aim, 4, ask);
+            // Long enough that none is over before all are open, however busy the machine.
+            let mut held = load::hold(&aim, 4, Ask { gap: 250_000, ..ask });
             held.open().await?;
             held.finish().await?;
             assert_eq!(load::leave(&aim, 2, 1, &seen).await?.len(), 2);
