@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use flate2::{Compression, write::GzEncoder};
@@ -515,6 +516,30 @@ async fn a_backend_that_goes_on_after_the_last_event_is_not_heard_out() {
     release.send(Ok(())).unwrap();
     let (after, at) = ready(&mut body);
     assert!(after.is_empty() && matches!(&at, At::Error(error) if error.contains("after the last event")), "{at:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_keeps_its_stream_open_after_the_last_event_is_not_waited_for() {
+    let open = |answer: &str| Script::new([data(answer), Step::Hang]);
+    let json_error = "data: {\"error\":{\"message\":\"out of memory\"}}\n\n";
+    for (last, end) in [(DONE, End::Complete), (json_error, End::BackendFailed)] {
+        let (exchange, records, release) = strict(CHAT, false);
+        let mut body = metered(&exchange, CHAT, events(open(&[DELTAS, last].concat()))).await.into_body();
+        assert_eq!(ready(&mut body), (DELTAS.to_owned(), At::Pending));
+        assert_eq!(records.all().len(), 0, "it may go on");
+        tokio::time::advance(Duration::from_millis(251)).await;
+        assert_eq!(ready(&mut body), (String::new(), At::Pending));
+        assert_eq!(records.one().end, end);
+        release.send(Ok(())).unwrap();
+        assert_eq!(ready(&mut body), (last.to_owned(), At::End));
+    }
+
+    // Where a length was promised, the end can't be given without the rest.
+    let (exchange, records, _release) = strict(CHAT, false);
+    let mut body = metered(&exchange, CHAT, sized(events(open(&[DELTAS, DONE].concat())), 10_000)).await.into_body();
+    assert_eq!(ready(&mut body), (DELTAS.to_owned(), At::Pending));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!((ready(&mut body), records.all().len()), ((String::new(), At::Pending), 0));
 }
 
 proptest! {

@@ -12,10 +12,12 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use llmproxy_core::{BoxError, EndHold, body::Out};
+use tokio::time::{Sleep, sleep};
 
 use crate::answer::{Dialect, Suspect};
 
@@ -30,12 +32,19 @@ pub(super) struct Gate {
     /// So many bytes came behind it.
     after: usize,
     is_overrun: bool,
+    /// Until when the end of the body may come behind the last event.
+    patience: Option<Pin<Box<Sleep>>>,
+    is_over: bool,
     /// What of the event that is on its way has come.
     suspect: Suspect,
 }
 
 /// So many bytes behind the last event are kept. None are known to be sent but comments.
 const MAX_AFTER: usize = 64 * 1024;
+
+/// How long the end of the body is waited for behind the last event. Backends send both at once; one that keeps its stream open
+/// must not keep the client from what it has sent last.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The bytes of a chunk on their way out.
 pub(super) struct Cut<'a> {
@@ -48,7 +57,16 @@ pub(super) struct Cut<'a> {
 
 impl Gate {
     pub(super) fn new(hold: EndHold) -> Self {
-        Self { hold, left: None, is_last: false, after: 0, is_overrun: false, suspect: Suspect::default() }
+        Self {
+            hold,
+            left: None,
+            is_last: false,
+            after: 0,
+            is_overrun: false,
+            patience: None,
+            is_over: false,
+            suspect: Suspect::default(),
+        }
     }
 
     /// The head has come, and this is how the body is read.
@@ -117,9 +135,22 @@ impl Gate {
         self.is_last
     }
 
-    /// Whether more has come behind the last event than is kept.
-    pub(super) fn is_overrun(&self) -> bool {
-        self.is_overrun
+    /// Nothing comes. Ready when the last event has come and the body does not end by itself: then it is over all the same.
+    /// Where a length was promised it can't be.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_last || self.left.is_some() {
+            self.patience = None;
+            return Poll::Pending;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+        ready!(patience.as_mut().poll(cx));
+        self.is_over = true;
+        Poll::Ready(())
+    }
+
+    /// Whether nothing more is waited for.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over || self.is_overrun
     }
 
     /// Waits until the end may pass.

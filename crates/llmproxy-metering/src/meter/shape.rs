@@ -265,8 +265,9 @@ impl Metering {
         }
     }
 
-    fn is_overrun(&self) -> bool {
-        self.gate.as_ref().is_some_and(|gate| gate.is_overrun())
+    /// Whether a client whose answer's end is held has waited long enough for more of it.
+    fn is_held_long_enough(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.is_over())
     }
 }
 
@@ -310,8 +311,12 @@ impl Shape for Metering {
     }
 
     /// Asked when nothing comes. A backend that goes on after it has said that nothing follows need not be heard out.
-    fn poll_silent(&mut self, _: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
-        if self.is_overrun() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    fn poll_silent(&mut self, cx: &mut Context<'_>, _: &mut Out) -> Poll<Result<(), BoxError>> {
+        let Some(gate) = &mut self.gate else { return Poll::Pending };
+        if !gate.is_over() {
+            ready!(gate.poll_over(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn holds_end(&self) -> bool {
@@ -328,7 +333,7 @@ impl Shape for Metering {
     /// Asked when the body failed, and where it goes on behind its last event. Of events `llmproxy-sse` has said the first
     /// before; what the last line is, only JSON tells.
     fn is_over(&self) -> bool {
-        if self.is_overrun() {
+        if self.is_held_long_enough() {
             return true;
         }
         let Watch::Events(events) = &self.watch else { return false };
