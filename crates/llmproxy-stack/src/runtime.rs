@@ -121,7 +121,8 @@ pub(crate) struct Shared {
     pool: ArcSwap<Option<Arc<Pool>>>,
 }
 
-/// The client that reporters and health checks send through, for a program beside the proxy that sends as they do.
+/// The client that reporters send through, for a program beside the proxy that sends as they do. Of an answer the status counts;
+/// there may be less of its body than was sent.
 ///
 /// ```
 /// use http::Request;
@@ -136,7 +137,7 @@ pub(crate) struct Shared {
 /// # }
 /// ```
 pub fn http_client() -> HttpClient {
-    Clients::new().http_client(MAX_SMALL_ANSWER)
+    Clients::new().status_client()
 }
 
 #[derive(Default)]
@@ -165,6 +166,7 @@ impl Runtime {
     pub async fn start(config: &Config, options: Options) -> Result<Arc<Self>, StartError> {
         let clients = Clients::new();
         let client = clients.http_client(MAX_SMALL_ANSWER);
+        let reporters = Reporters::with_own(clients.status_client(), options.reporters);
         let counting = Counting::new(&config.metering, clients.http_client(Asker::MAX_ANSWER));
         let shared = Arc::new(Shared {
             render_metrics: options.render_metrics,
@@ -190,7 +192,7 @@ impl Runtime {
         let runtime = Self {
             shared,
             clients,
-            balancer: Balancer::new(client.clone()),
+            balancer: Balancer::new(client),
             policy: options.policy,
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
@@ -198,7 +200,7 @@ impl Runtime {
             counting,
             grace: config.server.shutdown_timeout,
             stopping_since: OnceLock::new(),
-            reporters: Reporters::with_own(client, options.reporters),
+            reporters,
             access: AccessLayer {
                 settings: Arc::default(),
                 stop: stop.clone(),

@@ -7,11 +7,12 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use llmproxy_core::{Backend, BoxError, Endpoint, HttpClient};
 use reqwest::Url;
+use tokio::time::timeout;
 
 use crate::{
     UpstreamBody, UpstreamError,
@@ -67,6 +68,19 @@ struct Asked {
     pool: Pool,
 }
 
+/// How much of an answer is read.
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    /// All of it; more than so many bytes are an error.
+    Whole { max: usize },
+    /// What comes soon.
+    AsItComes,
+}
+
+/// Of a body that nobody needs, so much is read, in bytes, and for so long, to use its connection again.
+const MAX_REST: usize = 64 * 1024;
+const REST: Duration = Duration::from_millis(250);
+
 // === impl Clients ===
 
 impl Clients {
@@ -116,6 +130,16 @@ impl Clients {
     /// # }
     /// ```
     pub fn http_client(&self, max_answer: usize) -> HttpClient {
+        self.client(Reading::Whole { max: max_answer })
+    }
+
+    /// The same for those who go by the status alone, such as webhooks: what has come of the answer's body within a quarter of a second, up
+    /// to 64 KiB, is there, and whatever is wrong with the rest is no error. A receiver that has said 200 has said all.
+    pub fn status_client(&self) -> HttpClient {
+        self.client(Reading::AsItComes)
+    }
+
+    fn client(&self, reading: Reading) -> HttpClient {
         let pools = self.pools.clone();
         let last = Arc::new(ArcSwapOption::<Asked>::empty());
         HttpClient::new(tower::service_fn(move |request: Request<Bytes>| {
@@ -127,7 +151,7 @@ impl Clients {
                     asked.inspect(|asked| last.store(Some(asked.clone())))
                 }
             };
-            ask(asked, request, max_answer)
+            ask(asked, request, reading)
         }))
     }
 
@@ -240,7 +264,7 @@ impl Identity {
 async fn ask(
     asked: Result<Arc<Asked>, UpstreamError>,
     request: Request<Bytes>,
-    max: usize,
+    reading: Reading,
 ) -> Result<Response<Bytes>, BoxError> {
     let asked = asked.map_err(UpstreamError::boxed)?;
     let (backend, url) = (asked.origin.clone(), &asked.url);
@@ -253,10 +277,31 @@ async fn ask(
     };
     let (response, stream) = asked.pool.send(&backend, request).await.map_err(UpstreamError::boxed)?;
     let (head, body) = response.into_parts();
-    let body = Limited::new(UpstreamBody::new(body, backend.clone(), head.version, stream), max).collect().await;
-    let bytes = body.map_err(|error| match error.downcast::<LengthLimitError>() {
-        Ok(_) => UpstreamError::TooLarge { backend, max }.boxed(),
-        Err(error) => error,
-    })?;
-    Ok(Response::from_parts(head, bytes.to_bytes()))
+    let mut body = UpstreamBody::new(body, backend.clone(), head.version, stream);
+    let bytes = match reading {
+        Reading::Whole { max } => {
+            let bytes = Limited::new(body, max).collect().await.map_err(|error| {
+                match error.downcast::<LengthLimitError>() {
+                    Ok(_) => UpstreamError::TooLarge { backend, max }.boxed(),
+                    Err(error) => error,
+                }
+            })?;
+            bytes.to_bytes()
+        }
+        Reading::AsItComes => {
+            let mut bytes = BytesMut::new();
+            let read = async {
+                while let Some(Ok(frame)) = body.frame().await {
+                    bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                    if bytes.len() > MAX_REST {
+                        break;
+                    }
+                }
+            };
+            // The connection is used again where the body has ended by then.
+            let _ = timeout(REST, read).await;
+            bytes.freeze()
+        }
+    };
+    Ok(Response::from_parts(head, bytes))
 }

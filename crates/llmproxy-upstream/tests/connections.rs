@@ -336,6 +336,43 @@ async fn small_questions_are_answered_whole_up_to_a_bound() {
 }
 
 #[tokio::test]
+async fn for_some_the_status_is_all_of_an_answer() {
+    let raw = Raw::bind().await;
+    let client = Clients::new().status_client();
+    let uri = format!("http://{}/usage", raw.addr);
+    let ask = || client.send(Request::post(&uri).body(Bytes::new()).unwrap());
+    let begun = |part: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{part}");
+    let backend = async {
+        let mut conn = raw.accept().await;
+        conn.request().await.unwrap();
+        conn.write(answer("12345")).await;
+        // The next comes over the same connection, which breaks off.
+        conn.request().await.unwrap();
+        conn.write(begun("123")).await;
+        drop(conn);
+        // Far too long, and without an end.
+        for text in [answer(&"x".repeat(1 << 20)), begun("1234")] {
+            let mut conn = raw.accept().await;
+            conn.request().await.unwrap();
+            // Nobody may take it all.
+            tokio::select! {
+                () = conn.write(text) => {}
+                () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            }
+            conn.closed().await;
+        }
+    };
+    let questions = async {
+        for expected in ["12345", "123", "xxxx", "1234"] {
+            let answer = ask().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            assert!(answer.body().starts_with(expected.as_bytes()) && answer.body().len() < 200_000, "{expected}");
+        }
+    };
+    tokio::join!(questions, backend);
+}
+
+#[tokio::test]
 async fn one_client_asks_whatever_it_is_asked_for() {
     let raw = Raw::bind().await;
     let client = Clients::new().http_client(5);

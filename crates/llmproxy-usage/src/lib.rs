@@ -100,6 +100,7 @@ mod service;
 mod signature;
 mod stdout;
 mod totals;
+mod userinfo;
 mod webhook;
 
 pub use builtin::{BuiltinConfig, BuiltinError, BuiltinReport, BuiltinStore};

@@ -22,6 +22,7 @@ use crate::{
     fields::Fields,
     json,
     signature::{Secrets, batch_id},
+    userinfo,
 };
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -91,8 +92,11 @@ impl Webhook {
             wrong.push(("secret".to_owned(), what.clone()));
         }
         let is_signed = !matches!(secrets, Ok(None));
+        let (url, credentials) = url.map(userinfo::part).unzip();
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Those of `headers` count more.
+        headers.extend(credentials.flatten().map(|value| (AUTHORIZATION, value)));
         for (name, value) in &config.headers {
             match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
                 (Ok(known), _) if is_signed && [ID, TIMESTAMP, SIGNATURE].contains(&known) => {
