@@ -13,7 +13,7 @@ mod options;
 pub(crate) mod process;
 mod report;
 pub(crate) mod script;
-mod target;
+pub(crate) mod target;
 pub(crate) mod wire;
 
 use std::{fs, path::PathBuf, process::Command, rc::Rc, time::Duration};

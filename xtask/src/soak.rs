@@ -18,6 +18,7 @@ use crate::{
         number,
         process::{Cores, Process, Sizes},
         script::{Ask, Clock},
+        target::fresh_ledger,
         wire::{Conn, text},
     },
     cargo::root,
@@ -109,9 +110,9 @@ async fn soak(options: Options, binary: std::path::PathBuf) -> Result<(), String
     }
     let broken = Backend::start(fail).await;
 
-    let file = folder.join("soak.yaml");
+    let (file, ledger) = (folder.join("soak.yaml"), fresh_ledger(&folder));
     let write = |round: u64| {
-        let text = config(options.port, &broken.url(), round);
+        let text = config(options.port, &broken.url(), &ledger, round);
         fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
     };
     write(0)?;
@@ -354,7 +355,7 @@ fn show(when: &str, sizes: &Sizes, totals: &Totals) {
 }
 
 /// Everything on; each round says something else, so that a reload has something to do.
-fn config(port: u16, broken: &str, round: u64) -> String {
+fn config(port: u16, broken: &str, ledger: &str, round: u64) -> String {
     format!(
         "server: {{listen: '127.0.0.1:{}'}}
 logging: {{access: {{output: /dev/null}}}}
@@ -375,6 +376,7 @@ rate_limit:
   per_key: {{requests_per_second: 1000000, burst_size: 1000000, tokens_per_minute: {}, max_concurrent: 100000}}
 usage:
   enabled: true
+  ledger: {{path: '{ledger}'}}
   reporters:
     - {{name: soak, type: webhook, webhook: {{url: 'http://127.0.0.1:{}/usage', batch_size: 100, batch_interval: 1s}}}}
 ",

@@ -69,16 +69,17 @@ pub(crate) fn all(place: &Place, llmproxy: &Path, peers: &[String]) -> Result<Ve
         let kind = Kind::Program { program, args, file: "haproxy.cfg".to_owned(), text: haproxy(port, place) };
         targets.push(Target { name: "haproxy".to_owned(), aim: aim(port, ""), kind });
     }
-    for (name, header, text) in [
-        ("llmproxy plain", String::new(), plain as fn(u16, u16) -> String),
-        ("llmproxy full", format!("authorization: Bearer {KEY}"), full),
+    let ledger = fresh_ledger(&place.folder);
+    for (name, header, ledger) in [
+        ("llmproxy plain", String::new(), None),
+        ("llmproxy full", format!("authorization: Bearer {KEY}"), Some(&ledger)),
     ] {
         let port = next();
         let kind = Kind::Program {
             program: llmproxy.to_owned(),
             args: vec!["--config".to_owned()],
             file: format!("{}.yaml", name.replace(' ', "-")),
-            text: text(port, place.port),
+            text: ledger.map_or_else(|| plain(port, place.port), |ledger| full(port, place.port, ledger)),
         };
         targets.push(Target { name: name.to_owned(), aim: aim(port, &header), kind });
     }
@@ -92,7 +93,9 @@ pub(crate) fn all(place: &Place, llmproxy: &Path, peers: &[String]) -> Result<Ve
 pub(crate) fn llmproxy(place: &Place, everything: bool) -> (String, Aim) {
     let port = place.port + 2;
     match everything {
-        true => (full(port, place.port), aim(port, &format!("authorization: Bearer {KEY}"))),
+        true => {
+            (full(port, place.port, &fresh_ledger(&place.folder)), aim(port, &format!("authorization: Bearer {KEY}")))
+        }
         false => (plain(port, place.port), aim(port, "")),
     }
 }
@@ -256,8 +259,20 @@ backends:
     )
 }
 
+/// Where a ledger is to be in `folder`: without what the run before has left to deliver.
+pub(crate) fn fresh_ledger(folder: &Path) -> String {
+    let path = folder.join("usage.db");
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.clone().into_os_string();
+        file.push(suffix);
+        // Mostly there is none.
+        let _ = fs::remove_file(file);
+    }
+    path.display().to_string()
+}
+
 /// Limits that are checked and settled for each request, and reached by none.
-fn full(port: u16, mock: u16) -> String {
+fn full(port: u16, mock: u16, ledger: &str) -> String {
     format!(
         "{}auth:
   enabled: true
@@ -275,6 +290,7 @@ rate_limit:
     max_concurrent: 100000
 usage:
   enabled: true
+  ledger: {{path: '{ledger}'}}
   reporters:
     - name: bench
       type: webhook
