@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod cargo;
+mod chart;
 mod check;
 mod dist;
 mod fuzz;

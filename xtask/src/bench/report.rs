@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use super::figures::{Figures, Quantity};
+use crate::chart::{self, Bar, COLOURS, Group, number, table};
 
 /// Under this share of the proxy's core, it is the load that was too slow.
 const BUSY: f64 = 95.0;
 /// What the others are compared with.
 const PEER: &str = "nginx";
-const COLOURS: [&str; 6] = ["#8a8f98", "#2f9e44", "#1971c2", "#e8590c", "#c2255c", "#7048e8"];
 
 /// One case of the report.
 #[derive(Clone, Debug)]
@@ -68,33 +68,6 @@ fn cell(figures: &Figures, case: &str, target: &str, quantity: Quantity) -> Stri
     text
 }
 
-fn number(value: f64) -> String {
-    match value.abs() {
-        0.0..10.0 => format!("{value:.2}"),
-        10.0..100.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
-}
-
-fn table(lines: &[Vec<String>]) -> String {
-    let columns = lines[0].len();
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default().max(3))
-        .collect();
-    let mut text = String::new();
-    for (index, line) in lines.iter().enumerate() {
-        for (cell, width) in line.iter().zip(&widths) {
-            let _ = write!(text, "| {cell:width$} ");
-        }
-        text.push_str("|\n");
-        if index == 0 {
-            text.extend(widths.iter().map(|width| format!("|{}", "-".repeat(width + 2))));
-            text.push_str("|\n");
-        }
-    }
-    text
-}
-
 /// A bar for each target, in SVG; `None` where there is nothing to show.
 pub(crate) fn plot(
     title: &str,
@@ -103,44 +76,17 @@ pub(crate) fn plot(
     quantity: Quantity,
     targets: &[String],
 ) -> Option<String> {
-    let bars: Vec<(&String, f64, &str)> = targets
+    let bars: Vec<Bar> = targets
         .iter()
         .zip(COLOURS.iter().cycle())
         .filter(|(target, _)| *target != "direct")
-        .filter_map(|(target, colour)| Some((target, figures.added(case, target, quantity)?.max(0.0), *colour)))
+        .filter_map(|(target, colour)| {
+            let value = figures.added(case, target, quantity)?.max(0.0);
+            Some(Bar { name: target.clone(), value, colour })
+        })
         .collect();
-    let longest = bars.iter().map(|(_, value, _)| *value).fold(0.0, f64::max);
-    if longest <= 0.0 {
-        return None;
-    }
-    let unit = quantity.name().1;
-    let height = 50 + bars.len() * 30;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\" font-family=\"sans-serif\" font-size=\"14\">\n\
-         <rect width=\"640\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-         <text x=\"12\" y=\"26\" font-size=\"16\" font-weight=\"bold\">{title}</text>\n"
-    );
-    for (index, (target, value, colour)) in bars.iter().enumerate() {
-        let y = 42 + index * 30;
-        let width = (value / longest * 380.0).max(1.0);
-        let _ = write!(
-            svg,
-            "<text x=\"132\" y=\"{}\" text-anchor=\"end\">{}</text>\n\
-             <rect x=\"142\" y=\"{y}\" width=\"{width:.1}\" height=\"22\" fill=\"{colour}\"/>\n\
-             <text x=\"{:.1}\" y=\"{}\">{} {unit}</text>\n",
-            y + 16,
-            escape(target),
-            width + 150.0,
-            y + 16,
-            number(*value),
-        );
-    }
-    svg.push_str("</svg>\n");
-    Some(svg)
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    (bars.iter().any(|bar| bar.value > 0.0))
+        .then(|| chart::bars(title, &[Group { name: String::new(), bars }], quantity.name().1))
 }
 
 #[cfg(test)]
