@@ -6,12 +6,13 @@
 //! # Where it stands
 //!
 //! Beside the workspace: it looks at all of it, as text and through `cargo metadata`, and is linked with none of it but the
-//! testkit, whose clients and receivers stand between real clients and real servers.
+//! testkit, whose clients and receivers stand between real clients and real servers, and the balancer, which `simulate`
+//! asks to choose among servers that do not exist.
 //!
 //! # What it must never know
 //!
 //! How the proxy works. A rule here is about how the code is laid out, and `interop` sees what anybody sees from outside;
-//! what the code does is for its tests.
+//! what the code does is for its tests. `simulate`, too, uses of the balancer what anybody can use.
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ mod dist;
 mod fuzz;
 mod interop;
 mod services;
+mod simulate;
 mod soak;
 mod step;
 mod test;
@@ -61,6 +63,11 @@ cargo xtask <command>
                 Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.
   bench --instructions
                 Instructions per request and per chunk, beside their budget. Needs valgrind.
+  simulate [--quick] [--workload NAME] [--policy NAME] [--seed-set tuning|held-out]
+                The balancer's policies before servers that are simulated, in virtual time: times to the first
+                token, cache hits, imbalance, beside an oracle that sees into every server. Some minutes;
+                --quick is some seconds. The same seeds give the same numbers. Tables, numbers and plots go
+                into target/simulate. docs/balancing.md tells the rest.
   fuzz [--seconds N] [--target NAME]
                 Looks for bytes that break what must hold for any bytes (crates/llmproxy-fuzz), N seconds
                 for each target; 60 unless told otherwise. Needs a nightly compiler and cargo-fuzz.
@@ -93,6 +100,10 @@ fn main() -> ExitCode {
         (Some("interop"), [option]) if option == "--vllm" => interop::run(interop::Engine::Vllm),
         (Some("bench"), args) => match bench::Options::parse(args) {
             Ok(options) => bench::run(args, options),
+            Err(wrong) => return misused(&wrong),
+        },
+        (Some("simulate"), args) => match simulate::Options::parse(args) {
+            Ok(options) => simulate::run(args, &options),
             Err(wrong) => return misused(&wrong),
         },
         (Some("fuzz"), args) => match fuzz::Options::parse(args) {

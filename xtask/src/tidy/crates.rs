@@ -12,8 +12,9 @@ use super::{
 const PICTURE: &[(&str, &[&str])] = &[
     ("llmproxy-core", &[]),
     ("llmproxy-testkit", &[]),
-    // Its scripted clients and receivers also stand between real clients and real servers.
-    ("xtask", &["llmproxy-testkit"]),
+    // The testkit's clients and receivers also stand between real clients and real servers; and the simulator drives the
+    // real balancer, with requests as core has them.
+    ("xtask", &["llmproxy-balancer", "llmproxy-core", "llmproxy-testkit"]),
     // The parts never meet; the meter reads streams with the scanner.
     ("llmproxy-admin", &["llmproxy-core"]),
     ("llmproxy-auth", &["llmproxy-core"]),
@@ -199,7 +200,8 @@ mod tests {
         check("llmproxy-config", "llmproxy-stack", Kind::Normal, false);
         check("llmproxy-stack", "llmproxy", Kind::Normal, false);
         check("llmproxy-stack", "llmproxy-config", Kind::Normal, true);
-        check("xtask", "llmproxy-core", Kind::Normal, false);
+        check("xtask", "llmproxy-balancer", Kind::Normal, true);
+        check("xtask", "llmproxy-stack", Kind::Normal, false);
     }
 
     #[test]
