@@ -17,6 +17,8 @@ pub(crate) struct Row {
     /// Seconds to the first token, over the requests of all seeds together; `None` where none has one.
     first_p50: Option<f64>,
     first_p99: Option<f64>,
+    /// The same for each seed: what chance alone does.
+    first_p99_by_seed: Vec<Option<f64>>,
     /// Tokens of answers per second.
     rate: f64,
     /// Of the tokens of prompts, the share that was in a cache.
@@ -46,8 +48,7 @@ impl Row {
     pub(crate) fn of(workload: &'static str, policy: &str, outcomes: &[Outcome]) -> Self {
         let sum = |of: fn(&Outcome) -> usize| outcomes.iter().map(of).sum::<usize>();
         let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len() as f64;
-        let mut first: Vec<f64> = outcomes.iter().flat_map(|outcome| outcome.first.iter().copied()).collect();
-        first.sort_by(f64::total_cmp);
+        let first = sorted(outcomes.iter().flat_map(|outcome| &outcome.first));
         let failing = outcomes.iter().filter_map(|outcome| outcome.to_failing);
         let failing = failing.reduce(|(some, all), (more, of)| (some + more, all + of));
         Self {
@@ -56,6 +57,7 @@ impl Row {
             requests: sum(|outcome| outcome.requests),
             first_p50: percentile(&first, 0.5),
             first_p99: percentile(&first, 0.99),
+            first_p99_by_seed: outcomes.iter().map(|outcome| percentile(&sorted(&outcome.first), 0.99)).collect(),
             rate: mean(|outcome| share(outcome.answered as f64, outcome.took)),
             hits: share(sum(|outcome| outcome.cached) as f64, sum(|outcome| outcome.prompt) as f64),
             imbalance: mean(|outcome| imbalance(&outcome.worked)),
@@ -114,6 +116,7 @@ pub(crate) fn json(options: &Options, rows: &[Row]) -> serde_json::Value {
             "requests": row.requests,
             "first_token_p50": row.first_p50,
             "first_token_p99": row.first_p99,
+            "first_token_p99_by_seed": row.first_p99_by_seed,
             "tokens_per_second": row.rate,
             "cache_hits": row.hits,
             "imbalance": row.imbalance,
@@ -150,6 +153,12 @@ pub(crate) fn plots(options: &Options, rows: &[Row]) -> Vec<(String, String)> {
 fn most_hits(rows: &[&Row]) -> f64 {
     let oracles = rows.iter().filter(|row| [ORACLE_BY_CACHE, ORACLE_BY_WORK].contains(&&*row.policy));
     oracles.map(|row| row.hits).fold(0.0, f64::max)
+}
+
+fn sorted<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().copied().collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// The value below which `share` of `values`, which are sorted, are.
@@ -194,6 +203,7 @@ mod tests {
         let row =
             Row::of("chat", "x", &[outcome(&[1.0, 4.0, 2.0], 100, Some((1, 10))), outcome(&[3.0], 300, Some((0, 10)))]);
         assert_eq!((row.first_p50, row.first_p99, row.requests), (Some(3.0), Some(4.0), 6));
+        assert_eq!(row.first_p99_by_seed, [Some(4.0), Some(3.0)]);
         assert_eq!((row.rate, row.hits, row.imbalance), (50.0, 0.2, 1.5));
         assert_eq!((row.to_failing, row.errors), (Some(0.05), 2.0 / 6.0));
     }

@@ -86,7 +86,7 @@ impl Spec {
         weights: 0.032,
         // 28 layers, 4 KV heads of 128, keys and values in 16 bits (the model's config.json): 57,344 bytes at 480 GB/s.
         context: 1.2e-7,
-        // vLLM's default for max_num_batched_tokens on a card of this size, and for max_num_seqs.
+        // vLLM's defaults for a card of this size (max_num_batched_tokens and max_num_seqs in its arg_utils.py).
         budget: 2048,
         batch: 256,
         // 90 % of 24 GB (vLLM's gpu_memory_utilization), less the weights and 1.5 GB for activations, is 4.9 GB: 85,000
@@ -103,8 +103,8 @@ impl Spec {
         weights: 0.0122,
         // 64 layers, 8 KV heads of 128, keys and values in 16 bits: 262,144 bytes at 2.7 TB/s.
         context: 9.8e-8,
-        // vLLM's default for max_num_batched_tokens on cards with 70 GB and more, and a max_num_seqs that operators lower
-        // to where an answer still comes faster than it is read.
+        // vLLM's default for max_num_batched_tokens on such a card. That for max_num_seqs is 1,024; the cache has room for
+        // far fewer, so that it makes no difference.
         budget: 8192,
         batch: 256,
         // 90 % of 80 GB, less the weights and 3 GB for activations, is 36 GB: 138,000 tokens.
