@@ -8,6 +8,7 @@ mod config;
 mod crc;
 mod error;
 mod inbox;
+mod prune;
 mod reader;
 mod recent;
 mod reserved;

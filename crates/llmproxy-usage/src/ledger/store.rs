@@ -19,6 +19,7 @@ use super::{
     Durability, LedgerError,
     commit::{CHUNK, Commit, write},
     crc::crc,
+    prune::{self, Old, Pruned},
 };
 
 /// The version that is written into the file.
@@ -132,16 +133,9 @@ impl Store {
         self.forget_if_failed(done)
     }
 
-    /// Deletes the oldest records up to `seq`, `limit` at most: those that were written before `before`, and whatever it
-    /// takes for the file to be no larger than `max_size`. Returns how many, and how large it is now.
-    pub(super) async fn prune(
-        &mut self,
-        seq: i64,
-        before: i64,
-        max_size: u64,
-        limit: i64,
-    ) -> Result<(u64, u64), sqlx::Error> {
-        let done = self.try_prune(seq, before, max_size, limit).await;
+    /// One step of deleting what need not be kept. As long as it takes, others can't write: so it is short.
+    pub(super) async fn prune(&mut self, old: &Old) -> Result<Pruned, sqlx::Error> {
+        let done = prune::step(self.connection().await?, old).await;
         self.forget_if_failed(done)
     }
 
@@ -178,22 +172,6 @@ impl Store {
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         write(&mut transaction, commit).await?;
         transaction.commit().await
-    }
-
-    async fn try_prune(&mut self, seq: i64, before: i64, max_size: u64, limit: i64) -> Result<(u64, u64), sqlx::Error> {
-        let connection = self.connection().await?;
-        let size = size(connection).await?;
-        let before = if size > max_size { i64::MAX } else { before };
-        let sql = "DELETE FROM records WHERE seq IN
-                   (SELECT seq FROM records WHERE seq <= ? AND written < ? ORDER BY seq LIMIT ?)";
-        let query = sqlx::query(sql).bind(seq).bind(before).bind(limit);
-        let deleted = query.execute(&mut *connection).await?.rows_affected();
-        if deleted == 0 {
-            return Ok((0, size));
-        }
-        // Returns the pages to the file system, from the end of the file.
-        sqlx::raw_sql("PRAGMA incremental_vacuum").execute(&mut *connection).await?;
-        Ok((deleted, self::size(connection).await?))
     }
 
     async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
@@ -253,14 +231,6 @@ pub(super) async fn places(connection: &mut SqliteConnection) -> Result<(Vec<(St
     let places: Vec<_> = rows.into_iter().filter_map(whole).collect();
     let are_all = places.len() == count;
     Ok((places, are_all))
-}
-
-/// What the rows take, in bytes; the file may be larger by what was deleted.
-async fn size(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-    let sql = "SELECT (page_count - freelist_count) * page_size
-               FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
-    let size: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
-    Ok(size.unsigned_abs())
 }
 
 async fn connect(path: &Path, durability: Durability) -> Result<SqliteConnection, sqlx::Error> {

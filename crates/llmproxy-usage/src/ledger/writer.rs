@@ -18,6 +18,7 @@ use super::{
     Durability, Shared,
     commit::{Commit, Row},
     inbox::{Item, Taken},
+    prune::{Old, Pruned},
     slots::Slot,
     store::Store,
 };
@@ -37,8 +38,10 @@ const BETWEEN_YIELDS: usize = 64;
 /// How long places of reporters may wait to be written: after a crash what came since then is delivered once more.
 const PLACES: Duration = Duration::from_secs(1);
 const PRUNE: Duration = Duration::from_secs(60);
-/// Records that are deleted at a time.
-const PRUNE_STEP: u32 = 1000;
+/// How long others may write between two steps of it, at least: as long as the last one took, and
+const BETWEEN_STEPS: Duration = Duration::from_millis(10);
+/// A step that takes longer is told of.
+const LONG_STEP: Duration = Duration::from_secs(1);
 /// Waits between tries to write, and between lines in the log about them.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
@@ -248,19 +251,27 @@ impl Writer {
         }
     }
 
+    /// One step of it, and when the next is due.
     async fn prune(&mut self) {
         let (max_age, max_size) = self.shared.retention();
         let age = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::now().as_millisecond().saturating_sub(age);
         let floor = self.shared.floor(self.last);
-        let pruned = self.store.prune(floor, before, max_size, i64::from(PRUNE_STEP)).await;
-        // There are more, most likely; what came meanwhile goes first.
-        let is_over = !matches!(pruned, Ok((deleted, _)) if deleted >= u64::from(PRUNE_STEP));
-        self.prune_at = Instant::now() + if is_over { PRUNE } else { Duration::ZERO };
+        let started = Instant::now();
+        let pruned = self.store.prune(&Old { seq: floor, before, max_size }).await;
+        let took = started.elapsed();
+        let has_more = matches!(pruned, Ok(Pruned { has_more: true, .. }));
+        self.prune_at = Instant::now() + if has_more { took.max(BETWEEN_STEPS) } else { PRUNE };
+        if took >= LONG_STEP {
+            tracing::warn!(
+                ?took,
+                "deleting old usage records is slow, and no record was written meanwhile; see to the disk"
+            );
+        }
         match pruned {
-            Ok((_, size)) => {
+            Ok(Pruned { size, .. }) => {
                 metrics::gauge!(LEDGER_BYTES).set(size as f64);
-                if is_over && size > max_size {
+                if !has_more && size > max_size {
                     tracing::warn!(
                         size,
                         max_size,

@@ -3,7 +3,7 @@
 use llmproxy_core::End;
 use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
 
-use super::*;
+use super::{super::prune::Old, *};
 
 #[tokio::test]
 async fn a_record_is_in_the_file_a_moment_later_and_outlives_the_process() {
@@ -159,7 +159,8 @@ async fn prune_now(ledger: &Ledger) {
     let (max_age, max_size) = ledger.shared.retention();
     let before = jiff::Timestamp::now().as_millisecond() - i64::try_from(max_age.as_millis()).unwrap();
     let mut store = Store::open(&ledger.shared.path, Durability::Relaxed).await.unwrap();
-    store.prune(ledger.shared.floor(ledger.last()), before, max_size, 1000).await.unwrap();
+    let old = Old { seq: ledger.shared.floor(ledger.last()), before, max_size };
+    while store.prune(&old).await.unwrap().has_more {}
 }
 
 pub(super) async fn rewrite(path: &Path, sql: &'static str) {
