@@ -59,18 +59,44 @@ impl Row {
     pub(super) fn new(seq: i64, written: i64, record: String, body: Option<Bytes>) -> Self {
         Self { seq, written, record, body }
     }
+
+    fn crc(&self) -> i64 {
+        crc_of(self.seq, &self.record, self.body.as_deref())
+    }
 }
 
-/// Writes it, as part of whatever transaction there is.
+/// Whether its records are there already, each as it is: a transaction may have been done although it seemed to fail.
+pub(super) async fn is_written(connection: &mut SqliteConnection, commit: &Commit) -> Result<bool, sqlx::Error> {
+    let sql = "SELECT count(*) FROM records WHERE seq = ? AND crc = ? AND record = ?";
+    for row in &commit.rows {
+        let query = sqlx::query_scalar(sql).bind(row.seq).bind(row.crc()).bind(&*row.record);
+        let found: i64 = query.fetch_one(&mut *connection).await?;
+        if found == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes it, as part of whatever transaction there is. It is an error where the number of a record is taken.
 pub(super) async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+    write_records(connection, commit).await?;
+    write_rest(connection, commit).await
+}
+
+async fn write_records(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
     for rows in commit.rows.chunks(CHUNK) {
         let mut query = sqlx::query(AssertSqlSafe(SQL.insert[rows.len() - 1].clone()));
         for row in rows {
-            let crc = crc_of(row.seq, &row.record, row.body.as_deref());
-            query = query.bind(row.seq).bind(row.written).bind(crc).bind(&*row.record).bind(row.body.as_deref());
+            query = query.bind(row.seq).bind(row.written).bind(row.crc()).bind(&*row.record).bind(row.body.as_deref());
         }
         query.execute(&mut *connection).await?;
     }
+    Ok(())
+}
+
+/// All but the records. To write it twice does no harm.
+pub(super) async fn write_rest(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
     for rows in commit.opened.chunks(CHUNK) {
         let mut query = sqlx::query(AssertSqlSafe(SQL.open[rows.len() - 1].clone()));
         for (id, record) in rows {
@@ -101,8 +127,8 @@ struct Statements {
 }
 
 static SQL: LazyLock<Statements> = LazyLock::new(|| Statements {
-    // What is there already says the same: a transaction may have been done although it seemed to fail.
-    insert: statements("INSERT OR REPLACE INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
+    // Never in the place of another: somebody else may have written it.
+    insert: statements("INSERT INTO records (seq, written, crc, record, body) VALUES ", "(?,?,?,?,?)", ""),
     open: statements("INSERT OR REPLACE INTO open (id, crc, record) VALUES ", "(?,?,?)", ""),
     close: statements("DELETE FROM open WHERE id IN (", "?", ")"),
 });

@@ -142,7 +142,8 @@ impl Ledger {
             progress: Notify::new(),
         });
         let open = HashSet::new();
-        let writer = Writer { shared: shared.clone(), store, last, open, prune_at: Instant::now() };
+        let writer =
+            Writer { shared: shared.clone(), store, last, open, prune_at: Instant::now(), told_of_another: None };
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
         Ok(Arc::new(Self { shared, writer, reader: tokio::sync::Mutex::default(), _lock: lock }))
     }
@@ -353,6 +354,10 @@ impl Shared {
     /// `entries` are written, after number `last`. Returns the number of the newest.
     fn publish(&self, last: i64, entries: Vec<Entry>) -> i64 {
         let mut recent = lock_of(&self.recent);
+        if *self.last.borrow() != last {
+            // Somebody else has written some between: those are in the file alone.
+            *recent = Recent::default();
+        }
         let mut newest = last;
         for entry in entries {
             newest += 1;

@@ -78,7 +78,7 @@ async fn copy(old: &mut SqliteConnection, store: &mut Store) -> Result<(u64, boo
                 _ => upper = seen.unwrap_or(upper),
             }
             copied += rows.len() as u64;
-            store.commit(&Commit { rows, ..Commit::default() }).await?;
+            store.commit(&Commit { rows, ..Commit::default() }).await?.or_error()?;
             if is_over {
                 break;
             }
@@ -88,7 +88,7 @@ async fn copy(old: &mut SqliteConnection, store: &mut Store) -> Result<(u64, boo
     // A reporter whose place is lost is given all of them again, rather than none.
     let (places, are_places_known) = places(old).await.unwrap_or_default();
     let places = places.into_iter().map(|(name, seq)| (name.into(), seq)).collect();
-    store.commit(&Commit { opened, places, ..Commit::default() }).await?;
+    store.commit(&Commit { opened, places, ..Commit::default() }).await?.or_error()?;
     Ok((copied, are_places_known))
 }
 

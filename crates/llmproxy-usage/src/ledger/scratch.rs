@@ -24,7 +24,7 @@ pub(crate) async fn ledger(
     };
     let rows = records.into_iter().map(row).collect();
     let places = places.iter().map(|(name, seq)| ((*name).into(), *seq)).collect();
-    store.commit(&Commit { rows, places, ..Commit::default() }).await.unwrap();
+    store.commit(&Commit { rows, places, ..Commit::default() }).await.unwrap().or_error().unwrap();
     store.close(false).await.unwrap();
     LedgerReader::open(path).await.unwrap()
 }

@@ -91,7 +91,7 @@ pub(super) async fn settle(store: &mut Store) -> Result<i64, sqlx::Error> {
         commit.rows.push(Row::new(newest, written, record, None));
         commit.closed.push(id);
     }
-    store.commit(&commit).await?;
+    store.commit(&commit).await?.or_error()?;
     tracing::warn!(
         exchanges = newest - last,
         "the last process of this proxy died with exchanges open; they are recorded with the end `proxy_died`"

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Durability, LedgerError,
-    commit::{CHUNK, Commit, write},
+    commit::{CHUNK, Commit, is_written, write, write_rest},
     crc::crc,
     prune::{self, Old, Pruned},
 };
@@ -65,6 +65,16 @@ pub(super) struct Store {
     durability: Durability,
     /// `None` after a failure: whatever state the connection is in, a new one is in none.
     connection: Option<SqliteConnection>,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Written {
+    /// It is written.
+    All,
+    /// Nothing is: somebody else has written records of these numbers.
+    Taken,
 }
 
 // === impl Store ===
@@ -127,9 +137,12 @@ impl Store {
         }
     }
 
-    /// Writes all of it, or nothing.
-    pub(super) async fn commit(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
-        let done = self.try_commit(commit).await;
+    /// Writes all of it, or nothing. What was written before as it is counts as written.
+    pub(super) async fn commit(&mut self, commit: &Commit) -> Result<Written, sqlx::Error> {
+        let done = match self.try_commit(commit).await {
+            Err(error) if is_taken(&error) => self.commit_again(commit).await,
+            done => done.map(|()| Written::All),
+        };
         self.forget_if_failed(done)
     }
 
@@ -174,6 +187,18 @@ impl Store {
         transaction.commit().await
     }
 
+    /// The same, where the number of a record is there already.
+    async fn commit_again(&mut self, commit: &Commit) -> Result<Written, sqlx::Error> {
+        let mut transaction = self.connection().await?.begin_with("BEGIN IMMEDIATE").await?;
+        if !is_written(&mut transaction, commit).await? {
+            transaction.rollback().await?;
+            return Ok(Written::Taken);
+        }
+        write_rest(&mut transaction, commit).await?;
+        transaction.commit().await?;
+        Ok(Written::All)
+    }
+
     async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
@@ -187,6 +212,18 @@ impl Store {
             self.connection = None;
         }
         done
+    }
+}
+
+// === impl Written ===
+
+impl Written {
+    /// For those who were alone with the file a moment ago.
+    pub(super) fn or_error(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::All => Ok(()),
+            Self::Taken => Err(sqlx::Error::Protocol("somebody else writes it".to_owned())),
+        }
     }
 }
 
@@ -204,6 +241,11 @@ pub(super) fn is_broken(error: &sqlx::Error) -> bool {
         | sqlx::Error::ColumnDecode { .. } => true,
         _ => false,
     }
+}
+
+/// Whether it says that there is a row of that number.
+fn is_taken(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
 }
 
 /// The exchanges that are noted as begun.

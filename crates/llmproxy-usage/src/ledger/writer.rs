@@ -20,7 +20,7 @@ use super::{
     inbox::{Item, Taken},
     prune::{Old, Pruned},
     slots::Slot,
-    store::Store,
+    store::{Store, Written},
 };
 use crate::{
     Entry,
@@ -58,6 +58,8 @@ pub(super) struct Writer {
     /// The exchanges that the file has as begun.
     pub(super) open: HashSet<Uuid>,
     pub(super) prune_at: Instant,
+    /// When it was said that there is another one.
+    pub(super) told_of_another: Option<Instant>,
 }
 
 /// A transaction, and who is told when it is done.
@@ -78,8 +80,8 @@ impl Writer {
         loop {
             self.wait().await;
             let taken = self.shared.inbox.take(MAX_ITEMS, MAX_BYTES);
-            let work = self.prepare(taken).await;
-            if !work.commit.is_empty() && !self.write(&work.commit).await {
+            let mut work = self.prepare(taken).await;
+            if !work.commit.is_empty() && !self.write(&mut work.commit).await {
                 self.give_up(&work);
                 return;
             }
@@ -181,7 +183,7 @@ impl Writer {
     }
 
     /// Tries until it is done; `false` where the end of the process came first.
-    async fn write(&mut self, commit: &Commit) -> bool {
+    async fn write(&mut self, commit: &mut Commit) -> bool {
         let (mut wait, mut said, mut closing_since) = (FIRST_RETRY, None::<Instant>, None::<Instant>);
         loop {
             let error = match self.try_write(commit).await {
@@ -213,9 +215,31 @@ impl Writer {
         }
     }
 
-    async fn try_write(&mut self, commit: &Commit) -> Result<(), sqlx::Error> {
+    async fn try_write(&mut self, commit: &mut Commit) -> Result<(), sqlx::Error> {
         self.store.set_durability(self.shared.durability()).await?;
-        self.store.commit(commit).await
+        while self.store.commit(commit).await? == Written::Taken {
+            // After whatever that one has written; forward also where a broken file says less than it has.
+            let tried = commit.rows.last().map_or(self.last, |row| row.seq);
+            let last = self.store.last().await?.max(tried);
+            self.tell_of_another(last);
+            self.last = last;
+            for (row, seq) in commit.rows.iter_mut().zip(last + 1..) {
+                row.seq = seq;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_of_another(&mut self, last: i64) {
+        if self.told_of_another.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
+            self.told_of_another = Some(Instant::now());
+            tracing::error!(
+                path = %self.shared.path.display(), expected = self.last, last,
+                "another process writes the usage ledger too; nothing is overwritten, but each takes the other's open \
+                 requests for dead when it starts. Find it (`fuser` or `lsof` with the ledger's path) and stop it, or give \
+                 it a file of its own by usage.ledger.path"
+            );
+        }
     }
 
     /// What was written is there for everybody.

@@ -119,7 +119,7 @@ async fn large_bodies_go_in_short_steps_and_the_file_shrinks_with_them() {
     let body = Bytes::from(vec![b'x'; BODY]);
     for seq in 1..=50 {
         let row = Row::new(seq, 0, super::super::writer::text(&record()), Some(body.clone()));
-        store.commit(&Commit { rows: vec![row], ..Commit::default() }).await.unwrap();
+        store.commit(&Commit { rows: vec![row], ..Commit::default() }).await.unwrap().or_error().unwrap();
     }
     let (mut steps, mut longest, mut left) = (0, Duration::ZERO, 50);
     loop {

@@ -3,7 +3,11 @@
 use llmproxy_core::End;
 use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
 
-use super::{super::prune::Old, *};
+use super::{
+    super::{prune::Old, store::Written},
+    log::Log,
+    *,
+};
 
 #[tokio::test]
 async fn a_record_is_in_the_file_a_moment_later_and_outlives_the_process() {
@@ -177,8 +181,49 @@ async fn what_was_written_although_it_seemed_not_to_be_is_written_once() {
     let row = || Row::new(1, 0, super::super::writer::text(&record), None);
     let commit = Commit { rows: vec![row()], opened: vec![(Uuid::nil(), "{}".to_owned())], ..Commit::default() };
     // A sync may fail when the log has all of it already.
-    store.commit(&commit).await.unwrap();
-    store.commit(&commit).await.unwrap();
+    assert_eq!(store.commit(&commit).await.unwrap(), Written::All);
+    assert_eq!(store.commit(&commit).await.unwrap(), Written::All);
+    assert_eq!(read(&folder.ledger()).await, [record.clone()]);
+    // What is another's is neither replaced nor taken for it.
+    let other = Row::new(1, 0, super::super::writer::text(&super::record()), None);
+    let id = Uuid::now_v7();
+    let commit = Commit { rows: vec![other], opened: vec![(id, "{}".to_owned())], ..Commit::default() };
+    assert_eq!(store.commit(&commit).await.unwrap(), Written::Taken);
     assert_eq!(read(&folder.ledger()).await, [record]);
+    assert!(store.left_open().await.unwrap().iter().all(|(open, _)| *open != id), "all or nothing");
     store.close(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_another_process_writes_too_both_keep_all() {
+    let folder = Folder::new();
+    let log = Log::new();
+    let one = open(&folder.ledger()).await;
+    one.register(&["a".into()]).await.unwrap();
+    let mut all = fill(&one, 3).await;
+    // Another name of the same file has another lock.
+    let second = folder.0.join("second.db");
+    fs::hard_link(folder.ledger(), &second).unwrap();
+    for suffix in ["-wal", "-shm"] {
+        let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+        fs::hard_link(with(&folder.ledger()), with(&second)).unwrap();
+    }
+    let two = open(&second).await;
+    for round in 0..5 {
+        all.extend(fill(&two, 1 + round % 2).await);
+        all.extend(fill(&one, 1 + round / 2).await);
+    }
+    let kept = ids(&read(&folder.ledger()).await);
+    assert_eq!(kept, all, "in the order in which they were written");
+    assert_eq!(log.with("another process writes the usage ledger too").len(), 2, "each says so, once");
+    // Each gives its reporters all, those of the other included.
+    let (mut seen, mut given) = (0, Vec::new());
+    while seen < one.last() {
+        let page = one.after(seen, 2, false).await.unwrap();
+        given.extend(page.entries.iter().map(|(_, entry)| entry.record.request_id));
+        seen = page.up_to;
+    }
+    assert_eq!(given, all);
+    two.close().await;
+    one.close().await;
 }
