@@ -8,6 +8,7 @@ mod config;
 mod crc;
 mod error;
 mod inbox;
+mod lock;
 mod prune;
 mod reader;
 mod recent;
@@ -25,7 +26,6 @@ mod writer;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::File,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -40,7 +40,7 @@ use llmproxy_core::{Exchange, UsageRecord};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use uuid::Uuid;
 
@@ -53,6 +53,7 @@ pub use self::{
 };
 use self::{
     inbox::{Inbox, Item},
+    lock::Lock,
     recent::Recent,
     slots::{Slot, Slots},
     writer::Writer,
@@ -69,8 +70,10 @@ pub(crate) struct Ledger {
     writer: Mutex<Option<JoinHandle<()>>>,
     /// For those who are further behind than what is in memory.
     reader: tokio::sync::Mutex<Option<LedgerReader>>,
-    /// Held as long as the process lives: two writers would take each other's open exchanges for dead.
-    _lock: File,
+    /// As the configuration names it.
+    path: PathBuf,
+    /// The writer looks at it once in a while.
+    _lock: Arc<Lock>,
 }
 
 /// What the ledger and its writer both have.
@@ -117,10 +120,10 @@ impl Ledger {
         durability: Durability,
         queue_size: usize,
     ) -> Result<Arc<Self>, LedgerError> {
-        let path = &config.path;
-        let lock = start::lock(path)?;
+        let lock = Arc::new(Lock::new(&config.path)?);
+        let path = lock.path();
         let (mut store, are_places_known) = start::open(path, durability).await?;
-        let failed = |source| LedgerError::Database { path: path.clone(), source };
+        let failed = |source| LedgerError::Database { path: path.to_owned(), source };
         let last = start::settle(&mut store).await.map_err(failed)?;
         let places = store.places().await.map_err(failed)?;
         let places = Places {
@@ -130,7 +133,7 @@ impl Ledger {
             live: None,
         };
         let shared = Arc::new(Shared {
-            path: path.clone(),
+            path: path.to_owned(),
             inbox: Inbox::default(),
             slots: Slots::new(queue_size),
             recent: Mutex::default(),
@@ -141,16 +144,15 @@ impl Ledger {
             suspect: AtomicBool::new(false),
             progress: Notify::new(),
         });
-        let open = HashSet::new();
-        let writer =
-            Writer { shared: shared.clone(), store, last, open, prune_at: Instant::now(), told_of_another: None };
+        let writer = Writer::new(shared.clone(), store, last, Arc::downgrade(&lock));
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
-        Ok(Arc::new(Self { shared, writer, reader: tokio::sync::Mutex::default(), _lock: lock }))
+        let reader = tokio::sync::Mutex::default();
+        Ok(Arc::new(Self { shared, writer, reader, path: config.path.clone(), _lock: lock }))
     }
 
     /// The file `name` in the same folder.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
-        self.shared.path.with_file_name(name)
+        self.path.with_file_name(name)
     }
 
     /// Takes what a new configuration says; not the path, which needs a restart.

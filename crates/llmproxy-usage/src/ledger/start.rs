@@ -1,6 +1,6 @@
-//! Opening the file: taking it for this process, looking it over, and settling what the last process left.
+//! Opening the file: looking it over, and settling what the last process left.
 
-use std::{fs::File, path::Path};
+use std::path::Path;
 
 use super::{
     Durability, LedgerError,
@@ -8,34 +8,6 @@ use super::{
     salvage,
     store::{self, Store},
 };
-
-/// Keeps all other processes from writing it. The file stays; the lock goes with the process.
-pub(super) fn lock(path: &Path) -> Result<File, LedgerError> {
-    let open = |source| LedgerError::Open { path: path.to_owned(), source };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(open)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = private().open(name).map_err(open)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(LedgerError::InUse { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => return Err(open(source)),
-    }
-    // SQLite would make it for everybody to read, and there may be prompts in it. Its log is made as the file is.
-    private().open(path).map_err(open)?;
-    Ok(file)
-}
-
-/// How a file is made that is nobody else's business.
-fn private() -> std::fs::OpenOptions {
-    let mut options = File::options();
-    options.create(true).truncate(false).write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
 
 /// Opens the file, and looks it over where the last process did not close it. Returns also whether it is known of each
 /// reporter what it has had.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -15,9 +15,10 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Durability, Shared,
+    Durability, LedgerError, Shared,
     commit::{Commit, Row},
     inbox::{Item, Taken},
+    lock::Lock,
     prune::{Old, Pruned},
     slots::Slot,
     store::{Store, Written},
@@ -42,6 +43,8 @@ const PRUNE: Duration = Duration::from_secs(60);
 const BETWEEN_STEPS: Duration = Duration::from_millis(10);
 /// A step that takes longer is told of.
 const LONG_STEP: Duration = Duration::from_secs(1);
+/// How often it is looked whether others see that the file is in use, while it is written.
+const LOCK: Duration = Duration::from_secs(1);
 /// Waits between tries to write, and between lines in the log about them.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
@@ -51,15 +54,18 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 
 /// What writes, and what it must remember.
 pub(super) struct Writer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) store: Store,
+    shared: Arc<Shared>,
+    store: Store,
     /// The number of the last record.
-    pub(super) last: i64,
+    last: i64,
     /// The exchanges that the file has as begun.
-    pub(super) open: HashSet<Uuid>,
-    pub(super) prune_at: Instant,
+    open: HashSet<Uuid>,
+    prune_at: Instant,
+    lock: Weak<Lock>,
+    /// When it was looked at.
+    locked_at: Instant,
     /// When it was said that there is another one.
-    pub(super) told_of_another: Option<Instant>,
+    told_of_another: Option<Instant>,
 }
 
 /// A transaction, and who is told when it is done.
@@ -75,6 +81,12 @@ struct Work {
 // === impl Writer ===
 
 impl Writer {
+    /// Writes after record `last`, as long as there is the lock.
+    pub(super) fn new(shared: Arc<Shared>, store: Store, last: i64, lock: Weak<Lock>) -> Self {
+        let now = Instant::now();
+        Self { shared, store, last, open: HashSet::new(), prune_at: now, lock, locked_at: now, told_of_another: None }
+    }
+
     /// Writes until the inbox is closed and empty.
     pub(super) async fn run(mut self) {
         loop {
@@ -86,6 +98,7 @@ impl Writer {
                 return;
             }
             self.publish(work);
+            self.check_lock().await;
             if self.shared.inbox.take_prune() || self.prune_at <= Instant::now() {
                 self.prune().await;
             }
@@ -228,6 +241,23 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Whether other processes see it.
+    async fn check_lock(&mut self) {
+        let Some(lock) = self.lock.upgrade().filter(|_| self.locked_at.elapsed() >= LOCK) else { return };
+        self.locked_at = Instant::now();
+        // A file system that hangs must not take a thread of the runtime with it.
+        match tokio::task::spawn_blocking(move || lock.check()).await {
+            Ok(Ok(false)) | Err(_) => {}
+            Ok(Ok(true)) => tracing::error!(
+                path = %self.shared.path.display(),
+                "the lock file of the usage ledger, its name and `.lock`, was removed while the proxy runs; it is made again. \
+                 Leave it there: without it a second proxy may write the ledger"
+            ),
+            Ok(Err(LedgerError::InUse { .. })) => self.tell_of_another(self.last),
+            Ok(Err(error)) => tracing::warn!(%error, "the lock of the usage ledger can't be looked at"),
+        }
     }
 
     fn tell_of_another(&mut self, last: i64) {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{writing::rewrite, *};
+use super::{log::Log, writing::rewrite, *};
 
 async fn refusal(path: &Path) -> LedgerError {
     open_with(&config(path)).await.expect_err("it can't be used")
@@ -19,6 +19,61 @@ async fn two_do_not_write_one_file() {
     ledger.close().await;
     drop(ledger);
     open(&folder.ledger()).await.close().await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_is_the_file_that_it_leads_to() {
+    let folder = Folder::new();
+    let link = folder.0.join("link.db");
+    // Which is not there yet.
+    std::os::unix::fs::symlink(folder.ledger(), &link).unwrap();
+    let ledger = open(&link).await;
+    let written = fill(&ledger, 2).await;
+    for path in [folder.ledger(), link.clone()] {
+        let error = Ledger::open(&config(&path), Durability::Relaxed, 10).await.unwrap_err();
+        assert!(matches!(error, LedgerError::InUse { .. }), "{error:?}");
+    }
+    assert_eq!(ledger.beside("x"), folder.0.join("x"));
+    ledger.close().await;
+    drop(ledger);
+    // One that is broken is put aside, and not the link.
+    rewrite(&folder.ledger(), "UPDATE state SET clean = 0").await;
+    let bytes = fs::read(folder.ledger()).unwrap();
+    fs::write(folder.ledger(), &bytes[..bytes.len() / 2]).unwrap();
+    let log = Log::new();
+    let ledger = open(&link).await;
+    assert_eq!(log.with("the usage ledger was broken").len(), 1);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(written.starts_with(&ids(&read(&folder.ledger()).await)));
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_lock_file_that_is_removed_is_made_again() {
+    let folder = Folder::new();
+    let log = Log::new();
+    let ledger = open(&folder.ledger()).await;
+    let lock = folder.0.join("usage.db.lock");
+    fs::remove_file(&lock).unwrap();
+    eventually("it is made again", async || {
+        fill(&ledger, 1).await;
+        lock.exists()
+    })
+    .await;
+    eventually("it is said", async || !log.with("was removed while the proxy runs").is_empty()).await;
+    let error = Ledger::open(&config(&folder.ledger()), Durability::Relaxed, 10).await.unwrap_err();
+    assert!(matches!(error, LedgerError::InUse { .. }), "{error:?}");
+    // Where somebody else was quicker, that is said.
+    fs::remove_file(&lock).unwrap();
+    let other = fs::File::create(&lock).unwrap();
+    other.try_lock().unwrap();
+    eventually("it is said", async || {
+        fill(&ledger, 1).await;
+        !log.with("another process writes the usage ledger too").is_empty()
+    })
+    .await;
+    ledger.close().await;
 }
 
 #[tokio::test]
