@@ -231,8 +231,9 @@ impl Writer {
     async fn try_write(&mut self, commit: &mut Commit) -> Result<(), sqlx::Error> {
         self.store.set_durability(self.shared.durability()).await?;
         while self.store.commit(commit).await? == Written::Taken {
-            // After whatever that one has written; forward also where a broken file says less than it has.
-            let tried = commit.rows.last().map_or(self.last, |row| row.seq);
+            // Right after whatever that one has written: what it writes next must not be before what reporters have had. And
+            // forward also where a broken file says less than it has.
+            let tried = commit.rows.first().map_or(self.last, |row| row.seq);
             let last = self.store.last().await?.max(tried);
             self.tell_of_another(last);
             self.last = last;
