@@ -298,8 +298,9 @@ impl Runtime {
         self.drains.finish(*self.stopping_since.get_or_init(Instant::now) + self.grace).await;
         // And these are records that wait for their count.
         self.counting.finish(Instant::now() + deadline.min(COUNT_GRACE)).await;
-        let left = self.reporters.flush(deadline).await;
-        self.reporters.close().await;
+        self.reporters.flush(deadline).await;
+        // What can't be written even now is not left, but lost.
+        let left = self.reporters.close().await;
         let mut current = self.current.lock().await;
         self.access.settings.store(Arc::default());
         if let Some((_, log)) = current.access.take()

@@ -189,16 +189,22 @@ impl Reporters {
     }
 
     /// Stops all reporters and closes the ledger, with everything written that was handed over. Nothing is kept from then on.
+    /// Returns how many records are in the ledger that reporters have yet to have, each counted for each of them; what could
+    /// not be written is in the log, and not among them.
     ///
     /// # Cancel safety
     ///
     /// Dropped half way, it is as if the process had ended there: the next start finds what is not delivered.
-    pub async fn close(&self) {
+    pub async fn close(&self) -> usize {
         *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
         lock(&self.running).clear();
         let ledger = lock(&self.ledger).take();
-        if let Some(ledger) = ledger {
-            ledger.close().await;
+        match ledger {
+            Some(ledger) => {
+                ledger.close().await;
+                ledger.pending()
+            }
+            None => 0,
         }
     }
 

@@ -296,6 +296,9 @@ impl Writer {
         loop {
             let taken = self.shared.inbox.take(MAX_ITEMS, usize::MAX);
             if taken.items.is_empty() && self.shared.inbox.has_ended() {
+                // Nothing waits for them.
+                self.shared.inbox.written();
+                self.shared.progress.notify_waiters();
                 return;
             }
             for item in &taken.items {

@@ -169,8 +169,11 @@ async fn at_the_end_what_can_not_be_written_is_in_the_log() {
     let handed = until_failing(&ledger).await;
     let mut late = ledger.try_reserve(Uuid::now_v7(), None).unwrap();
     let committed = late.committed();
+    assert_ne!(ledger.pending(), 0);
     ledger.close().await;
     let written = ids(&read(&disk.ledger()).await);
+    assert!(written.len() < handed.len());
+    assert_eq!(ledger.pending(), 0, "what is lost is not left");
     for id in handed.iter().filter(|id| !written.contains(id)) {
         assert_eq!(log.with(&id.to_string()).len(), 1, "{id}");
     }
