@@ -16,6 +16,26 @@ pub enum LedgerError {
         /// The file.
         path: PathBuf,
     },
+    /// Another program has locked it, and goes on to have.
+    #[error(
+        "the usage ledger {0} is locked by another program, such as a `sqlite3` with a transaction that is open, or a backup; \
+         `fuser {0}` or `lsof {0}` names it: end it, then start again",
+        path.display()
+    )]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is a file, but no database.
+    #[error(
+        "{} is not a database, so that it can't be the usage ledger, and is left as it is; name another file by \
+         usage.ledger.path. If it was the ledger once, its beginning is overwritten: move it away, and see to the disk",
+        path.display()
+    )]
+    NoDatabase {
+        /// The file.
+        path: PathBuf,
+    },
     /// A version that this one does not know has made it.
     #[error(
         "the usage ledger {} was made by a newer llmproxy (its version is {found}, this one knows {known}); use that \

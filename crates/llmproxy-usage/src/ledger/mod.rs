@@ -56,6 +56,7 @@ use self::{
     lock::Lock,
     recent::Recent,
     slots::{Slot, Slots},
+    start::Started,
     writer::Writer,
 };
 use crate::{Entry, metrics::DROPPED};
@@ -122,10 +123,7 @@ impl Ledger {
     ) -> Result<Arc<Self>, LedgerError> {
         let lock = Arc::new(Lock::new(&config.path)?);
         let path = lock.path();
-        let (mut store, are_places_known) = start::open(path, durability).await?;
-        let failed = |source| LedgerError::Database { path: path.to_owned(), source };
-        let last = start::settle(&mut store).await.map_err(failed)?;
-        let places = store.places().await.map_err(failed)?;
+        let Started { store, last, places, are_places_known } = start::start(path, durability).await?;
         let places = Places {
             all: places.into_iter().map(|(name, seq)| (name.into(), seq)).collect(),
             // Rather twice than never.

@@ -243,6 +243,13 @@ pub(super) fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether it says that another program has locked the file.
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    // BUSY and LOCKED.
+    code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
+}
+
 /// Whether it says that there is a row of that number.
 fn is_taken(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)

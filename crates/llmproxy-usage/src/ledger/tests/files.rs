@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+
 use super::{log::Log, writing::rewrite, *};
 
 async fn refusal(path: &Path) -> LedgerError {
@@ -73,6 +75,29 @@ async fn a_lock_file_that_is_removed_is_made_again() {
         !log.with("another process writes the usage ledger too").is_empty()
     })
     .await;
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_start_waits_for_another_program_that_has_the_file() {
+    let folder = Folder::new();
+    let ledger = open(&folder.ledger()).await;
+    let written = fill(&ledger, 2).await;
+    ledger.close().await;
+    drop(ledger);
+    let mut other = SqliteConnectOptions::new().filename(folder.ledger()).connect().await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let log = Log::new();
+    let said = "the start waits";
+    let end = eventually("it is said", async || !log.with(said).is_empty());
+    let end = async {
+        end.await;
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    };
+    let path = folder.ledger();
+    let (ledger, ()) = tokio::join!(open(&path), end);
+    assert_eq!(log.with(said).len(), 1);
+    assert_eq!(ids(&read(&folder.ledger()).await), written);
     ledger.close().await;
 }
 
