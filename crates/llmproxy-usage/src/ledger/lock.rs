@@ -5,12 +5,15 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
-use super::LedgerError;
+use super::{LedgerError, salvage};
+
+/// What a database of SQLite begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Held as long as the process lives: two writers would take each other's open exchanges for dead. The file stays; the lock
 /// goes with the process.
@@ -44,6 +47,10 @@ impl Lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(LedgerError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(open(source)),
+        }
+        // What is in its log may be a ledger whose first page is lost; anything else is somebody else's.
+        if !is_database(&ledger).map_err(open)? && !salvage::has_log(&real) {
+            return Err(LedgerError::NoDatabase { path: path.to_owned() });
         }
         if links(&ledger).map_err(open)? > 1 {
             tracing::warn!(
@@ -91,6 +98,13 @@ fn private() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Whether it begins as one, as far as it goes.
+fn is_database(file: &File) -> io::Result<bool> {
+    let mut begin = Vec::new();
+    file.take(MAGIC.len() as u64).read_to_end(&mut begin)?;
+    Ok(MAGIC.starts_with(&begin))
 }
 
 #[cfg(unix)]

@@ -130,6 +130,24 @@ async fn somebody_elses_database_is_left_alone() {
 }
 
 #[tokio::test]
+async fn what_is_no_database_is_left_alone() {
+    let folder = Folder::new();
+    for text in ["a log of something else", "S", "SQLite format 4 is not known", "\0"] {
+        let is_ours = text == "S";
+        fs::write(folder.ledger(), text).unwrap();
+        if is_ours {
+            // What a ledger may have been that was cut off.
+            open(&folder.ledger()).await.close().await;
+            continue;
+        }
+        let error = refusal(&folder.ledger()).await;
+        assert!(matches!(error, LedgerError::NoDatabase { .. }), "{error:?}");
+        assert!(error.to_string().contains("is not a database"), "{error}");
+        assert_eq!(fs::read(folder.ledger()).unwrap(), text.as_bytes(), "it is as it was");
+    }
+}
+
+#[tokio::test]
 async fn a_place_that_is_none_is_told_with_what_to_see_to() {
     let folder = Folder::new();
     fs::write(folder.0.join("file"), b"").unwrap();

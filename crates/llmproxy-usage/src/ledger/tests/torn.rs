@@ -147,10 +147,10 @@ fn offsets(length: usize, count: usize) -> Vec<usize> {
     offsets
 }
 
-/// Where the file says whose it is, of which version, and that it may be written: then it counts as somebody else's, and is
-/// left alone.
+/// Where the file says what and whose it is, of which version, and that it may be written: then it counts as somebody
+/// else's, and is left alone.
 fn is_mark(offset: usize) -> bool {
-    offset == 18 || (60..64).contains(&offset) || (68..72).contains(&offset)
+    offset < 16 || offset == 18 || (60..64).contains(&offset) || (68..72).contains(&offset)
 }
 
 #[tokio::test]
@@ -237,17 +237,18 @@ async fn whole_pages_of_nothing_or_garbage_cost_what_was_in_them() {
 }
 
 #[tokio::test]
-async fn what_is_no_database_at_all_is_put_aside() {
+async fn what_is_a_database_by_its_first_bytes_alone_is_put_aside() {
     let original = Original::new(20, 0).await;
-    let found = original.check("garbage", "", |bytes| bytes.iter_mut().for_each(|byte| *byte = 0xa5)).await;
+    let garbage = |bytes: &mut Vec<u8>| bytes[16..].fill(0xa5);
+    let found = original.check("garbage", "", garbage).await;
     assert!(found.aside && found.records.is_empty());
     assert!(found.log.iter().any(|line| line.contains("put aside") && line.contains("access log")), "{:?}", found.log);
-    let found = original.check("text", "", |bytes| *bytes = b"not a database".to_vec()).await;
-    assert!(found.aside);
     // An empty file is one that is yet to be made.
     assert!(!original.check("empty", "", Vec::clear).await.aside);
     let original = Original::new(20, 10).await;
     assert!(original.check("empty, with a log", "", Vec::clear).await.aside, "the log may have what was in it");
+    let text = original.check("text, with a log", "", |bytes| *bytes = b"not a database".to_vec()).await;
+    assert!(text.aside, "the same");
 }
 
 #[tokio::test]
