@@ -13,6 +13,7 @@ use llmproxy_core::duration;
 use llmproxy_metering::{InspectConfig, MeteringConfig};
 use llmproxy_sse::SseConfig;
 use llmproxy_upstream::check_certificates;
+use llmproxy_usage::Stores;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -89,7 +90,8 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("health_check", validate_health_check(&config.health_check));
     parts.found("metering", config.metering.validate());
     parts.found("usage", config.usage.validate());
-    parts.found("", config.usage.validate_references(&config.storage));
+    let stores = Stores { storage: &config.storage, admin_db: &config.admin.db_path };
+    parts.found("", config.usage.validate_references(stores));
     parts.found("pricing", config.pricing.validate());
     parts.found("metering", config.abort.validate());
     if config.sse.gap_timeout.is_zero() {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     BuiltinConfig, DatabaseReport, DatabaseReporterConfig, Durability, FileConfig, FilterConfig, LedgerConfig,
     StorageConfig,
+    clashes::{clashes, is_of_ledger},
     destination::{self, Destination},
 };
 
@@ -158,7 +159,6 @@ impl UsageConfig {
         }
         wrong.extend(self.ledger.validate().into_iter().map(|(key, what)| (format!("ledger.{key}"), what)));
         let mut names = BTreeSet::new();
-        let mut files: BTreeSet<&Path> = BTreeSet::new();
         let mut has_builtin = false;
         for (index, reporter) in self.reporters.iter().enumerate().filter(|(_, reporter)| reporter.enabled) {
             let at = |key: &str| format!("reporters[{index}].{key}");
@@ -169,41 +169,41 @@ impl UsageConfig {
             if !name.is_empty() && !names.insert(name.clone()) {
                 wrong.push((at("name"), taken(reporter, &name)));
             }
-            if reporter.kind == FILE
-                && !reporter.file.path.as_os_str().is_empty()
-                && !files.insert(&*reporter.file.path)
-            {
-                wrong.push((at("file.path"), "is the file of another reporter too".to_owned()));
-            }
             if reporter.kind == BUILTIN && std::mem::replace(&mut has_builtin, true) {
                 let what = "there is another reporter of type builtin, and only one admin database";
                 wrong.push((at("type"), what.to_owned()));
             }
         }
+        wrong.extend(clashes(self));
         wrong
     }
 
-    /// What is wrong with what the reporters refer to: the key's path in the whole file, and what is wrong with it. Databases
-    /// that no reporter in use refers to are not looked at.
+    /// What is wrong with what the reporters refer to, and with the ledger where it is the admin database: the key's path in the
+    /// whole file, and what is wrong with it. Databases that no reporter in use refers to are not looked at.
     ///
     /// ```
-    /// use llmproxy_usage::{StorageConfig, UsageConfig};
+    /// use llmproxy_usage::{StorageConfig, Stores, UsageConfig};
     ///
     /// let config: UsageConfig = serde_json::from_value(serde_json::json!({
     ///     "enabled": true, "reporters": [{"type": "database", "database": {"storage": "billing"}}],
     /// }))?;
-    /// let wrong = config.validate_references(&StorageConfig::default());
+    /// let storage = StorageConfig::default();
+    /// let wrong = config.validate_references(Stores { storage: &storage, admin_db: "./data/keys.db".as_ref() });
     /// assert_eq!(wrong[0].0, "usage.reporters[0].database.storage");
     /// # Ok::<(), serde_json::Error>(())
     /// ```
-    pub fn validate_references(&self, storage: &StorageConfig) -> Vec<(String, String)> {
+    pub fn validate_references(&self, stores: Stores<'_>) -> Vec<(String, String)> {
         let mut wrong: Vec<(String, String)> = Vec::new();
+        if self.enabled && is_of_ledger(self, stores.admin_db) {
+            let what = "is the admin database (admin.db_path) too, or belongs to it; each needs a file of its own";
+            wrong.push(("usage.ledger.path".to_owned(), what.to_owned()));
+        }
         let reporters = if self.enabled { &*self.reporters } else { &[] };
         for (index, reporter) in reporters.iter().enumerate() {
             if !reporter.enabled || reporter.kind != DATABASE || !reporter.database.validate().is_empty() {
                 continue;
             }
-            let found = DatabaseReport::new("", &reporter.database, storage).err().unwrap_or_default();
+            let found = DatabaseReport::new("", &reporter.database, stores.storage).err().unwrap_or_default();
             wrong.extend(found.into_iter().map(|(key, what)| match key.starts_with("storage.") {
                 true => (key, what),
                 false => (format!("usage.reporters[{index}].database.{key}"), what),

@@ -134,3 +134,43 @@ fn what_a_reporter_is_given_and_sends_is_checked() {
     check(serde_json::json!({"webhook": {"headers": headers}}), &[]);
     check(serde_json::json!({"webhook": {"headers": headers, "secret": secret}}), &["[0].webhook.headers.Webhook-Id"]);
 }
+
+#[test]
+fn a_file_that_something_else_writes_is_told_however_it_is_spelled() {
+    let here = std::env::current_dir().unwrap().join("data/usage.db-wal");
+    let file = |name: &str, path: &str| serde_json::json!({"name": name, "type": "file", "file": {"path": path}});
+    let webhook = serde_json::json!(
+        {"name": "w", "webhook": {"url": "http://x/", "dead_letter": "data/usage.db-shm"}}
+    );
+    let json = serde_json::json!({"enabled": true, "reporters": [
+        file("a", "data/usage.jsonl"),
+        file("b", "./data//./x/../usage.jsonl"),
+        file("c", "data/../data/usage.db"),
+        file("d", here.to_str().unwrap()),
+        file("e", "data/usage.db.lock"),
+        file("f", "data/usage.db.jsonl"),
+        webhook,
+    ]});
+    let wrong = config(json.clone()).validate();
+    let keys: Vec<_> = wrong.iter().map(|(key, _)| &**key).collect();
+    assert_eq!(
+        keys,
+        [
+            "reporters[1].file.path",
+            "reporters[2].file.path",
+            "reporters[3].file.path",
+            "reporters[4].file.path",
+            "reporters[6].webhook.dead_letter"
+        ],
+        "{wrong:?}"
+    );
+    assert!(wrong[0].1.contains("another reporter") && wrong[1].1.contains("usage.ledger.path"), "{wrong:?}");
+
+    let storage = StorageConfig::default();
+    let config = config(json);
+    let check = |path: &str| config.validate_references(Stores { storage: &storage, admin_db: path.as_ref() });
+    assert_eq!(check("./data/keys.db"), []);
+    assert_eq!(check("data/usage.db")[0].0, "usage.ledger.path");
+    let off = UsageConfig { enabled: false, ..config.clone() };
+    assert_eq!(off.validate_references(Stores { storage: &storage, admin_db: "data/usage.db".as_ref() }), []);
+}

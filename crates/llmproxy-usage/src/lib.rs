@@ -75,6 +75,7 @@ pub mod metrics;
 mod answer;
 mod backups;
 mod builtin;
+mod clashes;
 mod config;
 mod database;
 mod dead_letter;
