@@ -183,7 +183,7 @@ async fn what_was_written_although_it_seemed_not_to_be_is_written_once() {
     // A sync may fail when the log has all of it already.
     assert_eq!(store.commit(&commit).await.unwrap(), Written::All);
     assert_eq!(store.commit(&commit).await.unwrap(), Written::All);
-    assert_eq!(read(&folder.ledger()).await, [record.clone()]);
+    assert_eq!(read(&folder.ledger()).await, std::slice::from_ref(&record));
     // What is another's is neither replaced nor taken for it.
     let other = Row::new(1, 0, super::super::writer::text(&super::record()), None);
     let id = Uuid::now_v7();
@@ -226,4 +226,35 @@ async fn where_another_process_writes_too_both_keep_all() {
     assert_eq!(given, all);
     two.close().await;
     one.close().await;
+}
+
+#[tokio::test]
+async fn prompts_can_be_taken_out_by_hand_as_the_documentation_says() {
+    let folder = Folder::new();
+    let ledger = open(&folder.ledger()).await;
+    let prompt = Bytes::from("TOP SECRET".repeat(2000));
+    let mut written = Vec::new();
+    for _ in 0..20 {
+        let record = record();
+        ledger.reserve(record.request_id, Some(&prompt)).await.record(&record);
+        written.push(record.request_id);
+    }
+    ledger.close().await;
+    drop(ledger);
+    let is_there = || {
+        let bytes = fs::read(folder.ledger()).unwrap();
+        bytes.windows(10).any(|bytes| bytes == b"TOP SECRET")
+    };
+    assert!(is_there());
+    rewrite(&folder.ledger(), "UPDATE records SET body = NULL; VACUUM").await;
+    assert!(!is_there());
+    let log = Log::new();
+    let ledger = open(&folder.ledger()).await;
+    let page = ledger.after(0, 100, true).await.unwrap();
+    assert_eq!(page.entries.iter().map(|(_, entry)| entry.record.request_id).collect::<Vec<_>>(), written);
+    assert!(page.entries.iter().all(|(_, entry)| entry.request_body.is_none()));
+    fill(&ledger, 1).await;
+    assert_eq!(ledger.last(), 21);
+    ledger.close().await;
+    assert_eq!(log.with("").len(), 0, "nothing is damaged: {:?}", log.with(""));
 }
