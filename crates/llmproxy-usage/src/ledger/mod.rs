@@ -36,7 +36,7 @@ use std::{
 
 use bytes::Bytes;
 use http::Method;
-use llmproxy_core::{Exchange, UsageRecord};
+use llmproxy_core::Exchange;
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
@@ -59,7 +59,7 @@ use self::{
     start::Started,
     writer::Writer,
 };
-use crate::{Entry, metrics::DROPPED};
+use crate::Entry;
 
 /// How long it may take to write down where a new reporter begins.
 const REGISTER: Duration = Duration::from_secs(10);
@@ -374,18 +374,6 @@ impl Shared {
         let _ = self.inbox.push(Item::Barrier { committed }, usize::MAX);
         // An error says that the writer has ended, with everything written or in the log.
         let _ = told.await;
-    }
-
-    /// They are written nowhere but here.
-    fn lose<'a>(&self, records: impl IntoIterator<Item = &'a Arc<UsageRecord>>, reason: &'static str) {
-        for record in records {
-            metrics::counter!(DROPPED, "reporter" => "ledger", "reason" => reason).increment(1);
-            tracing::error!(
-                reason,
-                record = writer::text(record),
-                "a usage record can't be kept: the ledger is closed, or can't be written and there is no room for it in memory"
-            );
-        }
     }
 }
 

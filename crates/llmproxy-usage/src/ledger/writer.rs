@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Entry,
-    metrics::{LEDGER_BYTES, LEDGER_FAILING},
+    metrics::{DROPPED, LEDGER_BYTES, LEDGER_FAILING},
 };
 
 /// How long what nobody waits for is waited for, so that more goes with it. With the time that it takes to write, the
@@ -350,6 +350,18 @@ impl Shared {
     fn set_failing(&self, failing: bool) {
         self.failing.store(failing, std::sync::atomic::Ordering::Release);
         metrics::gauge!(LEDGER_FAILING).set(if failing { 1.0 } else { 0.0 });
+    }
+
+    /// They are written nowhere but here.
+    pub(super) fn lose<'a>(&self, records: impl IntoIterator<Item = &'a Arc<UsageRecord>>, reason: &'static str) {
+        for record in records {
+            metrics::counter!(DROPPED, "reporter" => "ledger", "reason" => reason).increment(1);
+            tracing::error!(
+                reason,
+                record = text(record),
+                "a usage record can't be kept: the ledger is closed, or can't be written and there is no room for it in memory"
+            );
+        }
     }
 }
 
