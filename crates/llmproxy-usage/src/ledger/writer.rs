@@ -320,7 +320,7 @@ impl Writer {
         let took = started.elapsed();
         let has_more = matches!(pruned, Ok(Pruned { has_more: true, .. }));
         self.prune_at = Instant::now() + if has_more { took.max(BETWEEN_STEPS) } else { PRUNE };
-        if took >= LONG_STEP {
+        if took >= LONG_STEP && pruned.is_ok() {
             tracing::warn!(
                 ?took,
                 "deleting old usage records is slow, and no record was written meanwhile; see to the disk"

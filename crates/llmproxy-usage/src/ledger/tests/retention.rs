@@ -135,7 +135,8 @@ async fn large_bodies_go_in_short_steps_and_the_file_shrinks_with_them() {
     }
     let _ = writeln!(std::io::stderr(), "150 MiB of records went in {steps} steps, the longest of {longest:?}");
     assert_eq!(left, 0);
-    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    // Some tens of milliseconds, where nobody else uses the disk; the ends of answers wait for five seconds.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     store.close(false).await.unwrap();
     assert!(length(&folder.ledger()) < MIB, "{}", length(&folder.ledger()));
 }

@@ -209,6 +209,7 @@ async fn where_another_process_writes_too_both_keep_all() {
         fs::hard_link(with(&folder.ledger()), with(&second)).unwrap();
     }
     let two = open(&second).await;
+    assert_eq!(log.with("has another name (a hard link)").len(), 1);
     for round in 0..5 {
         all.extend(fill(&two, 1 + round % 2).await);
         all.extend(fill(&one, 1 + round / 2).await);
