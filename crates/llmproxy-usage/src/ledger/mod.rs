@@ -199,7 +199,7 @@ impl Ledger {
         if self.last() <= seq {
             return Ok(Page { entries: Vec::new(), up_to: seq });
         }
-        if let Some(entries) = lock_of(&self.shared.recent).after(seq, limit) {
+        if let Some(entries) = lock_of(&self.shared.recent).after(seq, limit, with_body) {
             let up_to = entries.last().map_or(seq, |(last, _)| *last);
             return Ok(Page { entries, up_to });
         }

@@ -1,20 +1,27 @@
-//! The newest records, in memory: a reporter that keeps up never reads the file.
+//! The newest records, in memory: a reporter that keeps up never reads the file, unless it wants requests' bodies. Those are
+//! in the file alone: what is left of a request must not take the memory that requests to come are given.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
+
+use llmproxy_core::UsageRecord;
 
 use crate::Entry;
 
 /// How many are kept.
 const RECORDS: usize = 4096;
-/// How much their requests' bodies may take, in bytes; beyond that the oldest go.
-const BODIES: usize = 8 << 20;
 
 /// Records in order, without a gap.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     first: i64,
-    entries: VecDeque<Entry>,
-    bytes: usize,
+    entries: VecDeque<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    record: Arc<UsageRecord>,
+    /// Whether there is a body in the file.
+    has_body: bool,
 }
 
 // === impl Recent ===
@@ -25,33 +32,27 @@ impl Recent {
         if self.entries.is_empty() {
             self.first = seq;
         }
-        self.bytes += size(&entry);
-        self.entries.push_back(entry);
-        while self.entries.len() > RECORDS || (self.bytes > BODIES && self.entries.len() > 1) {
-            let Some(oldest) = self.entries.pop_front() else { break };
-            self.bytes -= size(&oldest);
+        self.entries.push_back(Kept { record: entry.record, has_body: entry.request_body.is_some() });
+        if self.entries.len() > RECORDS {
+            self.entries.pop_front();
             self.first += 1;
         }
     }
 
-    /// Up to `limit` records after `seq`; `None` where the next one is in the file alone, or nowhere yet.
-    pub(super) fn after(&self, seq: i64, limit: usize) -> Option<Vec<(i64, Entry)>> {
+    /// Up to `limit` records after `seq`, without bodies; `None` where the next one is in the file alone, or nowhere yet, or
+    /// `with_body` asks for one that has a body.
+    pub(super) fn after(&self, seq: i64, limit: usize, with_body: bool) -> Option<Vec<(i64, Entry)>> {
         let skip = usize::try_from(seq + 1 - self.first).ok().filter(|skip| *skip < self.entries.len())?;
-        let entries = self.entries.range(skip..).take(limit).cloned();
-        Some((seq + 1..).zip(entries).collect())
+        let kept = self.entries.range(skip..).take(limit).take_while(|kept| !(with_body && kept.has_body));
+        let entries: Vec<_> = (seq + 1..).zip(kept.map(|kept| Entry::new(kept.record.clone()))).collect();
+        (!entries.is_empty()).then_some(entries)
     }
-}
-
-fn size(entry: &Entry) -> usize {
-    entry.request_body.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
-    use llmproxy_core::{Endpoint, UsageRecord};
+    use llmproxy_core::Endpoint;
 
     use super::*;
 
@@ -61,7 +62,7 @@ mod tests {
     }
 
     fn seqs(recent: &Recent, after: i64, limit: usize) -> Option<Vec<i64>> {
-        recent.after(after, limit).map(|found| found.into_iter().map(|(seq, _)| seq).collect())
+        recent.after(after, limit, false).map(|found| found.into_iter().map(|(seq, _)| seq).collect())
     }
 
     #[test]
@@ -79,15 +80,29 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_by_number_and_size() {
+    fn it_is_bounded() {
         let mut recent = Recent::default();
         for seq in 1..=5000 {
             recent.push(seq, entry(0));
         }
         assert_eq!((recent.first, recent.entries.len()), (905, RECORDS));
-        recent.push(5001, entry(BODIES));
-        recent.push(5002, entry(1));
-        assert_eq!(seqs(&recent, 5001, 9), Some(vec![5002]));
-        assert_eq!(recent.bytes, 1);
+    }
+
+    #[test]
+    fn bodies_are_let_go_and_known_to_be_in_the_file() {
+        let mut recent = Recent::default();
+        let kept = Bytes::from(vec![0; 10]);
+        let with_body = || Entry { request_body: Some(kept.clone()), ..entry(0) };
+        [entry(0), with_body(), entry(0)].into_iter().zip(1..).for_each(|(entry, seq)| recent.push(seq, entry));
+        assert!(kept.is_unique(), "nobody else holds it");
+        let check = |after: i64, with_body: bool, expected: Option<Vec<i64>>| {
+            let found = recent.after(after, 9, with_body);
+            let seqs = found.map(|found| found.into_iter().map(|(seq, _)| seq).collect::<Vec<_>>());
+            assert_eq!(seqs, expected, "{after} {with_body}");
+        };
+        check(0, false, Some(vec![1, 2, 3]));
+        check(0, true, Some(vec![1]));
+        check(1, true, None);
+        check(2, true, Some(vec![3]));
     }
 }
