@@ -16,6 +16,10 @@ use uuid::Uuid;
 
 use super::slots::Slot;
 
+/// Requests' bodies that may wait to be written, in bytes. They count as memory of requests until then, so that a file that
+/// can't be written must not hold more of it: what comes beyond that is written without.
+const MAX_BODIES: usize = 64 << 20;
+
 /// One lock, held for a push. Bounded by the slots: an exchange has at most one that has begun and one that has ended.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -52,6 +56,9 @@ struct Waiting {
     prune: bool,
     /// How many were taken out and are not written.
     taken: usize,
+    /// Of the bodies among the items, and whether one was given up since there were none.
+    bodies: usize,
+    has_given_up: bool,
 }
 
 /// What is taken out at once.
@@ -65,8 +72,8 @@ pub(super) struct Taken {
 
 impl Inbox {
     /// Takes `item`, unless there are `limit` already and it has no slot, which would bound it, or nobody writes any more: then
-    /// it comes back, and what waits of the same exchange is taken out again.
-    pub(super) fn push(&self, item: Item, limit: usize) -> Result<(), Item> {
+    /// it comes back, and what waits of the same exchange is taken out again. A body for which there is no room is left out.
+    pub(super) fn push(&self, mut item: Item, limit: usize) -> Result<(), Item> {
         let mut waiting = self.waiting();
         if waiting.has_ended || (waiting.items.len() >= limit && item.is_unbounded()) {
             if let Some(ended) = item.ended() {
@@ -74,6 +81,17 @@ impl Inbox {
             }
             return Err(item);
         }
+        if waiting.bodies + item.bytes() > MAX_BODIES {
+            item.drop_body();
+            if !std::mem::replace(&mut waiting.has_given_up, true) {
+                tracing::error!(
+                    bytes = waiting.bodies,
+                    "requests' bodies wait to be written to the usage ledger, as many as may; see to its disk. Records are kept \
+                     without request_body meanwhile"
+                );
+            }
+        }
+        waiting.bodies += item.bytes();
         let urgent = item.is_urgent();
         waiting.urgent |= urgent;
         waiting.items.push_back(item);
@@ -120,6 +138,8 @@ impl Inbox {
             total += item.bytes();
             items.push(item);
         }
+        waiting.bodies -= total;
+        waiting.has_given_up &= waiting.bodies > 0;
         // What is left waits no longer than the next round.
         waiting.urgent &= !waiting.items.is_empty();
         waiting.places_since = None;
@@ -213,5 +233,38 @@ impl Item {
             Self::Ended { body: Some(body), .. } => body.len(),
             _ => 0,
         }
+    }
+
+    fn drop_body(&mut self) {
+        if let Self::Ended { body, .. } = self {
+            *body = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llmproxy_core::Endpoint;
+
+    use super::*;
+
+    #[test]
+    fn bodies_that_wait_are_bounded_and_records_are_not_lost_with_them() {
+        let inbox = Inbox::default();
+        let body = Bytes::from(vec![0; 10 << 20]);
+        let push = || {
+            let record = Arc::new(UsageRecord::new(Endpoint::of("")));
+            let item = Item::Ended { record, body: Some(body.clone()), slot: None, committed: None };
+            inbox.push(item, 100).unwrap();
+        };
+        let bodies = |items: &[Item]| items.iter().filter(|item| item.bytes() > 0).count();
+        (0..9).for_each(|_| push());
+        let taken = inbox.take(100, usize::MAX);
+        assert_eq!((taken.items.len(), bodies(&taken.items)), (9, 6));
+        drop(taken);
+        assert!(body.is_unique());
+        // There is room again.
+        push();
+        assert_eq!(bodies(&inbox.take(100, usize::MAX).items), 1);
     }
 }
