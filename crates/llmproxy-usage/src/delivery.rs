@@ -1,27 +1,37 @@
 //! Trying to deliver records until they are delivered or will never be.
 
+mod gate;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::MutexGuard;
 
-use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY};
+pub(crate) use self::gate::{Failed, Failure, Gate, Wait};
+use crate::{Entry, Report, Verdict, config::DEFAULT_RETRY, filter::Filter};
 
-/// The wait before the second try, doubled for each that follows.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Between tries of a reporter that is down.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A receiver that wants more patience than this gets this much.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Records are given up for their age only when the reporter has failed for so long in this process, too: a clock that
 /// jumped forward must not cost all that wait.
 const LEAST_FAILING: Duration = Duration::from_secs(600);
+
+/// How a reporter delivers, and what.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) report: Arc<dyn Report>,
+    pub(crate) filter: Filter,
+    /// Whether it counts as webhooks do.
+    pub(crate) is_webhook: bool,
+    /// Tells apart where to: what one receiver asks for is nothing to another.
+    pub(crate) place: u64,
+}
 
 /// Why a record was given up.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,18 +46,22 @@ pub(crate) struct GivenUp {
 
 /// What is told of a reporter's tries.
 pub(crate) trait Watch: Sync {
+    /// The reporter's.
+    fn gate(&self) -> &Gate;
+
     /// These records are dealt with. Ready when that is sure.
     fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()>;
 
-    /// A try has failed, the `tries`th in a row; past `retries` the reporter is down. Returns how long it has failed by now,
-    /// whichever records it was given.
-    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration;
+    /// A try has failed.
+    fn failed(&self, failure: &Failure<'_>, failed: &Failed);
 
-    /// A try was answered.
-    fn answered(&self);
+    /// A try was answered, for the first time since the reporter was down.
+    fn recovered(&self);
 
-    /// Changes when what waits to be tried again had better be tried at once, from this call on.
-    fn nudges(&self) -> watch::Receiver<u64>;
+    /// How long no try was answered, whichever records it was given, and why not; as long as it is `None`, none is too old.
+    fn failing(&self) -> Option<(Duration, String)> {
+        self.gate().failing()
+    }
 }
 
 /// What came of one try.
@@ -55,29 +69,38 @@ struct Attempt {
     verdict: Verdict,
     /// How many may follow the first before the reporter counts as down.
     retries: u32,
-    /// How long records are tried.
-    max_age: Duration,
     /// How many of the records it was about.
     sent: usize,
     /// Whether it took too long.
     late: bool,
 }
 
-/// Delivers `entries` by `report`, which is looked at anew before each try, and tells `watch` what became of which.
+/// Delivers `entries` as `current` says, which is looked at anew before each try, and tells `watch` what became of which.
 ///
 /// All of them at once, as a rule. A reporter that takes fewer by now gets no more than it takes. A batch that is
 /// refused is halved until it is known which of its records are meant: one that a receiver does not like, or a batch that
 /// is too long for it, must not cost the others. One that is not answered in time is halved at each try.
 ///
-/// It ends when all are delivered or given up, which may take as long as the receiver's outage.
-pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &[Entry], watch: &impl Watch) {
-    let (mut tries, mut most) = (0_u32, usize::MAX);
+/// What the filter leaves out by now is not sent, nor a body that is not wanted any more. It ends when all are delivered or
+/// given up, which may take as long as the receiver's outage.
+pub(crate) async fn deliver(current: impl Fn() -> Delivery, mut entries: Vec<Entry>, watch: &impl Watch) {
+    let gate = watch.gate();
+    let (mut tries, mut most) = (gate.tries(), usize::MAX);
+    let (mut own, mut nudges) = (None, gate.nudges());
     while !entries.is_empty() {
-        // Before the report: what is changed during the try is tried at once.
-        let mut nudges = watch.nudges();
-        let report = report();
-        let attempt = try_once(&*report, &entries[..most.min(entries.len())]).await;
-        let Attempt { verdict, retries, max_age, sent, late } = attempt;
+        let Some(turn) = turn(&current, &mut entries, own.take(), watch).await else { return };
+        // Before the delivery is looked at: what is changed during the try is tried at once.
+        if std::mem::replace(&mut nudges, gate.nudges()) != nudges {
+            tries = 0;
+        }
+        let Delivery { report, filter, place, .. } = current();
+        entries.retain(|entry| filter.wants(&entry.record));
+        if !wants_body(&*report) {
+            entries.iter_mut().for_each(|entry| entry.request_body = None);
+        }
+        let Some(last) = entries.len().checked_sub(1) else { return };
+        let attempt = try_once(&*report, &entries[..most.min(last + 1)]).await;
+        let Attempt { verdict, retries, sent, late } = attempt;
         let end = match verdict {
             Verdict::Delivered => {
                 most = most.saturating_mul(2);
@@ -86,49 +109,88 @@ pub(crate) async fn deliver(report: impl Fn() -> Arc<dyn Report>, mut entries: &
             Verdict::Refused { why } if sent > 1 => {
                 tracing::debug!(%why, sent, "a batch of usage records was refused and will be sent in halves");
                 (most, tries) = (sent / 2, 0);
+                answered(watch);
                 continue;
             }
             Verdict::Refused { why } => Err(GivenUp { reason: "refused", why, is_all: false }),
             Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why, is_all: true }),
             Verdict::Again { why, after } => {
                 tries = tries.saturating_add(1);
-                let failing = watch.failed(&why, tries, retries);
-                let expired = expired(entries, max_age, failing);
-                if expired > 0 {
-                    let (old, rest) = entries.split_at(expired);
-                    watch.settle(old, Err(GivenUp { reason: "expired", why, is_all: false })).await;
-                    entries = rest;
-                    continue;
-                }
-                let is_asked = after.is_some();
-                let after = after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
-                let wait = after.max(backoff(tries, retries, fastrand::f64()));
+                let failure = Failure { why: &why, tries, retries, after, place, nudges };
+                let failed = gate.failed(&failure, fastrand::f64());
+                watch.failed(&failure, &failed);
+                let wait = failed.wait;
                 tracing::debug!(%why, ?wait, tries, sent, "usage records were not taken and will be sent again");
+                own = failed.own;
+                // The next in line.
+                drop(turn);
                 if late {
                     // There may be more of them than can be taken in time.
                     most = (sent / 2).max(1);
                 }
-                tokio::select! {
-                    () = sleep(wait) => {}
-                    // Whoever asks for patience gets it.
-                    () = nudged(&mut nudges), if !is_asked => tries = 0,
-                }
+                give_up_old(&*report, &mut entries, watch).await;
                 continue;
             }
         };
-        watch.answered();
-        let (settled, rest) = entries.split_at(sent);
-        watch.settle(settled, end).await;
-        (entries, tries) = (rest, 0);
+        answered(watch);
+        watch.settle(&entries[..sent], end).await;
+        entries.drain(..sent);
+        tries = 0;
     }
+}
+
+/// Waits until these may be tried. What becomes too old while others are tried is given up meanwhile; `None` where that is all.
+async fn turn<'a, W: Watch>(
+    current: &impl Fn() -> Delivery,
+    entries: &mut Vec<Entry>,
+    own: Option<Wait>,
+    watch: &'a W,
+) -> Option<Option<MutexGuard<'a, ()>>> {
+    let mut news = watch.gate().news();
+    let mut turn = pin!(watch.gate().turn(own));
+    loop {
+        tokio::select! {
+            biased;
+            turn = &mut turn => return Some(turn),
+            _ = news.changed() => give_up_old(&*current().report, entries, watch).await,
+        }
+        if entries.is_empty() {
+            return None;
+        }
+    }
+}
+
+fn answered(watch: &impl Watch) {
+    if watch.gate().answered() {
+        watch.recovered();
+    }
+}
+
+/// Gives up what is too old to be tried again, from the first on.
+async fn give_up_old(report: &dyn Report, entries: &mut Vec<Entry>, watch: &impl Watch) {
+    let Some((failing, why)) = watch.failing() else { return };
+    let old = expired(entries.iter(), max_age(report), failing);
+    if old > 0 {
+        watch.settle(&entries[..old], Err(GivenUp::expired(why))).await;
+        entries.drain(..old);
+    }
+}
+
+/// Whether it wants requests' bodies.
+pub(crate) fn wants_body(report: &dyn Report) -> bool {
+    // Someone else's code: what panics wants nothing.
+    catch_unwind(AssertUnwindSafe(|| report.wants_request_body())).unwrap_or(false)
+}
+
+/// How long it has its records tried.
+pub(crate) fn max_age(report: &dyn Report) -> Duration {
+    catch_unwind(AssertUnwindSafe(|| report.max_age())).unwrap_or(crate::config::DEFAULT_MAX_AGE)
 }
 
 /// Tries as many of `entries` as `report` takes at a time.
 async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
     let mut sent = entries.len();
-    let patience = || (report.retries(), report.max_age());
-    let patience = catch_unwind(AssertUnwindSafe(patience));
-    let (retries, max_age) = patience.unwrap_or((DEFAULT_RETRY, crate::config::DEFAULT_MAX_AGE));
+    let retries = catch_unwind(AssertUnwindSafe(|| report.retries())).unwrap_or(DEFAULT_RETRY);
     // The code may be someone else's, and a panic would end the task that all other records wait for. So all of it is in
     // here, down to the drop of a try that ran out of time.
     let attempt = async {
@@ -150,35 +212,34 @@ async fn try_once(report: &dyn Report, entries: &[Entry]) -> Attempt {
     };
     let panicked = |_| (Verdict::again("the reporter panicked"), false);
     let (verdict, late) = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(panicked);
-    Attempt { verdict, retries, max_age, sent, late }
-}
-
-async fn nudged(nudges: &mut watch::Receiver<u64>) {
-    if nudges.changed().await.is_err() {
-        // Nobody is left who could.
-        pending().await
-    }
+    Attempt { verdict, retries, sent, late }
 }
 
 /// How many of `entries`, from the first on, are too old to be tried again, by a reporter that has failed for so long.
-fn expired(entries: &[Entry], max_age: Duration, failing: Duration) -> usize {
+pub(crate) fn expired<'a>(entries: impl Iterator<Item = &'a Entry>, max_age: Duration, failing: Duration) -> usize {
     if failing < max_age.min(LEAST_FAILING) {
         return 0;
     }
     let now = Timestamp::now();
     // A record of the future has no age.
     let age = |entry: &Entry| Duration::try_from(now.duration_since(entry.record.timestamp)).unwrap_or_default();
-    entries.iter().take_while(|entry| age(entry) >= max_age).count()
+    entries.take_while(|entry| age(entry) >= max_age).count()
 }
 
-/// From half of the step to all of it: many that failed together must not come back together.
-fn backoff(tries: u32, retries: u32, random: f64) -> Duration {
-    let step = match tries > retries {
-        true => LONGEST_WAIT,
-        false => FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST_WAIT),
-    };
-    step.mul_f64(0.5 + random / 2.0)
+// === impl Delivery ===
+
+impl Delivery {
+    /// Everything goes to `report`.
+    pub(crate) fn of(report: Arc<dyn Report>) -> Self {
+        Self { report, filter: Filter::default(), is_webhook: false, place: 0 }
+    }
 }
 
-#[cfg(test)]
-mod tests;
+// === impl GivenUp ===
+
+impl GivenUp {
+    /// `why` is what was wrong when they were tried last.
+    pub(crate) fn expired(why: String) -> Self {
+        Self { reason: "expired", why, is_all: false }
+    }
+}

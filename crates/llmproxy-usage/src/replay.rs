@@ -13,13 +13,13 @@ use std::{
 use futures_util::future::{BoxFuture, pending};
 use jiff::Timestamp;
 use llmproxy_core::HttpClient;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
     Entry, LedgerError, LedgerReader, Report, Stores, UsageConfig,
     dead_letter::Letters,
-    delivery::{GivenUp, Watch, deliver},
+    delivery::{Delivery, Failed, Failure, Gate, GivenUp, Watch, deliver},
     destination::{self, Destination},
     filter::Filter,
     reporter::DEAD_LETTERS,
@@ -292,7 +292,8 @@ impl<'a> Run<'a> {
                 outcome.stop(TOLD);
             } else {
                 tokio::select! {
-                    () = deliver(|| self.replay.report.clone(), &entries, &outcome) => {}
+                    // What the filter leaves out was counted before.
+                    () = deliver(|| Delivery::of(self.replay.report.clone()), entries.clone(), &outcome) => {}
                     () = outcome.stop.notified() => {}
                     () = self.replay.stop.notified() => outcome.stop(TOLD),
                 }
@@ -325,8 +326,7 @@ impl<'a> Run<'a> {
 struct Outcome {
     done: Mutex<Done>,
     stop: Notify,
-    /// Nobody hurries what a person waits for.
-    nudges: watch::Sender<u64>,
+    gate: Gate,
 }
 
 #[derive(Default)]
@@ -369,20 +369,23 @@ impl Watch for Outcome {
         Box::pin(std::future::ready(()))
     }
 
-    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration {
-        if tries > retries {
-            self.stop(why);
-        } else {
-            tracing::warn!(why, "usage records were not taken and will be sent again");
-        }
-        // A person waits for it, and it ends long before anything is too old.
-        Duration::ZERO
+    fn gate(&self) -> &Gate {
+        &self.gate
     }
 
-    fn answered(&self) {}
+    fn failed(&self, failure: &Failure<'_>, _failed: &Failed) {
+        if failure.tries > failure.retries {
+            self.stop(failure.why);
+        } else {
+            tracing::warn!(why = failure.why, "usage records were not taken and will be sent again");
+        }
+    }
 
-    fn nudges(&self) -> watch::Receiver<u64> {
-        self.nudges.subscribe()
+    fn recovered(&self) {}
+
+    /// A person waits for it, and it ends long before anything is too old.
+    fn failing(&self) -> Option<(Duration, String)> {
+        None
     }
 }
 

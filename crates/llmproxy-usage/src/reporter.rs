@@ -1,14 +1,12 @@
 //! One reporter: reads the ledger from its place on, and delivers.
 
+mod outcome;
+
 use std::{
     collections::VecDeque,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -19,22 +17,20 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use self::outcome::Outcome;
 use crate::{
-    Entry, Report,
+    Entry,
     config::MAX_BATCH_INTERVAL,
-    dead_letter::DeadLetters,
-    delivery::{GivenUp, Watch, deliver},
+    delivery::{Delivery, Gate, GivenUp, Watch, deliver, expired, max_age, wants_body},
     filter::Filter,
     ledger::Ledger,
-    metrics::{DROPPED, PENDING, UP, WEBHOOK_FAILURE, WEBHOOK_SUCCESS},
+    metrics::PENDING,
 };
 
 /// Records that are read at a time; more where a batch has more.
 const PAGE: usize = 256;
 /// The wait after the ledger could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
-/// The wait after a dead letter could not be written.
-const KEEP_RETRY: Duration = Duration::from_secs(5);
 /// The file of those, beside the ledger.
 pub(crate) const DEAD_LETTERS: &str = "dead-letters.jsonl";
 
@@ -53,17 +49,7 @@ struct Current {
     delivery: RwLock<Delivery>,
     /// Told when that is another.
     changed: Notify,
-    /// Changes when what waits to be tried again had better be tried at once.
-    nudges: watch::Sender<u64>,
-}
-
-/// How a reporter delivers, and what.
-#[derive(Clone, Debug)]
-pub(crate) struct Delivery {
-    pub(crate) report: Arc<dyn Report>,
-    pub(crate) filter: Filter,
-    /// Whether it counts as webhooks do.
-    pub(crate) is_webhook: bool,
+    gate: Gate,
 }
 
 /// How many go together.
@@ -91,20 +77,6 @@ struct Feed {
     flight: FuturesOrdered<BoxFuture<'static, i64>>,
 }
 
-/// What became of records: the log and the counters.
-struct Outcome {
-    name: Arc<str>,
-    current: Arc<Current>,
-    /// Where what is given up goes, unless the reporter has a file of its own.
-    dead_letters: PathBuf,
-    is_down: AtomicBool,
-    /// Since when no try has been answered.
-    failing_since: Mutex<Option<Instant>>,
-    /// Looked up once, when there is something to count.
-    success: OnceLock<metrics::Counter>,
-    failure: OnceLock<metrics::Counter>,
-}
-
 // === impl Reporter ===
 
 impl Reporter {
@@ -115,20 +87,10 @@ impl Reporter {
         ledger: Arc<Ledger>,
         hurry: watch::Receiver<usize>,
     ) -> Self {
-        let current = Arc::new(Current {
-            delivery: RwLock::new(delivery),
-            changed: Notify::new(),
-            nudges: watch::Sender::new(0),
-        });
-        let outcome = Outcome {
-            name: name.clone(),
-            current: current.clone(),
-            dead_letters: ledger.beside(DEAD_LETTERS),
-            is_down: AtomicBool::new(false),
-            failing_since: Mutex::default(),
-            success: OnceLock::new(),
-            failure: OnceLock::new(),
-        };
+        let gate = Gate::default();
+        gate.set_place(delivery.place);
+        let current = Arc::new(Current { delivery: RwLock::new(delivery), changed: Notify::new(), gate });
+        let outcome = Outcome::new(name.clone(), current.clone(), ledger.beside(DEAD_LETTERS));
         let feed = Feed {
             read: ledger.place(&name),
             ledger,
@@ -141,16 +103,18 @@ impl Reporter {
         Self { name, current, task: tokio::spawn(feed.run(hurry)) }
     }
 
-    /// Delivers so from now on, what waits included.
+    /// Delivers so from now on, what waits included. What is asked for by a receiver that was another does not hold any more.
     pub(crate) fn set_delivery(&self, delivery: Delivery) {
+        let place = delivery.place;
         *self.current.delivery.write().unwrap_or_else(PoisonError::into_inner) = delivery;
+        self.current.gate.set_place(place);
         self.current.changed.notify_one();
         self.nudge();
     }
 
     /// Tries what waits to be tried again at once, unless the receiver has asked for patience.
     pub(crate) fn nudge(&self) {
-        self.current.nudges.send_modify(|nudges| *nudges += 1);
+        self.current.gate.nudge();
     }
 }
 
@@ -169,23 +133,23 @@ impl Current {
     }
 }
 
-// === impl Delivery ===
+// === impl Batching ===
 
-impl Delivery {
-    fn batching(&self) -> Batching {
-        let report = &self.report;
+impl Batching {
+    fn of(delivery: &Delivery) -> Self {
+        let report = &delivery.report;
         // Someone else's code: what panics wants nothing.
         let ask = || {
             let batches = report.batches().map(|batches| (batches.size(), batches.interval()));
             let (size, interval) = batches.unwrap_or((1, Duration::ZERO));
-            Batching {
+            Self {
                 size: size.max(1),
                 interval: interval.min(MAX_BATCH_INTERVAL),
                 in_flight: report.max_in_flight().max(1),
-                with_body: report.wants_request_body(),
+                with_body: wants_body(&**report),
             }
         };
-        let nothing = Batching { size: 1, interval: Duration::ZERO, in_flight: 1, with_body: false };
+        let nothing = Self { size: 1, interval: Duration::ZERO, in_flight: 1, with_body: false };
         catch_unwind(AssertUnwindSafe(ask)).unwrap_or(nothing)
     }
 }
@@ -197,16 +161,17 @@ impl Feed {
         let mut news = self.ledger.news();
         loop {
             let delivery = self.current.delivery();
-            let batching = delivery.batching();
+            let batching = Batching::of(&delivery);
             news.borrow_and_update();
             self.fill(batching, &delivery.filter).await;
             let is_hurry = *hurry.borrow_and_update() > 0;
+            self.give_up_old(&delivery);
             let deadline = self.start(batching, is_hurry);
             if self.flight.is_empty() && self.waiting.is_empty() {
                 self.reached(self.read);
             }
             self.tell_pending();
-            let is_free = self.flight.len() < batching.in_flight;
+            let is_free = self.is_free(batching);
             tokio::select! {
                 Some(seq) = self.flight.next(), if !self.flight.is_empty() => self.reached(seq),
                 // Of those that can't go yet, too: how many wait is what an operator looks at in an outage.
@@ -234,11 +199,7 @@ impl Feed {
                     }
                     self.read = page.up_to;
                     let wanted = page.entries.into_iter().filter(|(_, entry)| filter.wants(&entry.record));
-                    self.waiting.extend(wanted.map(|(seq, mut entry)| {
-                        // Another reporter may want it.
-                        entry.request_body = entry.request_body.filter(|_| batching.with_body);
-                        (seq, entry)
-                    }));
+                    self.waiting.extend(wanted);
                 }
                 Err(error) => {
                     tracing::error!(reporter = &*self.outcome.name, %error, "usage records wait: they can't be read");
@@ -248,28 +209,45 @@ impl Feed {
         }
     }
 
+    /// Gives up what waits and is too old, from the first on, where the reporter has failed for long: without a try of each.
+    fn give_up_old(&mut self, delivery: &Delivery) {
+        let Some((failing, why)) = self.outcome.failing() else { return };
+        let waiting = self.waiting.iter().map(|(_, entry)| entry);
+        let old = expired(waiting, max_age(&*delivery.report), failing);
+        if old > 0 {
+            let outcome = self.outcome.clone();
+            let settle =
+                |entries: Vec<Entry>| async move { outcome.settle(&entries, Err(GivenUp::expired(why))).await }.boxed();
+            self.take(old, settle);
+        }
+    }
+
     /// Sends what is full or has waited long enough. Returns when the next is due.
     fn start(&mut self, batching: Batching, is_hurry: bool) -> Option<Instant> {
-        while self.flight.len() < batching.in_flight && !self.waiting.is_empty() {
+        while self.is_free(batching) && !self.waiting.is_empty() {
             let deadline = self.since + batching.interval;
-            let is_due = self.waiting.len() >= batching.size || is_hurry || deadline <= Instant::now();
-            if !is_due {
+            let is_full = self.waiting.len() >= batching.size;
+            if !is_full && !is_hurry && deadline > Instant::now() {
                 return Some(deadline);
             }
             let count = batching.size.min(self.waiting.len());
-            let (seqs, entries): (Vec<i64>, Vec<Entry>) = self.waiting.drain(..count).unzip();
-            self.since = Instant::now();
-            let seq = seqs.last().copied().unwrap_or(self.read);
             let (current, outcome) = (self.current.clone(), self.outcome.clone());
-            self.flight.push_back(
-                async move {
-                    deliver(|| current.delivery().report, &entries, &*outcome).await;
-                    seq
-                }
-                .boxed(),
-            );
+            self.take(count, |entries| async move { deliver(|| current.delivery(), entries, &*outcome).await }.boxed());
         }
         None
+    }
+
+    /// Has the first `count` that wait dealt with.
+    fn take(&mut self, count: usize, deal: impl FnOnce(Vec<Entry>) -> BoxFuture<'static, ()>) {
+        let (seqs, entries): (Vec<i64>, Vec<Entry>) = self.waiting.drain(..count).unzip();
+        self.since = Instant::now();
+        let seq = seqs.last().copied().unwrap_or(self.read);
+        self.flight.push_back(deal(entries).map(move |()| seq).boxed());
+    }
+
+    /// Whether another batch may be on its way.
+    fn is_free(&self, batching: Batching) -> bool {
+        self.flight.len() < batching.in_flight
     }
 
     /// All up to `seq` are dealt with.
@@ -288,70 +266,5 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
-    }
-}
-
-// === impl Outcome ===
-
-impl Outcome {
-    /// Keeps them where a person finds them. Until that is done they are not dealt with.
-    async fn keep(&self, entries: &[Entry], reason: &str) {
-        let own = || self.current.delivery().report.dead_letter().map(Path::to_owned);
-        let own = catch_unwind(AssertUnwindSafe(own)).unwrap_or_default();
-        let letters = DeadLetters::new(own.unwrap_or_else(|| self.dead_letters.clone()));
-        while let Err(error) = letters.append(&self.name, reason, entries).await {
-            tracing::error!(reporter = &*self.name, %error, "usage records that were given up are held until they can be kept");
-            sleep(KEEP_RETRY).await;
-        }
-    }
-}
-
-impl Watch for Outcome {
-    fn settle<'a>(&'a self, entries: &'a [Entry], end: Result<(), GivenUp>) -> BoxFuture<'a, ()> {
-        async move {
-            let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-            let is_webhook = self.current.delivery().is_webhook;
-            let Err(GivenUp { reason, why, .. }) = end else {
-                if is_webhook {
-                    self.success.get_or_init(|| metrics::counter!(WEBHOOK_SUCCESS)).increment(count);
-                }
-                return;
-            };
-            let reporter = &*self.name;
-            for Entry { record, .. } in entries {
-                tracing::error!(reporter, request_id = %record.request_id, reason, %why, "a usage record was given up");
-            }
-            self.keep(entries, &format!("{reason}: {why}")).await;
-            if is_webhook {
-                self.failure.get_or_init(|| metrics::counter!(WEBHOOK_FAILURE)).increment(count);
-            }
-            metrics::counter!(DROPPED, "reporter" => reporter.to_owned(), "reason" => reason).increment(count);
-        }
-        .boxed()
-    }
-
-    fn failed(&self, why: &str, tries: u32, retries: u32) -> Duration {
-        if tries > retries && !self.is_down.swap(true, Ordering::AcqRel) {
-            metrics::gauge!(UP, "reporter" => self.name.to_string()).set(0.0);
-            tracing::warn!(
-                reporter = &*self.name,
-                why,
-                "the reporter takes no usage records; they wait in the ledger, and it is tried about twice a minute"
-            );
-        }
-        let mut since = self.failing_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.get_or_insert_with(Instant::now).elapsed()
-    }
-
-    fn answered(&self) {
-        *self.failing_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if self.is_down.swap(false, Ordering::AcqRel) {
-            metrics::gauge!(UP, "reporter" => self.name.to_string()).set(1.0);
-            tracing::info!(reporter = &*self.name, "the reporter takes usage records again");
-        }
-    }
-
-    fn nudges(&self) -> watch::Receiver<u64> {
-        self.current.nudges.subscribe()
     }
 }

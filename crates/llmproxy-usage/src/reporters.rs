@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
@@ -11,12 +12,12 @@ use llmproxy_core::HttpClient;
 use tokio::sync::watch;
 
 use crate::{
-    LedgerError, Report, StorageConfig, Stores, UsageConfig,
+    LedgerError, Report, ReporterConfig, StorageConfig, Stores, UsageConfig,
     config::MAX_QUEUE_SIZE,
+    delivery::{Delivery, wants_body},
     destination::{self, Destination},
-    filter::Filter,
     ledger::{Durability, Ledger},
-    reporter::{Delivery, Reporter},
+    reporter::Reporter,
 };
 
 /// All reporters, and the ledger. Long-lived: made once, told of each new configuration, and closed at the end.
@@ -227,14 +228,16 @@ impl Reporters {
     fn wanted(&self, config: &UsageConfig, stores: Stores<'_>) -> Vec<(Arc<str>, Delivery)> {
         let mut wanted: Vec<(Arc<str>, Delivery)> = Vec::new();
         for report in &self.own {
-            let delivery = Delivery { report: report.clone(), filter: Filter::default(), is_webhook: false };
-            wanted.push((report.name().into(), delivery));
+            wanted.push((report.name().into(), Delivery::of(report.clone())));
         }
         for reporter in config.active() {
             let delivery = Destination::compile(reporter).and_then(|mut to| {
                 let (name, is_webhook) = (to.name.clone(), to.is_webhook());
                 let filter = std::mem::take(&mut to.filter);
-                Ok((name, Delivery { report: to.report(&self.client, stores)?, filter, is_webhook }))
+                Ok((
+                    name,
+                    Delivery { report: to.report(&self.client, stores)?, filter, is_webhook, place: place(reporter) },
+                ))
             });
             match delivery {
                 Ok(delivery) => wanted.push(delivery),
@@ -261,9 +264,11 @@ fn queue_size(config: &UsageConfig) -> usize {
     config.queue_size.clamp(1, MAX_QUEUE_SIZE)
 }
 
-fn wants_body(report: &dyn Report) -> bool {
-    // Someone else's code: what panics wants nothing.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| report.wants_request_body())).unwrap_or(false)
+/// Tells apart where reporters deliver to, as far as their receivers may have asked for something.
+fn place(config: &ReporterConfig) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&config.kind, &config.webhook.url).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

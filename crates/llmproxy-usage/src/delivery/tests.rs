@@ -1,5 +1,7 @@
 //! Tries, waits, halves and verdicts, in paused time.
 
+mod outages;
+
 use std::{
     collections::{HashSet, VecDeque},
     sync::Mutex,
@@ -36,6 +38,8 @@ struct Scripted {
     tries: Mutex<Vec<Vec<Uuid>>>,
     /// A batch with one of these is refused.
     bad: HashSet<Uuid>,
+    /// A batch with one of these fails.
+    stuck: HashSet<Uuid>,
     /// More than that are never answered.
     bearable: Option<usize>,
     /// Of a batch; without it takes one at a time, and with `Some(None)` panics when it is asked.
@@ -89,6 +93,7 @@ impl ReportBatch for Scripted {
                     std::future::pending().await
                 }
                 None if self.bearable.is_some_and(|bearable| entries.len() > bearable) => std::future::pending().await,
+                None if ids(entries).iter().any(|id| self.stuck.contains(id)) => Verdict::again("one of them fails"),
                 None if ids(entries).iter().any(|id| self.bad.contains(id)) => Verdict::refused("one of them is bad"),
                 None => Verdict::Delivered,
             }
@@ -101,9 +106,10 @@ impl ReportBatch for Scripted {
 struct Told {
     settled: Mutex<Vec<(Uuid, Result<(), &'static str>)>>,
     failed: Mutex<Vec<(u32, u32)>>,
-    answered: Mutex<usize>,
-    since: Mutex<Option<Instant>>,
-    nudges: watch::Sender<u64>,
+    /// At which failure of a batch the reporter was found to be down.
+    down: Mutex<Vec<u32>>,
+    recovered: Mutex<usize>,
+    gate: Gate,
 }
 
 impl Watch for Told {
@@ -113,18 +119,17 @@ impl Watch for Told {
         std::future::ready(()).boxed()
     }
 
-    fn failed(&self, _why: &str, tries: u32, retries: u32) -> Duration {
-        self.failed.lock().unwrap().push((tries, retries));
-        self.since.lock().unwrap().get_or_insert_with(Instant::now).elapsed()
+    fn gate(&self) -> &Gate {
+        &self.gate
     }
 
-    fn answered(&self) {
-        *self.since.lock().unwrap() = None;
-        *self.answered.lock().unwrap() += 1;
+    fn failed(&self, failure: &Failure<'_>, failed: &Failed) {
+        self.failed.lock().unwrap().push((failure.tries, failure.retries));
+        self.down.lock().unwrap().extend(failed.is_news.then_some(failure.tries));
     }
 
-    fn nudges(&self) -> watch::Receiver<u64> {
-        self.nudges.subscribe()
+    fn recovered(&self) {
+        *self.recovered.lock().unwrap() += 1;
     }
 }
 
@@ -159,10 +164,15 @@ fn again() -> Next {
     Next::Say(Verdict::again("busy"))
 }
 
+/// Everything goes there.
+fn to(report: &Arc<Scripted>) -> Delivery {
+    Delivery::of(report.clone())
+}
+
 async fn run(report: Scripted, entries: &[Entry]) -> Outcome {
     let (report, told) = (Arc::new(report), Told::default());
     let started = Instant::now();
-    deliver(|| report.clone(), entries, &told).await;
+    deliver(|| to(&report), entries.to_vec(), &told).await;
     Outcome {
         tries: report.tries.lock().unwrap().clone(),
         settled: told.settled.into_inner().unwrap(),
@@ -223,9 +233,9 @@ async fn what_waits_is_tried_at_once_when_that_is_asked_for_unless_the_receiver_
         let started = Instant::now();
         let nudge = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            told.nudges.send_modify(|nudges| *nudges += 1);
+            told.gate.nudge();
         };
-        tokio::join!(deliver(|| report.clone(), &one, &told), nudge);
+        tokio::join!(deliver(|| to(&report), one, &told), nudge);
         assert_eq!((report.tries.lock().unwrap().len(), started.elapsed()), (2, expected), "{after:?}");
     };
     check(None, Duration::from_millis(100)).await;
@@ -332,12 +342,11 @@ async fn the_reporter_is_looked_up_before_each_try() {
     let (old, new) = (Arc::new(script([again()])), Arc::new(Scripted::default()));
     let (old_too, new_too, told) = (old.clone(), new.clone(), Told::default());
     let current = || match old_too.tries.lock().unwrap().len() {
-        0 => old_too.clone(),
-        _ => new_too.clone(),
+        0 => to(&old_too),
+        _ => to(&new_too),
     };
-    deliver(|| current(), &entries(3), &told).await;
+    deliver(current, entries(3), &told).await;
     assert_eq!((old.tries.lock().unwrap().len(), new.tries.lock().unwrap().len()), (1, 3));
-    assert_eq!(*told.answered.lock().unwrap(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,19 +356,19 @@ async fn one_that_panics_when_it_is_asked_how_many_is_tried_until_it_is_mended()
     let current = || {
         let mut asked = asked.lock().unwrap();
         *asked += 1;
-        if *asked < 4 { broken.clone() } else { mended.clone() }
+        if *asked < 4 { to(&broken) } else { to(&mended) }
     };
-    deliver(|| current(), &one, &told).await;
+    deliver(current, one.clone(), &told).await;
     assert_eq!((told.failed.into_inner().unwrap().len(), told.settled.into_inner().unwrap()), (3, delivered(&one)));
 }
 
 #[test]
 fn waits_grow_up_to_a_limit() {
-    assert_eq!(backoff(1, 9, 0.0), Duration::from_millis(250));
-    assert_eq!(backoff(1, 9, 1.0), Duration::from_millis(500));
-    assert_eq!(backoff(3, 9, 1.0), Duration::from_secs(2));
-    assert_eq!(backoff(1000, 2000, 1.0), Duration::from_secs(30));
-    assert_eq!(backoff(4, 3, 1.0), Duration::from_secs(30), "it is down");
+    assert_eq!(gate::backoff(1, 9, 0.0), Duration::from_millis(250));
+    assert_eq!(gate::backoff(1, 9, 1.0), Duration::from_millis(500));
+    assert_eq!(gate::backoff(3, 9, 1.0), Duration::from_secs(2));
+    assert_eq!(gate::backoff(1000, 2000, 1.0), Duration::from_secs(30));
+    assert_eq!(gate::backoff(4, 3, 1.0), Duration::from_secs(30), "it is down");
 }
 
 #[test]
@@ -367,7 +376,7 @@ fn a_clock_that_jumps_costs_no_record() {
     let day = Duration::from_secs(24 * 3600);
     let check = |hours: &[i64], failing: Duration, expected: usize| {
         let entries: Vec<Entry> = hours.iter().map(|hours| aged(*hours)).collect();
-        assert_eq!(expired(&entries, day, failing), expected, "{hours:?} {failing:?}");
+        assert_eq!(expired(entries.iter(), day, failing), expected, "{hours:?} {failing:?}");
     };
     check(&[30, 25, 1, 30], LEAST_FAILING, 2);
     // It looks as if all were old, a moment after the first failure.

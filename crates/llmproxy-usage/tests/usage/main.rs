@@ -8,6 +8,7 @@ mod common;
 mod destinations;
 #[path = "../common/folder.rs"]
 mod folder;
+mod outages;
 mod reload;
 mod strict;
 
