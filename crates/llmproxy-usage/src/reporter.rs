@@ -6,7 +6,10 @@ use std::{
     collections::VecDeque,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,7 +27,7 @@ use crate::{
     delivery::{Delivery, Gate, GivenUp, Watch, deliver, expired, max_age, wants_body},
     filter::Filter,
     ledger::Ledger,
-    metrics::PENDING,
+    metrics::{PENDING, UP},
 };
 
 /// Records that are read at a time; more where a batch has more.
@@ -50,6 +53,8 @@ struct Current {
     /// Told when that is another.
     changed: Notify,
     gate: Gate,
+    /// Whether the configuration has it no more.
+    is_gone: AtomicBool,
 }
 
 /// How many go together.
@@ -89,7 +94,13 @@ impl Reporter {
     ) -> Self {
         let gate = Gate::default();
         gate.set_place(delivery.place);
-        let current = Arc::new(Current { delivery: RwLock::new(delivery), changed: Notify::new(), gate });
+        let current = Arc::new(Current {
+            delivery: RwLock::new(delivery),
+            changed: Notify::new(),
+            gate,
+            is_gone: AtomicBool::new(false),
+        });
+        metrics::gauge!(UP, "reporter" => name.to_string()).set(1.0);
         let outcome = Outcome::new(name.clone(), current.clone(), ledger.beside(DEAD_LETTERS));
         let feed = Feed {
             read: ledger.place(&name),
@@ -115,6 +126,11 @@ impl Reporter {
     /// Tries what waits to be tried again at once, unless the receiver has asked for patience.
     pub(crate) fn nudge(&self) {
         self.current.gate.nudge();
+    }
+
+    /// Ends it because the configuration has it no more: nobody is to be alarmed by what it has not had.
+    pub(crate) fn retire(self) {
+        self.current.is_gone.store(true, Ordering::Release);
     }
 }
 
@@ -259,6 +275,16 @@ impl Feed {
     fn tell_pending(&self) {
         let pending = self.ledger.last() - self.ledger.place(&self.outcome.name);
         metrics::gauge!(PENDING, "reporter" => self.outcome.name.to_string()).set(pending as f64);
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if self.current.is_gone.load(Ordering::Acquire) {
+            let name = &self.outcome.name;
+            metrics::gauge!(PENDING, "reporter" => name.to_string()).set(0.0);
+            metrics::gauge!(UP, "reporter" => name.to_string()).set(1.0);
+        }
     }
 }
 

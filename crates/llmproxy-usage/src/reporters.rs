@@ -157,6 +157,7 @@ impl Reporters {
                 }
             }
         }
+        before.into_iter().for_each(Reporter::retire);
         let active = Active {
             ledger,
             durability: config.durability,

@@ -1,8 +1,41 @@
 //! What a receiver that is down costs, and what a new configuration changes for what waits.
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, fs, path::Path, sync::atomic::AtomicU64};
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use super::*;
+
+/// The gauges of this thread, by name and reporter.
+#[derive(Default)]
+struct Gauges(Mutex<HashMap<String, Arc<AtomicU64>>>);
+
+impl Gauges {
+    fn get(&self, name: &str, reporter: &str) -> Option<f64> {
+        let gauges = self.0.lock().unwrap();
+        let gauge = gauges.get(&format!("llmproxy_usage_{name} {reporter}"))?;
+        Some(f64::from_bits(gauge.load(std::sync::atomic::Ordering::Acquire)))
+    }
+}
+
+impl Recorder for Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        let series = format!("{} {}", key.name(), key.labels().next().map_or("", |label| label.value()));
+        Gauge::from_arc(self.0.lock().unwrap().entry(series).or_default().clone())
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
 
 /// The reporter `billing`.
 fn billing(webhook: Value) -> Value {
@@ -99,4 +132,21 @@ async fn a_dead_letter_file_that_is_mended_is_used_at_once() {
     started.flush().await;
     assert_eq!(lines(&mended)[0]["record"]["request_id"], *ids[0]);
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_reporter_that_is_taken_out_alarms_nobody() {
+    let gauges = Gauges::default();
+    let _guard = metrics::set_default_local_recorder(&gauges);
+    let gauge = |name: &str| gauges.get(name, "billing");
+    let (client, _) = client(&[500; 4]);
+    let webhook = billing(json!({"retry": 0}));
+    let started = Started::new(client, webhook.clone()).await;
+    assert_eq!(gauge("reporter_up"), Some(1.0));
+    started.end_some(3).await;
+    eventually("it is down", || gauge("reporter_up") == Some(0.0) && gauge("records_pending") == Some(3.0)).await;
+    started.apply(config(json!({"reporters": []}))).await;
+    eventually("it is gone", || gauge("reporter_up") == Some(1.0) && gauge("records_pending") == Some(0.0)).await;
+    started.apply(config(webhook)).await;
+    eventually("it is back", || gauge("records_pending") == Some(3.0)).await;
 }
