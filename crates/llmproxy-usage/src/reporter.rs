@@ -34,7 +34,10 @@ use crate::{
 const PAGE: usize = 256;
 /// The wait after the ledger could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
-/// The file of those, beside the ledger.
+/// Requests' bodies that a batch may have, in bytes, unless it is one record's; and those of all batches on their way.
+const BATCH_BODIES: usize = 8 << 20;
+const FLIGHT_BODIES: usize = 32 << 20;
+/// The file of dead letters, beside the ledger.
 pub(crate) const DEAD_LETTERS: &str = "dead-letters.jsonl";
 
 /// A reporter that is configured. Its task ends with it; what it has had is written down, and it goes on from there when it
@@ -78,8 +81,17 @@ struct Feed {
     /// What was read and is not on its way, and since when the first of it waits.
     waiting: VecDeque<(i64, Entry)>,
     since: Instant,
-    /// Each ends with the number that all up to it are dealt with.
-    flight: FuturesOrdered<BoxFuture<'static, i64>>,
+    /// Of the bodies of what waits, and of what is on its way.
+    waiting_bodies: usize,
+    flight_bodies: usize,
+    flight: FuturesOrdered<BoxFuture<'static, Landed>>,
+}
+
+/// A batch that is dealt with.
+struct Landed {
+    /// So is all up to this number.
+    seq: i64,
+    bodies: usize,
 }
 
 // === impl Reporter ===
@@ -109,6 +121,8 @@ impl Reporter {
             outcome: Arc::new(outcome),
             waiting: VecDeque::new(),
             since: Instant::now(),
+            waiting_bodies: 0,
+            flight_bodies: 0,
             flight: FuturesOrdered::new(),
         };
         Self { name, current, task: tokio::spawn(feed.run(hurry)) }
@@ -189,7 +203,10 @@ impl Feed {
             self.tell_pending();
             let is_free = self.is_free(batching);
             tokio::select! {
-                Some(seq) = self.flight.next(), if !self.flight.is_empty() => self.reached(seq),
+                Some(landed) = self.flight.next(), if !self.flight.is_empty() => {
+                    self.flight_bodies -= landed.bodies;
+                    self.reached(landed.seq);
+                }
                 // Of those that can't go yet, too: how many wait is what an operator looks at in an outage.
                 changed = news.changed() => {
                     if changed.is_err() {
@@ -205,7 +222,7 @@ impl Feed {
 
     /// Reads as much as a batch has, or as there is.
     async fn fill(&mut self, batching: Batching, filter: &Filter) {
-        while self.waiting.len() < batching.size {
+        while self.waiting.len() < batching.size && self.waiting_bodies < BATCH_BODIES {
             let limit = batching.size.max(PAGE);
             match self.ledger.after(self.read, limit, batching.with_body).await {
                 Ok(page) if page.up_to == self.read => return,
@@ -215,7 +232,9 @@ impl Feed {
                     }
                     self.read = page.up_to;
                     let wanted = page.entries.into_iter().filter(|(_, entry)| filter.wants(&entry.record));
+                    let from = self.waiting.len();
                     self.waiting.extend(wanted);
+                    self.waiting_bodies += self.waiting.range(from..).map(|(_, entry)| body_size(entry)).sum::<usize>();
                 }
                 Err(error) => {
                     tracing::error!(reporter = &*self.outcome.name, %error, "usage records wait: they can't be read");
@@ -242,11 +261,17 @@ impl Feed {
     fn start(&mut self, batching: Batching, is_hurry: bool) -> Option<Instant> {
         while self.is_free(batching) && !self.waiting.is_empty() {
             let deadline = self.since + batching.interval;
-            let is_full = self.waiting.len() >= batching.size;
+            let is_full = self.waiting.len() >= batching.size || self.waiting_bodies >= BATCH_BODIES;
             if !is_full && !is_hurry && deadline > Instant::now() {
                 return Some(deadline);
             }
-            let count = batching.size.min(self.waiting.len());
+            let mut bodies = 0;
+            let sizes = self.waiting.iter().take(batching.size).map(|(_, entry)| body_size(entry));
+            let fits = sizes.take_while(|size| {
+                bodies += size;
+                bodies <= BATCH_BODIES
+            });
+            let count = fits.count().max(1);
             let (current, outcome) = (self.current.clone(), self.outcome.clone());
             self.take(count, |entries| async move { deliver(|| current.delivery(), entries, &*outcome).await }.boxed());
         }
@@ -256,14 +281,17 @@ impl Feed {
     /// Has the first `count` that wait dealt with.
     fn take(&mut self, count: usize, deal: impl FnOnce(Vec<Entry>) -> BoxFuture<'static, ()>) {
         let (seqs, entries): (Vec<i64>, Vec<Entry>) = self.waiting.drain(..count).unzip();
+        let bodies = entries.iter().map(body_size).sum();
+        self.waiting_bodies -= bodies;
+        self.flight_bodies += bodies;
         self.since = Instant::now();
         let seq = seqs.last().copied().unwrap_or(self.read);
-        self.flight.push_back(deal(entries).map(move |()| seq).boxed());
+        self.flight.push_back(deal(entries).map(move |()| Landed { seq, bodies }).boxed());
     }
 
     /// Whether another batch may be on its way.
     fn is_free(&self, batching: Batching) -> bool {
-        self.flight.len() < batching.in_flight
+        self.flight.len() < batching.in_flight && self.flight_bodies < FLIGHT_BODIES
     }
 
     /// All up to `seq` are dealt with.
@@ -286,6 +314,10 @@ impl Drop for Feed {
             metrics::gauge!(UP, "reporter" => name.to_string()).set(1.0);
         }
     }
+}
+
+fn body_size(entry: &Entry) -> usize {
+    entry.request_body.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 async fn until(deadline: Option<Instant>) {

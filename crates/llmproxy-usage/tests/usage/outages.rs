@@ -79,6 +79,24 @@ async fn requests_bodies_are_let_go_when_their_records_are_written_whatever_wait
 }
 
 #[tokio::test]
+async fn a_batch_is_full_when_its_bodies_are_large() {
+    let (client, sent) = client(&[]);
+    let webhook = json!({"batch_size": 1000, "batch_interval": "1h", "include_request_body": true});
+    let started = Started::new(client, billing(webhook)).await;
+    for _ in 0..4 {
+        end_with(&started, &prompt(3 << 20)).await;
+    }
+    end_with(&started, &prompt(20 << 20)).await;
+    eventually("two batches and a large record are on their way", || sent.lock().unwrap().len() == 3).await;
+    started.flush().await;
+    let sizes: Vec<usize> = bodies(&sent).iter().map(|body| body.as_array().unwrap().len()).collect();
+    assert_eq!(sizes, [2, 2, 1]);
+    assert!(
+        bodies(&sent).iter().flat_map(|body| body.as_array().unwrap()).all(|record| record["request_body"].is_string())
+    );
+}
+
+#[tokio::test]
 async fn a_reload_takes_back_what_was_to_be_sent() {
     // What the reporter becomes while its first try has failed; what is sent then, and where.
     let check = async |webhook: Value, rest: Value| {
