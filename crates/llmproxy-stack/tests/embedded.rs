@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -40,13 +41,29 @@ impl Report for Kept {
     }
 }
 
-fn config(backends: &[&Backend]) -> Config {
+/// A ledger of a test's own; removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("llmproxy-stack-{}", uuid::Uuid::now_v7())))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config(backends: &[&Backend], folder: &Folder) -> Config {
     let urls: Vec<_> = backends.iter().map(|backend| json!({"url": backend.url(), "models": ["m"]})).collect();
     let yaml = json!({
         "server": {"listen": "127.0.0.1:0"},
         "backends": urls,
         "health_check": {"enabled": false},
         "logging": {"access": {"enabled": false}},
+        "usage": {"ledger": {"path": folder.0.join("usage.db")}},
     });
     load_str(&yaml.to_string(), &LoadOptions { env: false, ..LoadOptions::default() }).unwrap().config
 }
@@ -55,7 +72,8 @@ fn config(backends: &[&Backend]) -> Config {
 async fn a_policy_and_a_reporter_outlive_a_reload() {
     let backends =
         [Backend::start(script::json(200, json!({}))).await, Backend::start(script::json(200, json!({}))).await];
-    let config = config(&backends.each_ref());
+    let folder = Folder::new();
+    let config = config(&backends.each_ref(), &folder);
     let kept = Arc::new(Kept::default());
     let options = Options { policy: Some(Arc::new(Last)), reporters: vec![kept.clone()], ..Options::default() };
     let runtime = Runtime::start(&config, options).await.unwrap();
@@ -80,8 +98,8 @@ async fn a_policy_and_a_reporter_outlive_a_reload() {
 #[tokio::test]
 async fn the_server_serves_a_router_of_ones_own() {
     let app = Router::new().route("/peer", get(async |Extension(peer): Extension<Peer>| peer.0.ip().to_string()));
-    let server =
-        Server::bind(&config(&[&Backend::start(script::hang()).await]).server, Default::default()).await.unwrap();
+    let config = config(&[&Backend::start(script::hang()).await], &Folder::new());
+    let server = Server::bind(&config.server, Default::default()).await.unwrap();
     let addr = server.local_addr().unwrap();
     tokio::spawn(server.run(app, std::future::pending()));
     assert_eq!(Client::connect(addr).await.get("/peer").await.text(), "127.0.0.1");

@@ -47,7 +47,7 @@ pub struct UsageConfig {
     /// Where to.
     pub reporters: Vec<ReporterConfig>,
     /// Records that may be in memory, those of requests that are still running included; 10000. With `include_request_body`
-    /// each of them holds its request's body.
+    /// each of them holds its request's body; of those that have ended, 64 MiB at most.
     pub queue_size: usize,
     /// How long a request waits for a place among them before it is refused; 1s. In strict durability that is also how long
     /// its beginning may take to be written down.

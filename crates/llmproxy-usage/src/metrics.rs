@@ -11,7 +11,7 @@ pub const PENDING: &str = "llmproxy_usage_records_pending";
 /// Records that were given up, by `reporter` and `reason`: `refused`, `expired`; and of the ledger itself, `full` and
 /// `unwritable`.
 pub const DROPPED: &str = "llmproxy_usage_records_dropped_total";
-/// Whether a `reporter` takes records, 1 or 0: not since its last tries have failed.
+/// Whether a `reporter` takes records, 1 or 0: not since its last tries have failed, or it asked to be left alone for long.
 pub const UP: &str = "llmproxy_usage_reporter_up";
 /// What the records in the ledger take, in bytes.
 pub const LEDGER_BYTES: &str = "llmproxy_usage_ledger_bytes";

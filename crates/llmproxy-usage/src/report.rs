@@ -75,7 +75,8 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// How many records, or batches, may be on their way at a time; 1. More than one gives up their order.
+    /// How many records, or batches, may be on their way at a time; 1. More than one gives up their order. While the other
+    /// side is down, one of them is tried at a time.
     fn max_in_flight(&self) -> usize {
         1
     }
@@ -94,7 +95,7 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
 
 /// Delivers several records at a time: the other side of a [`Report`].
 ///
-/// A batch is delivered when it is full, when its oldest record has waited for the interval, and at once when
+/// A batch is delivered when it is full (with 8 MiB of requests' bodies it is, too), when its oldest record has waited for the interval, and at once when
 /// [`flush`](crate::Reporters::flush) waits for it.
 ///
 /// ```
@@ -178,7 +179,7 @@ pub enum Verdict {
     Again {
         /// What is wrong, for the log.
         why: String,
-        /// The shortest wait before the next try, where the other side asks for one; five minutes at most are granted.
+        /// The shortest wait before the next try, where the other side asks for one; an hour at most is granted.
         after: Option<Duration>,
     },
     /// It will be refused however often it is tried: it is given up at once.
