@@ -93,13 +93,13 @@ pub(crate) async fn deliver(current: impl Fn() -> Delivery, mut entries: Vec<Ent
         if std::mem::replace(&mut nudges, gate.nudges()) != nudges {
             tries = 0;
         }
-        let Delivery { report, filter, place, .. } = current();
-        entries.retain(|entry| filter.wants(&entry.record));
-        if !wants_body(&*report) {
+        let delivery = current();
+        entries.retain(|entry| delivery.filter.wants(&entry.record));
+        if !wants_body(&*delivery.report) {
             entries.iter_mut().for_each(|entry| entry.request_body = None);
         }
         let Some(last) = entries.len().checked_sub(1) else { return };
-        let attempt = try_once(&*report, &entries[..most.min(last + 1)]).await;
+        let attempt = try_once(&*delivery.report, &entries[..most.min(last + 1)]).await;
         let Attempt { verdict, retries, sent, late } = attempt;
         let end = match verdict {
             Verdict::Delivered => {
@@ -116,7 +116,7 @@ pub(crate) async fn deliver(current: impl Fn() -> Delivery, mut entries: Vec<Ent
             Verdict::RefusedAll { why } => Err(GivenUp { reason: "refused", why, is_all: true }),
             Verdict::Again { why, after } => {
                 tries = tries.saturating_add(1);
-                let failure = Failure { why: &why, tries, retries, after, place, nudges };
+                let failure = Failure { why: &why, tries, retries, after, place: delivery.place, nudges };
                 let failed = gate.failed(&failure, fastrand::f64());
                 watch.failed(&failure, &failed);
                 let wait = failed.wait;
@@ -128,7 +128,7 @@ pub(crate) async fn deliver(current: impl Fn() -> Delivery, mut entries: Vec<Ent
                     // There may be more of them than can be taken in time.
                     most = (sent / 2).max(1);
                 }
-                give_up_old(&*report, &mut entries, watch).await;
+                give_up_old(&delivery, &mut entries, watch).await;
                 continue;
             }
         };
@@ -152,7 +152,7 @@ async fn turn<'a, W: Watch>(
         tokio::select! {
             biased;
             turn = &mut turn => return Some(turn),
-            _ = news.changed() => give_up_old(&*current().report, entries, watch).await,
+            _ = news.changed() => give_up_old(&current(), entries, watch).await,
         }
         if entries.is_empty() {
             return None;
@@ -167,12 +167,21 @@ fn answered(watch: &impl Watch) {
 }
 
 /// Gives up what is too old to be tried again, from the first on.
-async fn give_up_old(report: &dyn Report, entries: &mut Vec<Entry>, watch: &impl Watch) {
+async fn give_up_old(delivery: &Delivery, entries: &mut Vec<Entry>, watch: &impl Watch) {
     let Some((failing, why)) = watch.failing() else { return };
-    let old = expired(entries.iter(), max_age(report), failing);
+    let old = expired(entries.iter(), max_age(&*delivery.report), failing);
     if old > 0 {
-        watch.settle(&entries[..old], Err(GivenUp::expired(why))).await;
-        entries.drain(..old);
+        let rest = entries.split_off(old);
+        let old = std::mem::replace(entries, rest);
+        settle_old(delivery, old, why, watch).await;
+    }
+}
+
+/// Gives up `old` ones, but for those that nobody wants any more.
+pub(crate) async fn settle_old(delivery: &Delivery, mut old: Vec<Entry>, why: String, watch: &impl Watch) {
+    old.retain(|entry| delivery.filter.wants(&entry.record));
+    if !old.is_empty() {
+        watch.settle(&old, Err(GivenUp { reason: "expired", why, is_all: false })).await;
     }
 }
 
@@ -232,14 +241,5 @@ impl Delivery {
     /// Everything goes to `report`.
     pub(crate) fn of(report: Arc<dyn Report>) -> Self {
         Self { report, filter: Filter::default(), is_webhook: false, place: 0 }
-    }
-}
-
-// === impl GivenUp ===
-
-impl GivenUp {
-    /// `why` is what was wrong when they were tried last.
-    pub(crate) fn expired(why: String) -> Self {
-        Self { reason: "expired", why, is_all: false }
     }
 }

@@ -24,7 +24,7 @@ use self::outcome::Outcome;
 use crate::{
     Entry,
     config::MAX_BATCH_INTERVAL,
-    delivery::{Delivery, Gate, GivenUp, Watch, deliver, expired, max_age, wants_body},
+    delivery::{Delivery, Gate, Watch, deliver, expired, max_age, settle_old, wants_body},
     filter::Filter,
     ledger::Ledger,
     metrics::{PENDING, UP},
@@ -250,9 +250,8 @@ impl Feed {
         let waiting = self.waiting.iter().map(|(_, entry)| entry);
         let old = expired(waiting, max_age(&*delivery.report), failing);
         if old > 0 {
-            let outcome = self.outcome.clone();
-            let settle =
-                |entries: Vec<Entry>| async move { outcome.settle(&entries, Err(GivenUp::expired(why))).await }.boxed();
+            let (delivery, outcome) = (delivery.clone(), self.outcome.clone());
+            let settle = |old: Vec<Entry>| async move { settle_old(&delivery, old, why, &*outcome).await }.boxed();
             self.take(old, settle);
         }
     }

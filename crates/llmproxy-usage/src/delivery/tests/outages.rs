@@ -104,13 +104,15 @@ async fn one_that_wants_to_be_left_alone_for_long_is_down_at_once() {
     check(again(), &[]).await;
 }
 
+fn filter(models: &str) -> Filter {
+    Filter::compile(&serde_json::from_value(serde_json::json!({ "models": [models] })).unwrap())
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_newest_configuration_does_not_want_is_not_sent() {
     let two = [entries(1), entries(1)].concat();
     let report = Arc::new(Scripted { size: Some(Some(2)), ..script([again()]) });
     let told = Told::default();
-    let filter =
-        |models: &str| Filter::compile(&serde_json::from_value(serde_json::json!({"models": [models]})).unwrap());
     let current = || match report.tries.lock().unwrap().len() {
         0 => to(&report),
         _ => Delivery { filter: filter("gpt*"), ..to(&report) },
@@ -119,4 +121,22 @@ async fn what_the_newest_configuration_does_not_want_is_not_sent() {
     let sizes: Vec<usize> = report.tries.lock().unwrap().iter().map(Vec::len).collect();
     assert_eq!(sizes, [2], "no second try");
     assert!(told.settled.lock().unwrap().is_empty(), "neither delivered nor given up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_newest_configuration_does_not_want_is_no_dead_letter_either() {
+    let check = async |models: &str, expected: usize| {
+        let told = Told::default();
+        let failure = Failure { why: "busy", tries: 1, retries: 3, after: None, place: 0, nudges: 0 };
+        told.gate.failed(&failure, 0.0);
+        sleep(LEAST_FAILING).await;
+        let max_age = Some(Duration::from_secs(60));
+        let report = Arc::new(Scripted { max_age, ..script([]) });
+        let delivery = Delivery { filter: filter(models), ..to(&report) };
+        let mut entries = vec![aged(1), aged(1), aged(-1)];
+        give_up_old(&delivery, &mut entries, &told).await;
+        assert_eq!((entries.len(), told.settled.lock().unwrap().len()), (1, expected), "{models}");
+    };
+    check("*", 2).await;
+    check("gpt*", 0).await;
 }
