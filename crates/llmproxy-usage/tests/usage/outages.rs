@@ -125,7 +125,7 @@ async fn a_reload_takes_back_what_was_to_be_sent() {
 #[tokio::test]
 async fn records_that_become_too_old_together_cost_a_few_tries_together() {
     let (client, sent) = client(&[503; 1000]);
-    let started = Started::new(client, billing(json!({"max_age": "1s"}))).await;
+    let started = Started::new(client, billing(json!({"max_age": "1s", "retry": 100}))).await;
     let mut ids = started.end_some(300).await;
     let letters = started.folder.0.join("dead-letters.jsonl");
     eventually("all are given up", || started.reporters.pending() == 0).await;
