@@ -3,11 +3,26 @@
 use jiff::{SignedDuration, Timestamp, TimestampRound, Unit};
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::BuiltinError;
+use super::{
+    BuiltinError,
+    schema::{self, UNIT},
+};
 use crate::totals::{Group, Query, Total, Totals, day, hour};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
+/// What may be large, and what it is summed up from. A cost of the first version is all in `cost_trillionths`, and perhaps
+/// a REAL.
+const SUMMED: [(&str, &str); 5] = [
+    ("prompt", "prompt_tokens"),
+    ("completion", "completion_tokens"),
+    ("cached", "cached_tokens"),
+    ("units", "(cost_units + CAST(cost_trillionths / 1000000000000 AS INTEGER))"),
+    ("trillionths", "CAST(cost_trillionths % 1000000000000 AS INTEGER)"),
+];
+/// Where a number of 64 bits is cut in two.
+const HALF: u32 = 32;
+const LOW: u64 = (1 << HALF) - 1;
 
 /// What `query` asks for. Whole days and hours come from the sums, which outlive the rows; pieces of an hour, at the ends of
 /// the query's time, from the rows.
@@ -25,23 +40,29 @@ pub(super) async fn totals(connection: &mut SqliteConnection, query: &Query) -> 
         Group::Day => "substr(at, 1, 10)",
         Group::Hour => "at",
     });
-    // The cost in two parts: the sum of many may be more than 64 bits hold.
-    builder.push(
-        " AS name, currency, SUM(requests) AS requests, SUM(errors) AS errors, SUM(prompt_tokens) AS prompt_tokens,
-            SUM(completion_tokens) AS completion_tokens, SUM(cached_tokens) AS cached_tokens,
-            SUM(cost_trillionths / 1000000000000) AS units, SUM(cost_trillionths % 1000000000000) AS trillionths FROM (",
-    );
-    const SUMS: &str = " AS at, model, user_id, key_name, key_fingerprint, currency, requests, errors, prompt_tokens,
-        completion_tokens, cached_tokens, cost_trillionths FROM ";
+    builder.push(" AS name, currency, SUM(requests) AS requests, SUM(errors) AS errors");
+    // In two parts each: a sum that is more than 64 bits hold is an error in SQLite.
+    for (name, value) in SUMMED {
+        builder.push(format_args!(", SUM({value} >> {HALF}) AS {name}_high, SUM({value} & {LOW}) AS {name}_low"));
+    }
+    builder.push(" FROM (");
+    // A file that no proxy of this version has opened yet.
+    let units = if schema::has_units(connection).await? { "coalesce(cost_units, 0)" } else { "0" };
+    let sums = |at: &str, table: &str| {
+        format!(
+            "SELECT {at} AS at, model, user_id, key_name, key_fingerprint, currency, requests, errors, prompt_tokens,
+                completion_tokens, cached_tokens, {units} AS cost_units, cost_trillionths FROM {table} WHERE TRUE"
+        )
+    };
     if query.by != Group::Hour && is_on(DAY) {
-        builder.push(format_args!("SELECT day{SUMS}usage_daily WHERE TRUE"));
+        builder.push(sums("day", "usage_daily"));
         between(&mut builder, "day", query.from.map(day), query.to.map(day));
     } else {
         let (first, last) = (query.from.map(next_hour), query.to.map(this_hour));
-        builder.push(format_args!("SELECT hour{SUMS}usage_hourly WHERE TRUE"));
+        builder.push(sums("hour", "usage_hourly"));
         between(&mut builder, "hour", first.map(hour), last.map(hour));
         if !is_on(HOUR) {
-            rows(&mut builder, query, first, last);
+            rows(&mut builder, query, first, last, units);
         }
     }
     builder.push(") WHERE TRUE");
@@ -59,16 +80,20 @@ pub(super) async fn totals(connection: &mut SqliteConnection, query: &Query) -> 
     let mut totals = Totals::new(query.clone());
     for row in builder.build().persistent(false).fetch_all(connection).await? {
         let number = |column: &str| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(column)?.unsigned_abs());
+        let sum = |name: &str| {
+            let (high, low) = (number(&format!("{name}_high"))?, number(&format!("{name}_low"))?);
+            Ok::<_, sqlx::Error>((u128::from(high) << HALF) + u128::from(low))
+        };
+        let tokens = |name: &str| Ok::<_, sqlx::Error>(u64::try_from(sum(name)?).unwrap_or(u64::MAX));
         let currency: String = row.try_get("currency")?;
-        let cost =
-            u128::from(number("units")?) * u128::from(llmproxy_core::Cost::UNIT) + u128::from(number("trillionths")?);
+        let cost = sum("units")? * u128::from(UNIT) + sum("trillionths")?;
         let part = Total {
             group: String::new(),
             requests: number("requests")?,
             errors: number("errors")?,
-            prompt_tokens: number("prompt_tokens")?,
-            completion_tokens: number("completion_tokens")?,
-            cached_tokens: number("cached_tokens")?,
+            prompt_tokens: tokens("prompt")?,
+            completion_tokens: tokens("completion")?,
+            cached_tokens: tokens("cached")?,
             cost: (!currency.is_empty()).then_some((currency, cost)).into_iter().collect(),
         };
         totals.add_to(row.try_get("name")?, part);
@@ -83,20 +108,26 @@ pub(super) async fn since(connection: &mut SqliteConnection) -> Result<Option<Ti
 }
 
 /// The rows of the two pieces of an hour; one where they meet.
-fn rows(builder: &mut QueryBuilder<Sqlite>, query: &Query, first: Option<Timestamp>, last: Option<Timestamp>) {
+fn rows(
+    builder: &mut QueryBuilder<Sqlite>,
+    query: &Query,
+    first: Option<Timestamp>,
+    last: Option<Timestamp>,
+    units: &str,
+) {
     let text = |moment: Timestamp| format!("{moment:.6}");
     let pieces = match (query.from, query.to) {
         (Some(from), Some(to)) if first > last => vec![(from, to)],
         (from, to) => from.zip(first).into_iter().chain(last.zip(to)).collect(),
     };
     for (from, to) in pieces {
-        builder.push(
+        builder.push(format_args!(
             " UNION ALL SELECT substr(created_at, 1, 13) || ':00:00Z', coalesce(model, ''), coalesce(user_id, ''),
                 coalesce(key_name, ''), coalesce(key_fingerprint, ''), coalesce(currency, ''), 1,
                 end_reason NOT IN ('complete', 'client_gone'), prompt_tokens, completion_tokens,
-                coalesce(cached_tokens, 0), coalesce(cost_trillionths, 0)
+                coalesce(cached_tokens, 0), {units}, coalesce(cost_trillionths, 0)
             FROM usage_records WHERE TRUE",
-        );
+        ));
         between(builder, "created_at", Some(text(from)), Some(text(to)));
     }
 }

@@ -6,13 +6,17 @@ use jiff::{SignedDuration, Timestamp};
 use llmproxy_core::UsageRecord;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
-use super::{BuiltinError, schema};
+use super::{
+    BuiltinError,
+    schema::{self, UNIT},
+};
 use crate::{
     database::{Driver, Row, Value},
     totals::{day, hour, is_error},
 };
 
-/// How long it is remembered that a row was there once. A reporter is told again within seven days, or never.
+/// How long it is remembered that a row was there once. A record may wait for longer, and then it can't be told from one
+/// that comes again.
 pub(super) const REMEMBERED: SignedDuration = SignedDuration::from_hours(8 * 24);
 
 /// What tells sums apart, besides their hour or day.
@@ -33,7 +37,7 @@ struct Sum {
     prompt_tokens: i64,
     completion_tokens: i64,
     cached_tokens: i64,
-    cost_trillionths: i64,
+    cost_trillionths: u128,
 }
 
 /// The sums that a transaction adds to.
@@ -52,7 +56,7 @@ pub(super) async fn insert(connection: &mut SqliteConnection, records: &[&UsageR
     let mut sums = Sums::default();
     for record in records {
         if purged_before.is_some_and(|before| record.timestamp < before) {
-            // Nobody would send it for the first time so late: its row was there, was summed up, and has been removed.
+            // So late it is taken for one whose row was there, was summed up, and has been removed.
             let known = sqlx::query("SELECT 1 FROM usage_purged WHERE request_id = ?");
             let known = known.bind(record.request_id.to_string()).fetch_optional(&mut *transaction).await?.is_some();
             if known || record.timestamp < remembered {
@@ -74,7 +78,7 @@ pub(super) async fn insert_row(
     record: &UsageRecord,
 ) -> Result<bool, sqlx::Error> {
     let row = Row { record, request_body: None };
-    let cost = record.cost.as_ref().map(|cost| i64::try_from(cost.trillionths).unwrap_or(i64::MAX));
+    let cost = record.cost.as_ref().map(|cost| in_units(cost.trillionths.into()));
     let mut query = sqlx::query(AssertSqlSafe(INSERT.as_str())).bind(id);
     for (_, column) in schema::columns().skip(1) {
         query = match (column.value)(&row).fit(column.kind, Driver::Sqlite) {
@@ -84,7 +88,8 @@ pub(super) async fn insert_row(
             Value::Switch(on) => query.bind(on),
         };
     }
-    Ok(query.bind(cost).execute(connection).await?.rows_affected() > 0)
+    let query = query.bind(cost.map(|(units, _)| units)).bind(cost.map(|(_, rest)| rest));
+    Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 
 /// The id is the first column.
@@ -92,10 +97,17 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     let names: Vec<_> = schema::columns().map(|(name, _)| format!("\"{name}\"")).collect();
     let places = vec!["?"; names.len()].join(", ");
     format!(
-        "INSERT INTO usage_records ({}, cost_trillionths) VALUES ({places}, ?) ON CONFLICT (request_id) DO NOTHING",
+        "INSERT INTO usage_records ({}, cost_units, cost_trillionths) VALUES ({places}, ?, ?)
+        ON CONFLICT (request_id) DO NOTHING",
         names.join(", ")
     )
 });
+
+/// An amount in whole units and the trillionths beyond them, each of which is far from the end of its column.
+fn in_units(trillionths: u128) -> (i64, i64) {
+    let (units, rest) = (trillionths / u128::from(UNIT), trillionths % u128::from(UNIT));
+    (i64::try_from(units).unwrap_or(i64::MAX), i64::try_from(rest).unwrap_or(i64::MAX))
+}
 
 // === impl Sums ===
 
@@ -110,7 +122,7 @@ impl Sums {
             prompt_tokens: number(usage.prompt),
             completion_tokens: number(usage.completion),
             cached_tokens: number(usage.cached.unwrap_or_default()),
-            cost_trillionths: number(record.cost.as_ref().map_or(0, |cost| cost.trillionths)),
+            cost_trillionths: record.cost.as_ref().map_or(0, |cost| cost.trillionths.into()),
         };
         let name = Name {
             at: hour(record.timestamp),
@@ -125,18 +137,23 @@ impl Sums {
     }
 
     pub(super) async fn write(self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        // A sum of integers that is too long for one is a REAL in SQLite: tokens end at the most that an integer holds, and
+        // a cost carries what is whole into its units.
         for (table, at, sums) in [("usage_hourly", "hour", self.hours), ("usage_daily", "day", self.days)] {
             let sql = format!(
                 "INSERT INTO {table} ({at}, model, user_id, key_name, key_fingerprint, currency, requests, errors,
-                    prompt_tokens, completion_tokens, cached_tokens, cost_trillionths)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    prompt_tokens, completion_tokens, cached_tokens, cost_units, cost_trillionths)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, errors = errors + excluded.errors,
-                    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-                    completion_tokens = completion_tokens + excluded.completion_tokens,
-                    cached_tokens = cached_tokens + excluded.cached_tokens,
-                    cost_trillionths = cost_trillionths + excluded.cost_trillionths"
+                    prompt_tokens = CAST(prompt_tokens + excluded.prompt_tokens AS INTEGER),
+                    completion_tokens = CAST(completion_tokens + excluded.completion_tokens AS INTEGER),
+                    cached_tokens = CAST(cached_tokens + excluded.cached_tokens AS INTEGER),
+                    cost_units = cost_units + excluded.cost_units
+                        + (cost_trillionths + excluded.cost_trillionths) / {UNIT},
+                    cost_trillionths = (cost_trillionths + excluded.cost_trillionths) % {UNIT}"
             );
             for (name, sum) in sums {
+                let (units, trillionths) = in_units(sum.cost_trillionths);
                 sqlx::query(AssertSqlSafe(sql.clone()))
                     .bind(name.at)
                     .bind(name.model)
@@ -149,7 +166,8 @@ impl Sums {
                     .bind(sum.prompt_tokens)
                     .bind(sum.completion_tokens)
                     .bind(sum.cached_tokens)
-                    .bind(sum.cost_trillionths)
+                    .bind(units)
+                    .bind(trillionths)
                     .execute(&mut *connection)
                     .await?;
             }

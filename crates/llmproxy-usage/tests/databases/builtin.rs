@@ -128,6 +128,77 @@ async fn costs_beyond_64_bits_are_summed_up() {
 }
 
 #[tokio::test]
+async fn sums_of_an_hour_have_no_end_that_anybody_reaches() {
+    let folder = Folder::new("far");
+    let store = BuiltinStore::open(folder.0.join("keys.db")).await.unwrap();
+    let records: Vec<_> = (0..5)
+        .map(|_| {
+            record_at(at("2026-01-23T22:17:31.25Z"), |record| {
+                record.cost = Some(Cost { trillionths: u64::MAX, currency: "VND".into() });
+                record.usage = Some(TokenUsage { prompt: u64::MAX, completion: 1, cached: None, reasoning: None });
+            })
+        })
+        .collect();
+    // In one transaction, and in another that adds to it.
+    store.insert(&records[..3].iter().collect::<Vec<_>>()).await.unwrap();
+    store.insert(&records[3..].iter().collect::<Vec<_>>()).await.unwrap();
+    // By hours, by days and by rows.
+    let cut = Query { from: Some(at("2026-01-23T22:17:00Z")), ..by(Group::All) };
+    for query in [by(Group::Hour), by(Group::Day), cut] {
+        let total = store.totals(&query).await.unwrap().pop().unwrap();
+        assert_eq!(total.cost["VND"], 5 * u128::from(u64::MAX), "{query:?}");
+        assert_eq!(total.completion_tokens, 5);
+        assert!(total.prompt_tokens >= u64::try_from(i64::MAX).unwrap(), "{query:?}");
+    }
+}
+
+#[tokio::test]
+async fn sums_of_the_first_version_are_read_and_made_whole() {
+    let folder = Folder::new("first_version");
+    let path = folder.0.join("keys.db");
+    let store = BuiltinStore::open(&path).await.unwrap();
+    let cost = |trillionths| {
+        move |record: &mut UsageRecord| {
+            record.cost = Some(Cost { trillionths, currency: "EUR".into() });
+        }
+    };
+    let record = record_at(at("2026-01-23T22:17:31.25Z"), cost(2_500_000_000_000));
+    store.insert(&[&record]).await.unwrap();
+    let other = record_at(at("2026-01-25T22:17:31.25Z"), cost(1));
+    store.insert(&[&other]).await.unwrap();
+    store.close().await;
+    // As it was: no column of units, and a sum that had become a REAL.
+    execute(
+        &path,
+        "UPDATE usage_records SET cost_trillionths = cost_units * 1000000000000 + cost_trillionths;
+        ALTER TABLE usage_records DROP COLUMN cost_units;
+        ALTER TABLE usage_hourly DROP COLUMN cost_units;
+        ALTER TABLE usage_daily DROP COLUMN cost_units;
+        UPDATE usage_hourly SET cost_trillionths = 2500000000000 WHERE hour < '2026-01-24';
+        UPDATE usage_daily SET cost_trillionths = 2500000000000 WHERE day < '2026-01-24';
+        UPDATE usage_hourly SET cost_trillionths = 9223372036854775807 + 9223372036854775807 WHERE hour > '2026-01-24';
+        UPDATE usage_daily SET cost_trillionths = 9223372036854775807 + 9223372036854775807 WHERE day > '2026-01-24';
+        UPDATE llmproxy_usage SET value = 1 WHERE name = 'version'",
+    )
+    .await;
+    let reader = BuiltinStore::open_to_read(&path).await.unwrap();
+    let old = reader.totals(&by(Group::Hour)).await.unwrap();
+    reader.close().await;
+    let store = BuiltinStore::open(&path).await.unwrap();
+    for totals in [old, store.totals(&by(Group::Hour)).await.unwrap(), store.totals(&by(Group::Day)).await.unwrap()] {
+        assert_eq!(totals[0].cost["EUR"], 2_500_000_000_000);
+        assert!((totals[1].amount("EUR") - 18_446_744.07).abs() < 0.1, "{totals:?}");
+    }
+    // And goes on from there, exactly.
+    let before = store.totals(&by(Group::Day)).await.unwrap();
+    store.insert(&[&record_at(other.timestamp, cost(7))]).await.unwrap();
+    let after = store.totals(&by(Group::Day)).await.unwrap();
+    assert_eq!(after[1].cost["EUR"], before[1].cost["EUR"] + 7);
+    let cut = Query { from: Some(at("2026-01-23T22:17:00Z")), to: Some(at("2026-01-24T00:00:00Z")), ..by(Group::All) };
+    assert_eq!(store.totals(&cut).await.unwrap()[0].cost["EUR"], 2_500_000_000_000);
+}
+
+#[tokio::test]
 async fn what_comes_again_is_counted_once() {
     let folder = Folder::new("again");
     let report = BuiltinReport::new("builtin", &BuiltinConfig::default(), folder.0.join("deep/keys.db"));
@@ -262,7 +333,7 @@ async fn a_later_version_is_not_touched() {
     BuiltinStore::open(&path).await.unwrap().close().await;
     execute(&path, "UPDATE llmproxy_usage SET value = 99 WHERE name = 'version'").await;
     for opened in [BuiltinStore::open(&path).await, BuiltinStore::open_to_read(&path).await] {
-        assert!(matches!(opened, Err(BuiltinError::Newer { found: 99, known: 1 })), "{opened:?}");
+        assert!(matches!(opened, Err(BuiltinError::Newer { found: 99, known: 2 })), "{opened:?}");
     }
 }
 
