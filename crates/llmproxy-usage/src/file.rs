@@ -164,6 +164,11 @@ impl Report for FileReport {
         TIMEOUT
     }
 
+    /// Without end: records wait in the ledger until somebody has put right what is wrong.
+    fn max_age(&self) -> Duration {
+        Duration::MAX
+    }
+
     fn batches(&self) -> Option<&dyn ReportBatch> {
         Some(self)
     }

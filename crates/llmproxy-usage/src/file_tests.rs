@@ -177,3 +177,11 @@ fn mistakes_are_told_with_their_keys() {
     check(json!({"path": "usage.jsonl", "max_size": 100}), &["max_size"]);
     check(json!({"path": "usage.jsonl", "max_size": 0}), &[]);
 }
+
+#[test]
+fn records_wait_without_end() {
+    let folder = Folder::new();
+    let file = report(json!({"path": folder.join("usage.jsonl")}));
+    let stdout = crate::stdout::StdoutReport::new("stdout".into(), Fields::default());
+    assert_eq!((file.max_age(), stdout.max_age()), (Duration::MAX, Duration::MAX));
+}

@@ -65,7 +65,7 @@ pub trait Report: fmt::Debug + Send + Sync + 'static {
         crate::config::DEFAULT_RETRY
     }
 
-    /// How old a record may become before it is given up; 7 days.
+    /// How old a record may become before it is given up; 7 days. [`Duration::MAX`], none ever is.
     fn max_age(&self) -> Duration {
         crate::config::DEFAULT_MAX_AGE
     }

@@ -68,6 +68,11 @@ impl Report for StdoutReport {
         TIMEOUT
     }
 
+    /// Without end: records wait in the ledger until somebody has put right what is wrong.
+    fn max_age(&self) -> Duration {
+        Duration::MAX
+    }
+
     fn batches(&self) -> Option<&dyn ReportBatch> {
         Some(self)
     }

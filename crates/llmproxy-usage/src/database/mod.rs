@@ -246,6 +246,11 @@ impl Report for DatabaseReport {
         TIMEOUT
     }
 
+    /// Without end: records wait in the ledger until somebody has put right what is wrong.
+    fn max_age(&self) -> Duration {
+        Duration::MAX
+    }
+
     fn wants_request_body(&self) -> bool {
         self.include_request_body
     }

@@ -320,6 +320,13 @@ async fn what_is_too_old_is_given_up_once_the_receiver_has_failed_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_an_end_nothing_is_given_up_for_its_age() {
+    let two = [aged(365 * 24), aged(1)];
+    let report = Scripted { max_age: Some(Duration::MAX), size: Some(Some(2)), ..script((0..200).map(|_| again())) };
+    assert_eq!(run(report, &two).await.settled, delivered(&two), "after more than an hour of tries");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_short_patience_is_kept_to() {
     let one = [aged(1)];
     let report = Scripted { max_age: Some(Duration::from_secs(60)), ..script((0..60).map(|_| again())) };

@@ -1,8 +1,10 @@
 //! SQLite, which needs nothing.
 
-use std::{path::PathBuf, task::Poll};
+use std::{path::PathBuf, task::Poll, time::Duration};
 
-use llmproxy_usage::{BuiltinConfig, BuiltinReport, BuiltinStore, DatabaseConfig, Group, Query, ReportBatch, Verdict};
+use llmproxy_usage::{
+    BuiltinConfig, BuiltinReport, BuiltinStore, DatabaseConfig, Group, Query, Report, ReportBatch, Verdict,
+};
 
 use crate::database::{Db, Peek, again, entries, send, suite};
 
@@ -116,4 +118,11 @@ async fn what_is_broken_off_is_whole_the_next_time() {
         assert_eq!(totals.iter().map(|total| total.requests).sum::<u64>(), sent as u64, "{by:?}");
         assert_eq!(totals[0].total_tokens(), 28 * sent as u64);
     }
+}
+
+#[tokio::test]
+async fn records_wait_without_end() {
+    let sqlite = open("without_end").await;
+    let builtin = BuiltinReport::new("builtin", &BuiltinConfig::default(), sqlite.folder.0.join("keys.db"));
+    assert_eq!((sqlite.report("usage_records").max_age(), builtin.max_age()), (Duration::MAX, Duration::MAX));
 }
