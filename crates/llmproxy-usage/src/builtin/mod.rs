@@ -11,10 +11,7 @@ mod store;
 use std::{
     fmt,
     path::PathBuf,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -30,7 +27,7 @@ use tokio::{
 pub use self::store::{BuiltinError, BuiltinStore};
 use crate::{
     Entry, Report, ReportBatch, Verdict,
-    database::{self, DEFAULT_BATCH_INTERVAL, DEFAULT_BATCH_SIZE, Driver, Failure, TIMEOUT},
+    database::{self, DEFAULT_BATCH_INTERVAL, DEFAULT_BATCH_SIZE, Driver, Failing, Failure, TIMEOUT},
 };
 
 /// How often it is looked for rows that are too old.
@@ -55,7 +52,7 @@ pub struct BuiltinReport {
     config: BuiltinConfig,
     opening: Mutex<Option<JoinHandle<Result<BuiltinStore, BuiltinError>>>>,
     store: Mutex<Option<Arc<BuiltinStore>>>,
-    failing: AtomicBool,
+    failing: Failing,
 }
 
 // === impl BuiltinConfig ===
@@ -85,7 +82,7 @@ impl BuiltinReport {
             config: config.clone(),
             opening: Mutex::default(),
             store: Mutex::default(),
-            failing: AtomicBool::new(false),
+            failing: Failing::default(),
         });
         if config.retention_days > 0 {
             tokio::spawn(purge_hourly(Arc::downgrade(&report)));
@@ -131,10 +128,10 @@ impl BuiltinReport {
     fn tell(&self, written: &Result<(), Failure>) {
         let (reporter, path) = (&*self.name, self.path.display());
         match written {
-            Ok(()) if self.failing.swap(false, Ordering::Relaxed) => {
+            Ok(()) if self.failing.is_over() => {
                 tracing::info!(reporter, "usage records are written to the admin database again");
             }
-            Err(Failure { refused: false, why }) if !self.failing.swap(true, Ordering::Relaxed) => {
+            Err(Failure { refused: false, why }) if self.failing.is_news(why) => {
                 tracing::error!(
                     reporter, %path, %why,
                     "usage records can't be written to the admin database; they wait and are tried again"

@@ -4,19 +4,13 @@ mod columns;
 mod connect;
 #[cfg(feature = "databases")]
 mod dsn;
+mod failing;
 mod insert;
 mod storage;
 mod table;
 mod verdict;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -25,6 +19,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 pub use self::storage::{DatabaseConfig, StorageConfig};
 pub(crate) use self::{
     columns::{COLUMNS, Column, Kind, Row, Value},
+    failing::Failing,
     storage::Driver,
     verdict::{Failure, judge, not_ready},
 };
@@ -87,7 +82,7 @@ pub struct DatabaseReport {
     batch_interval: Duration,
     preparing: Mutex<Option<JoinHandle<Result<Doubles, Failure>>>>,
     ready: Mutex<Option<Doubles>>,
-    failing: AtomicBool,
+    failing: Failing,
 }
 
 struct Shared {
@@ -168,7 +163,7 @@ impl DatabaseReport {
             batch_interval: config.batch_interval,
             preparing: Mutex::default(),
             ready: Mutex::default(),
-            failing: AtomicBool::new(false),
+            failing: Failing::default(),
         })
     }
 
@@ -215,14 +210,14 @@ impl DatabaseReport {
         Ok(doubles)
     }
 
-    /// Tells the operator once when it begins to fail, and once when that is over.
+    /// Tells the operator when it begins to fail, when it fails for another reason, and when that is over.
     fn tell(&self, written: &Result<(), Failure>) {
         let (reporter, database) = (&*self.name, &*self.shared.config.name);
         match written {
-            Ok(()) if self.failing.swap(false, Ordering::Relaxed) => {
+            Ok(()) if self.failing.is_over() => {
                 tracing::info!(reporter, database, "usage records are written to the database again");
             }
-            Err(Failure { refused: false, why }) if !self.failing.swap(true, Ordering::Relaxed) => {
+            Err(Failure { refused: false, why }) if self.failing.is_news(why) => {
                 tracing::error!(
                     reporter, database, %why,
                     "usage records can't be written to the database; they wait and are tried again"
