@@ -116,7 +116,12 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
         for column in missing {
             // Rows of before know nothing of it, so that it may be empty.
             let kind = column.kind.sql(driver);
-            execute(connections, format!("ALTER TABLE {name} ADD COLUMN {} {kind}", quote(column.name, driver)))
+            // The table's own character set may lack most of the signs that a name of a model can have.
+            let set = match (driver, column.kind) {
+                (Driver::MySql, Kind::Id | Kind::Text) => " CHARACTER SET utf8mb4",
+                _ => "",
+            };
+            execute(connections, format!("ALTER TABLE {name} ADD COLUMN {} {kind}{set}", quote(column.name, driver)))
                 .await?;
             added.push(column.name);
         }
