@@ -1,5 +1,7 @@
 //! The table: made where it is missing, and given the columns that it lacks. Nothing in it is ever changed or removed.
 
+mod case;
+
 use sqlx::AssertSqlSafe;
 
 use super::{
@@ -62,7 +64,7 @@ impl Table {
     }
 
     /// Names without quotes, which is how the Go program writes them, are small ones in PostgreSQL.
-    fn name(&self, driver: Driver) -> String {
+    pub(super) fn name(&self, driver: Driver) -> String {
         if driver == Driver::Postgres { self.name.to_ascii_lowercase() } else { self.name.clone() }
     }
 
@@ -112,6 +114,7 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
     } else {
         let missing =
             COLUMNS.iter().filter(|column| !present.iter().any(|name| name.eq_ignore_ascii_case(column.name)));
+    case::refuse(connections, table, &present).await?;
         let mut added = Vec::new();
         for column in missing {
             // Rows of before know nothing of it, so that it may be empty.
