@@ -8,7 +8,7 @@ use super::{
     columns::{COLUMNS, Row, Value},
     connect::{Connections, on_pool},
     storage::Driver,
-    table::{Doubles, Table, quote},
+    table::{Doubles, Prepared, Table, quote},
 };
 
 /// Rows in one statement: the databases take 32766 parameters and more.
@@ -28,7 +28,7 @@ const BYTES: usize = 512 * 1024;
 pub(crate) async fn insert(
     connections: &Connections,
     table: &Table,
-    doubles: Doubles,
+    prepared: Prepared,
     rows: &[Row<'_>],
 ) -> Result<(), sqlx::Error> {
     let driver = connections.driver();
@@ -46,7 +46,7 @@ pub(crate) async fn insert(
             let (now, later) = rest.split_at(fitting(rest));
             rest = later;
             let mut known = HashSet::new();
-            if doubles == Doubles::LookedUp {
+            if prepared.doubles == Doubles::LookedUp {
                 let mut builder = look_up(driver, table, now);
                 let found: Vec<String> = builder.build_query_scalar().fetch_all(&mut *transaction).await?;
                 known.extend(found);
@@ -55,7 +55,7 @@ pub(crate) async fn insert(
             if !new.is_empty() {
                 // Only statements of the same length are the same, and worth being remembered.
                 let whole = new.len() == ROWS;
-                let mut builder = statement(driver, table, doubles, &new);
+                let mut builder = statement(driver, table, prepared, &new);
                 builder.build().persistent(whole).execute(&mut *transaction).await?;
             }
         }
@@ -87,14 +87,16 @@ where
     builder
 }
 
-fn statement<DB: Database>(driver: Driver, table: &Table, doubles: Doubles, rows: &[&Row<'_>]) -> QueryBuilder<DB>
+fn statement<DB: Database>(driver: Driver, table: &Table, prepared: Prepared, rows: &[&Row<'_>]) -> QueryBuilder<DB>
 where
     Option<String>: for<'q> Encode<'q, DB> + Type<DB>,
     Option<i64>: for<'q> Encode<'q, DB> + Type<DB>,
     Option<f64>: for<'q> Encode<'q, DB> + Type<DB>,
     bool: for<'q> Encode<'q, DB> + Type<DB>,
 {
-    let names: Vec<_> = COLUMNS.iter().map(|column| quote(column.name, driver)).collect();
+    let created_at = prepared.writes_created_at.then_some("created_at");
+    let names = COLUMNS.iter().map(|column| column.name).chain(created_at);
+    let names: Vec<_> = names.map(|name| quote(name, driver)).collect();
     let mut builder = QueryBuilder::new(format!("INSERT INTO {} ({}) VALUES ", table.quoted(driver), names.join(", ")));
     for (index, row) in rows.iter().enumerate() {
         builder.push(if index == 0 { "(" } else { ", (" });
@@ -116,9 +118,9 @@ where
                 builder.push(format_args!(" AS {cast})"));
             }
         }
-        builder.push(")");
+        builder.push(if prepared.writes_created_at { ", CURRENT_TIMESTAMP)" } else { ")" });
     }
-    if doubles == Doubles::Indexed {
+    if prepared.doubles == Doubles::Indexed {
         let id = quote("request_id", driver);
         match driver {
             Driver::Postgres | Driver::Sqlite => builder.push(format_args!(" ON CONFLICT ({id}) DO NOTHING")),

@@ -25,7 +25,7 @@ pub(crate) use self::{
 };
 use self::{
     connect::{Connections, Target},
-    table::{Doubles, Table},
+    table::{Prepared, Table},
 };
 use crate::{
     Entry, Report, ReportBatch, Verdict,
@@ -80,8 +80,8 @@ pub struct DatabaseReport {
     include_request_body: bool,
     batch_size: usize,
     batch_interval: Duration,
-    preparing: Mutex<Option<JoinHandle<Result<Doubles, Failure>>>>,
-    ready: Mutex<Option<Doubles>>,
+    preparing: Mutex<Option<JoinHandle<Result<Prepared, Failure>>>>,
+    ready: Mutex<Option<Prepared>>,
     failing: Failing,
 }
 
@@ -168,7 +168,7 @@ impl DatabaseReport {
     }
 
     async fn write(&self, entries: &[Entry]) -> Result<(), Failure> {
-        let doubles = self.ready().await?;
+        let prepared = self.ready().await?;
         let mut rows = Vec::with_capacity(entries.len());
         for entry in entries {
             let body = entry.request_body.as_ref().filter(|_| self.include_request_body);
@@ -180,7 +180,7 @@ impl DatabaseReport {
             rows.push(Row { record: &entry.record, request_body });
         }
         let connections = self.shared.connections();
-        let written = insert::insert(connections, &self.shared.table, doubles, &rows).await;
+        let written = insert::insert(connections, &self.shared.table, prepared, &rows).await;
         match written.map_err(|error| verdict::judge(connections.driver(), &error)) {
             Err(failure) if !failure.refused => {
                 // Perhaps the table is not what it was.
@@ -193,21 +193,21 @@ impl DatabaseReport {
 
     /// Waits until the table is what it must be. That goes on if it takes longer than a try may: an index on a table of
     /// millions takes its time.
-    async fn ready(&self) -> Result<Doubles, Failure> {
-        if let Some(doubles) = *self.ready.lock().await {
-            return Ok(doubles);
+    async fn ready(&self) -> Result<Prepared, Failure> {
+        if let Some(prepared) = *self.ready.lock().await {
+            return Ok(prepared);
         }
         let mut preparing = self.preparing.lock().await;
-        if let Some(doubles) = *self.ready.lock().await {
-            return Ok(doubles);
+        if let Some(prepared) = *self.ready.lock().await {
+            return Ok(prepared);
         }
         let shared = self.shared.clone();
         let task = preparing.get_or_insert_with(|| tokio::spawn(async move { shared.prepare().await }));
         let prepared = task.await;
         *preparing = None;
-        let doubles = prepared.unwrap_or_else(|error| Err(Failure { refused: false, why: error.to_string() }))?;
-        *self.ready.lock().await = Some(doubles);
-        Ok(doubles)
+        let prepared = prepared.unwrap_or_else(|error| Err(Failure { refused: false, why: error.to_string() }))?;
+        *self.ready.lock().await = Some(prepared);
+        Ok(prepared)
     }
 
     /// Tells the operator when it begins to fail, when it fails for another reason, and when that is over.
@@ -290,7 +290,7 @@ impl Shared {
         self.connections.get_or_init(|| self.target.connect_lazily(&self.config))
     }
 
-    async fn prepare(&self) -> Result<Doubles, Failure> {
+    async fn prepare(&self) -> Result<Prepared, Failure> {
         let connections = self.connections();
         connections.make_place().map_err(|error| {
             let why = format!("{}: {error}; see that its folder can be made", self.config.path.display());

@@ -30,6 +30,14 @@ pub(crate) enum Doubles {
     LookedUp,
 }
 
+/// What writing into a table has to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prepared {
+    pub(crate) doubles: Doubles,
+    /// Whether `created_at` must be written, since the table does not fill it by itself.
+    pub(crate) writes_created_at: bool,
+}
+
 // === impl Table ===
 
 impl Table {
@@ -96,7 +104,7 @@ pub(crate) fn quote(name: &str, driver: Driver) -> String {
 /// # Cancel safety
 ///
 /// Each statement stands by itself; what is missing is done the next time.
-pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<Doubles, sqlx::Error> {
+pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<Prepared, sqlx::Error> {
     let driver = connections.driver();
     let name = table.quoted(driver);
     let present = columns(connections, table).await?;
@@ -106,6 +114,7 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
                 .into(),
         ));
     }
+    case::refuse(connections, table, &present).await?;
     if present.is_empty() {
         execute(connections, create(&name, driver)).await?;
         let index = quote(&table.index("timestamp", driver), driver);
@@ -114,7 +123,6 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
     } else {
         let missing =
             COLUMNS.iter().filter(|column| !present.iter().any(|name| name.eq_ignore_ascii_case(column.name)));
-    case::refuse(connections, table, &present).await?;
         let mut added = Vec::new();
         for column in missing {
             // Rows of before know nothing of it, so that it may be empty.
@@ -132,7 +140,8 @@ pub(crate) async fn prepare(connections: &Connections, table: &Table) -> Result<
             tracing::info!(table = %name, columns = added.join(", "), "added columns to the table of usage records");
         }
     }
-    doubles(connections, table).await
+    let writes_created_at = lacks_created_at(connections, table).await?;
+    Ok(Prepared { doubles: doubles(connections, table).await?, writes_created_at })
 }
 
 fn create(name: &str, driver: Driver) -> String {
@@ -207,10 +216,30 @@ async fn columns(connections: &Connections, table: &Table) -> Result<Vec<String>
             "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
             "SELECT CAST(column_name AS CHAR) FROM information_schema.columns
             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?",
-            "SELECT name FROM pragma_table_info(?2, COALESCE(?1, 'main'))",
+            // The look at sqlite_master has a connection notice what others have done to the table.
+            "SELECT name FROM pragma_table_info(?2, COALESCE(?1, 'main')) WHERE EXISTS (SELECT 1 FROM sqlite_master)",
         ],
     )
     .await
+}
+
+/// Whether there is a `created_at` that stays empty, or refuses to, when it is not written.
+async fn lacks_created_at(connections: &Connections, table: &Table) -> Result<bool, sqlx::Error> {
+    let found = ask(
+        connections,
+        table,
+        [
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = 'created_at'
+                AND NOT atthasdef AND NOT attisdropped",
+            "SELECT CAST(column_name AS CHAR) FROM information_schema.columns
+            WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND column_name = 'created_at'
+                AND COALESCE(column_default, 'NULL') = 'NULL'",
+            "SELECT name FROM pragma_table_info(?2, COALESCE(?1, 'main'))
+            WHERE lower(name) = 'created_at' AND dflt_value IS NULL AND EXISTS (SELECT 1 FROM sqlite_master)",
+        ],
+    )
+    .await?;
+    Ok(!found.is_empty())
 }
 
 /// Whether nothing can be there twice by its request_id alone.
@@ -279,6 +308,9 @@ async fn ask(connections: &Connections, table: &Table, sql: [&'static str; 3]) -
 }
 
 async fn execute(connections: &Connections, sql: String) -> Result<(), sqlx::Error> {
+    // A connection that knows the table from before somebody else changed it checks a statement against what it knows.
+    let look = if connections.driver() == Driver::Sqlite { "SELECT 1 FROM sqlite_master LIMIT 1; " } else { "" };
+    let sql = format!("{look}{sql}");
     on_pool!(connections, pool => sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.map(drop))
 }
 

@@ -2,7 +2,7 @@
 
 use sqlx::error::DatabaseError;
 
-use super::storage::Driver;
+use super::{columns::COLUMNS, storage::Driver};
 use crate::Verdict;
 
 /// What went wrong with a batch.
@@ -16,7 +16,16 @@ pub(crate) struct Failure {
 /// Judges an error of writing records.
 pub(crate) fn judge(driver: Driver, error: &sqlx::Error) -> Failure {
     let refused = match error {
-        sqlx::Error::Database(error) => is_about_content(driver, &**error),
+        sqlx::Error::Database(error) => {
+            if let Some(column) = column_of_theirs(driver, &**error) {
+                let why = format!(
+                    "{error}; the table has a column `{column}` which must have a value, and a usage record has none for it: \
+                     give it a default, or let it be NULL"
+                );
+                return Failure { refused: false, why };
+            }
+            is_about_content(driver, &**error)
+        }
         sqlx::Error::Encode(_) => true,
         _ => false,
     };
@@ -35,6 +44,21 @@ pub(crate) fn is_double(driver: Driver, error: &sqlx::Error) -> bool {
         Driver::MySql => number(error) == Some(1062),
         Driver::Postgres | Driver::Sqlite => error.is_unique_violation(),
     }
+}
+
+/// The column that is not ours to write and takes no NULL, where that is what the error is about: every row meets it, and not
+/// one of them is to blame.
+fn column_of_theirs(driver: Driver, error: &dyn DatabaseError) -> Option<String> {
+    let column = match driver {
+        Driver::Postgres if error.code()? == "23502" => postgres_column(error)?,
+        // Field 'tenant' doesn't have a default value
+        Driver::MySql if number(error) == Some(1364) => error.message().split('\'').nth(1)?.to_owned(),
+        // NOT NULL constraint failed: usage_records.tenant
+        Driver::Sqlite if error.code()? == "1299" => error.message().rsplit('.').next()?.to_owned(),
+        _ => return None,
+    };
+    let is_ours = COLUMNS.iter().any(|ours| ours.name.eq_ignore_ascii_case(&column));
+    (!is_ours).then_some(column)
 }
 
 /// The classes of SQL's states that speak of data: 22 is about values, 23 about constraints. All others are about the
@@ -100,6 +124,17 @@ fn hint(driver: Driver, error: &dyn DatabaseError) -> &'static str {
             _ => "",
         },
     }
+}
+
+#[cfg(feature = "databases")]
+fn postgres_column(error: &dyn DatabaseError) -> Option<String> {
+    let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
+    error.column().map(str::to_owned)
+}
+
+#[cfg(not(feature = "databases"))]
+fn postgres_column(_: &dyn DatabaseError) -> Option<String> {
+    None
 }
 
 #[cfg(feature = "databases")]

@@ -135,7 +135,7 @@ fn refused(verdict: Verdict) -> String {
     }
 }
 
-fn changed(change: impl FnOnce(&mut UsageRecord)) -> Entry {
+pub(crate) fn changed(change: impl FnOnce(&mut UsageRecord)) -> Entry {
     let mut record = UsageRecord::clone(&record());
     change(&mut record);
     Entry::new(Arc::new(record))
@@ -245,6 +245,30 @@ pub(crate) async fn what_a_database_refuses_is_refused_and_costs_nobody_else(db:
     assert_eq!(db.count(table).await, 2);
 }
 
+pub(crate) async fn a_column_of_theirs_is_told_and_waited_for(db: &Db) {
+    let table = "their_records";
+    db.go_table(table, ", tenant VARCHAR(20) NOT NULL").await;
+    let report = db.report(table);
+    let batch = entries(2);
+    let why = again(send(&report, &batch).await);
+    assert!(why.contains("column `tenant`") && why.contains("give it a default"), "{why}");
+    db.run(&format!("DROP TABLE {table}")).await;
+    db.go_table(table, ", tenant VARCHAR(20) NOT NULL DEFAULT 'a'").await;
+    assert_eq!(send(&report, &batch).await, Verdict::Delivered);
+    assert_eq!(db.value(table, "tenant", &batch[0].record.request_id.to_string()).await.as_deref(), Some("a"));
+}
+
+pub(crate) async fn created_at_is_written_where_the_table_does_not(db: &Db) {
+    for (table, must) in [("must_records", " NOT NULL"), ("may_records", "")] {
+        let id = db.id;
+        db.run(&format!("CREATE TABLE {table} (id {id}, request_id VARCHAR(64), created_at VARCHAR(64){must})")).await;
+        let batch = entries(2);
+        assert_eq!(send(&db.report(table), &batch).await, Verdict::Delivered);
+        let moment = db.value(table, "created_at", &batch[1].record.request_id.to_string()).await.unwrap();
+        assert!(moment.starts_with("20"), "{moment}");
+    }
+}
+
 pub(crate) async fn bodies_are_kept_where_they_are_wanted(db: &Db) {
     let table = "body_records";
     let body = Bytes::from_static(br#"{"messages": [{"content": "a\u0000b \ud83d\ude00"}], "n": 1}"#);
@@ -316,6 +340,8 @@ macro_rules! suite {
                 the_go_programs_table_gets_what_it_lacks
                 a_table_with_doubles_is_written_once_all_the_same
                 what_a_database_refuses_is_refused_and_costs_nobody_else
+                a_column_of_theirs_is_told_and_waited_for
+                created_at_is_written_where_the_table_does_not
                 bodies_are_kept_where_they_are_wanted
                 odd_text_is_no_reason_to_lose_a_record
                 a_table_that_goes_away_is_made_again

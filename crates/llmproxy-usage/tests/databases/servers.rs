@@ -195,9 +195,11 @@ fn tls(db: &Db) -> String {
 
 /// The tests of one server.
 macro_rules! server {
-    ($module:ident, $lock:ident) => {
+    ($module:ident, $lock:ident, $($own:item)*) => {
         mod $module {
             use super::*;
+
+            $($own)*
 
             async fn shared(name: &str) -> Own<RwLockReadGuard<'static, ()>> {
                 super::$module(name, $lock.read().await).await
@@ -245,5 +247,38 @@ macro_rules! server {
     };
 }
 
-server!(postgres, POSTGRES);
-server!(mariadb, MARIADB);
+server! {
+    postgres, POSTGRES,
+    #[ignore = "needs a server, which `cargo xtask test` starts"]
+    #[tokio::test]
+    async fn names_of_another_case_are_refused() {
+        let db = shared("case").await;
+        db.run(r#"CREATE TABLE "Go6" (request_id TEXT); CREATE TABLE go7 (request_id TEXT, "Model" TEXT)"#).await;
+        for name in ["go6", "Go6"] {
+            let why = again(send(&db.report(name), &entries(1)).await);
+            assert!(why.contains(r#"ALTER TABLE "public"."Go6" RENAME TO go6"#), "{why}");
+        }
+        assert_eq!(db.one("SELECT to_regclass('go6')::text").await, None, "none is made beside it");
+        let report = db.report("go7");
+        let why = again(send(&report, &entries(1)).await);
+        assert!(why.contains(r#"RENAME COLUMN "Model" TO model"#), "{why}");
+        let columns = "SELECT COUNT(*)::text FROM information_schema.columns WHERE table_name = 'go7'";
+        assert_eq!(db.one(columns).await.as_deref(), Some("2"), "nothing is added to it");
+        db.run(r#"ALTER TABLE go7 RENAME COLUMN "Model" TO model; ALTER TABLE "Go6" RENAME TO go6"#).await;
+        for report in [report, db.report("Go6")] {
+            assert_eq!(send(&report, &entries(1)).await, Verdict::Delivered);
+        }
+    }
+}
+server! {
+    mariadb, MARIADB,
+    #[ignore = "needs a server, which `cargo xtask test` starts"]
+    #[tokio::test]
+    async fn the_character_set_of_a_table_is_not_that_of_our_columns() {
+        let db = shared("latin").await;
+        db.run("CREATE TABLE latin_records (request_id VARCHAR(64)) DEFAULT CHARACTER SET latin1").await;
+        let entry = crate::database::changed(|record| record.model = Some("crab 🦀".into()));
+        assert_eq!(send(&db.report("latin_records"), &[entry]).await, Verdict::Delivered);
+        assert_eq!(db.one("SELECT model FROM latin_records").await.as_deref(), Some("crab 🦀"));
+    }
+}
