@@ -1,9 +1,6 @@
 //! Where records are.
 
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::Path};
 
 use llmproxy_config::Config;
 use llmproxy_usage::{LedgerError, LedgerReader, ReporterConfig};
@@ -17,11 +14,9 @@ use crate::{
 /// What the configuration says of it, or the command line.
 pub(super) struct Place {
     pub(super) config: Config,
-    config_path: PathBuf,
+    args: PlaceArgs,
     /// Whether there is a file that says so.
     pub(super) is_configured: bool,
-    /// What the command line names.
-    ledger: Option<PathBuf>,
 }
 
 // === impl Place ===
@@ -38,11 +33,16 @@ impl Place {
         } else {
             Config::default()
         };
-        Some(Self { config, config_path: args.config.clone(), is_configured, ledger: args.ledger.clone() })
+        Some(Self { config, args: args.clone(), is_configured })
     }
 
     pub(super) fn ledger(&self) -> &Path {
-        self.ledger.as_deref().unwrap_or(&self.config.usage.ledger.path)
+        self.args.ledger.as_deref().unwrap_or(&self.config.usage.ledger.path)
+    }
+
+    /// What the command line says of it.
+    pub(super) fn args(&self) -> &PlaceArgs {
+        &self.args
     }
 
     pub(super) fn admin_db(&self) -> &Path {
@@ -52,7 +52,7 @@ impl Place {
     /// Whether the builtin store is to be asked where nobody says.
     pub(super) fn has_builtin(&self) -> bool {
         let is_builtin = |reporter: &ReporterConfig| reporter.enabled && reporter.kind == "builtin";
-        self.ledger.is_none() && self.config.usage.enabled && self.config.usage.reporters.iter().any(is_builtin)
+        self.args.ledger.is_none() && self.config.usage.enabled && self.config.usage.reporters.iter().any(is_builtin)
     }
 
     pub(super) async fn open_ledger(&self) -> Result<LedgerReader, String> {
@@ -71,15 +71,15 @@ impl Place {
             return error.to_string();
         }
         let looked = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        let advice = match (&self.ledger, self.is_configured) {
+        let advice = match (&self.args.ledger, self.is_configured) {
             (Some(_), _) => "name the one that the proxy's configuration has in usage.ledger.path".to_owned(),
             (None, true) if !self.config.usage.enabled => {
-                format!("usage.enabled is false in {}, so that none is kept", self.config_path.display())
+                format!("usage.enabled is false in {}, so that none is kept", self.args.config.display())
             }
             (None, true) => format!(
                 "it is made when the proxy starts with {}; a path that is relative, as usage.ledger.path may be, counts from \
                  the folder that the proxy was started in: run this there, or name the file with --ledger FILE",
-                self.config_path.display()
+                self.args.config.display()
             ),
             (None, false) => {
                 "name the proxy's configuration with --config FILE, or the ledger with --ledger FILE".to_owned()
