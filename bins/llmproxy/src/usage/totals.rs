@@ -25,27 +25,37 @@ pub(super) async fn run(args: UsageArgs, place: &Place) -> Result<ExitCode, Stri
     let (by, format) = (args.by, args.format.unwrap_or(Format::Table));
     let query = args.only.query(args.from, args.to, by);
     let store = args.store.unwrap_or(if place.has_builtin() { StoreKind::Builtin } else { StoreKind::Ledger });
-    let (totals, source, since) = match store {
+    let (totals, source, since, covered) = match store {
         StoreKind::Ledger => {
             let mut ledger = place.open_ledger().await?;
             let totals = ledger.totals(&query).await.map_err(|error| error.to_string())?;
             let since = ledger.since().await.map_err(|error| error.to_string())?;
-            (totals, format!("the ledger {}", place.ledger().display()), since)
+            (totals, format!("the ledger {}", place.ledger().display()), since, query.clone())
         }
         StoreKind::Builtin => {
             let failed = |error: BuiltinError| match error {
-                BuiltinError::Missing(_) => format!("{error}; --store ledger asks the ledger"),
+                BuiltinError::Missing(_) | BuiltinError::NotTakenOver { .. } => {
+                    format!("{error}; --store ledger asks the ledger")
+                }
                 error => format!("the usage in {} can't be read: {error}", place.admin_db().display()),
             };
             let store = BuiltinStore::open_to_read(place.admin_db()).await.map_err(failed)?;
-            let totals = store.totals(&query).await.map_err(failed)?;
+            let covered = store.covered(&query).await.map_err(failed)?;
+            let totals = store.totals(&covered).await.map_err(failed)?;
             let since = store.since().await.map_err(failed)?;
+            if let Some((rows, from)) = store.not_taken_over().await.map_err(failed)? {
+                eprintln!(
+                    "{rows} rows of the Go program's {} are not in it yet; a proxy takes them over when it starts",
+                    from.display()
+                );
+            }
             let source = format!("the builtin store {}", store.path().display());
             store.close().await;
-            (totals, source, since)
+            (totals, source, since, covered)
         }
     };
-    eprintln!("{source}: {}", period(&query, since));
+    let whole = if covered == query { "" } else { "; whole hours, since single records of then are no longer kept" };
+    eprintln!("{source}: {}{whole}", period(&covered, since));
     match format {
         Format::Table => say_text(&sheet(&totals, by, true).table()),
         Format::Csv => say_text(&sheet(&totals, by, false).csv()),

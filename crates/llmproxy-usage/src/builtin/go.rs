@@ -32,6 +32,21 @@ pub(super) async fn import(to: &mut SqliteConnection, from: &Path) -> Result<Imp
     imported
 }
 
+/// How many rows of the file at `from` have not been taken over.
+pub(super) async fn left(ours: &mut SqliteConnection, from: &Path) -> Result<u64, BuiltinError> {
+    let done = schema::number(ours, "go_imported").await?.unwrap_or(i64::MIN);
+    let mut old = file::open_to_read(from).await?;
+    let left: i64 = match has(&mut old, "usage_records").await? {
+        true => {
+            let query = sqlx::query_scalar("SELECT COUNT(*) FROM usage_records WHERE rowid > ?").bind(done);
+            query.fetch_one(&mut old).await?
+        }
+        false => 0,
+    };
+    old.close().await?;
+    Ok(left.unsigned_abs())
+}
+
 async fn import_from(to: &mut SqliteConnection, old: &mut SqliteConnection) -> Result<Imported, BuiltinError> {
     let mut imported = Imported::default();
     if !has(old, "usage_records").await? {

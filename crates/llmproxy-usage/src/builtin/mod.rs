@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
+use self::file::Place;
 pub use self::store::{BuiltinError, BuiltinStore};
 use crate::{
     Entry, Report, ReportBatch, Verdict,
@@ -70,7 +71,8 @@ impl BuiltinConfig {
 // === impl BuiltinReport ===
 
 impl BuiltinReport {
-    /// A reporter of that name to the store for `path`, which is `admin.db_path`. The store is opened by the first record.
+    /// A reporter of that name to the store for `path`, which is `admin.db_path`. The store is opened by the first record, or
+    /// at once where there are rows of the Go program to be taken over.
     ///
     /// # Panics
     ///
@@ -84,6 +86,7 @@ impl BuiltinReport {
             store: Mutex::default(),
             failing: Failing::default(),
         });
+        tokio::spawn(take_over(Arc::downgrade(&report)));
         if config.retention_days > 0 {
             tokio::spawn(purge_hourly(Arc::downgrade(&report)));
         }
@@ -109,10 +112,7 @@ impl BuiltinReport {
     }
 
     async fn write(&self, entries: &[Entry]) -> Result<(), Failure> {
-        let store = self.store().await.map_err(|error| match error {
-            BuiltinError::Database(error) => database::not_ready(Driver::Sqlite, &error),
-            error => Failure { refused: false, why: error.to_string() },
-        })?;
+        let store = self.store().await.map_err(not_open)?;
         let records: Vec<_> = entries.iter().map(|entry| &*entry.record).collect();
         store.insert(&records).await.map_err(|error| match error {
             BuiltinError::Database(error) => database::judge(Driver::Sqlite, &error),
@@ -139,6 +139,24 @@ impl BuiltinReport {
             }
             _ => {}
         }
+    }
+}
+
+fn not_open(error: BuiltinError) -> Failure {
+    match error {
+        BuiltinError::Database(error) => database::not_ready(Driver::Sqlite, &error),
+        error => Failure { refused: false, why: error.to_string() },
+    }
+}
+
+/// Opens the store where that takes over what the Go program has: whoever looks at it need not wait for the first record.
+async fn take_over(report: Weak<BuiltinReport>) {
+    let Some(report) = report.upgrade() else { return };
+    // What is wrong with the file the first record finds out, too.
+    let Ok(Place { go: Some(from), path, .. }) = file::locate(&report.path).await else { return };
+    tracing::info!(from = %from.display(), to = %path.display(), "looking for usage records of the Go program");
+    if let Err(error) = report.store().await {
+        report.tell(&Err(not_open(error)));
     }
 }
 

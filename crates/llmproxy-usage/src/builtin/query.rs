@@ -27,6 +27,7 @@ const LOW: u64 = (1 << HALF) - 1;
 /// What `query` asks for. Whole days and hours come from the sums, which outlive the rows; pieces of an hour, at the ends of
 /// the query's time, from the rows.
 pub(super) async fn totals(connection: &mut SqliteConnection, query: &Query) -> Result<Vec<Total>, BuiltinError> {
+    let query = &covered(connection, query).await?;
     let is_on = |seconds: i64| {
         let ends = [query.from, query.to];
         ends.into_iter().flatten().all(|end| end.as_second().rem_euclid(seconds) == 0 && end.subsec_nanosecond() == 0)
@@ -99,6 +100,26 @@ pub(super) async fn totals(connection: &mut SqliteConnection, query: &Query) -> 
         totals.add_to(row.try_get("name")?, part);
     }
     Ok(totals.finish())
+}
+
+/// `query` about the time that it can be answered for: of an hour whose rows have been removed there is all or nothing.
+pub(super) async fn covered(connection: &mut SqliteConnection, query: &Query) -> Result<Query, BuiltinError> {
+    let mut query = query.clone();
+    let Some(purged) = schema::text(connection, "purged_before").await? else { return Ok(query) };
+    let purged: Timestamp = purged.parse()?;
+    let is_cut = |moment: &Timestamp| this_hour(*moment) != *moment;
+    let begin = query.from;
+    if let Some(from) = query.from.filter(is_cut)
+        && from < purged
+    {
+        query.from = Some(this_hour(from));
+    }
+    if let Some(to) = query.to.filter(is_cut)
+        && begin.map_or(this_hour(to), |from| from.max(this_hour(to))) < purged
+    {
+        query.to = Some(next_hour(to));
+    }
+    Ok(query)
 }
 
 /// The first hour that there are sums of.

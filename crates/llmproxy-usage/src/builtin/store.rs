@@ -23,6 +23,17 @@ pub enum BuiltinError {
     /// The file is something else.
     #[error("{} is the database of something else; name another file in admin.db_path", .0.display())]
     Foreign(PathBuf),
+    /// There is nothing yet but what the Go program has.
+    #[error(
+        "no usage is stored at {} yet: what the Go program has in {} is taken over when a proxy starts that has a reporter \
+         of type builtin", .path.display(), .from.display()
+    )]
+    NotTakenOver {
+        /// Where it will be.
+        path: PathBuf,
+        /// The Go program's file.
+        from: PathBuf,
+    },
     /// The file was written by a later version.
     #[error("the usage there is of version {found}, and this program knows up to {known}; use a newer llmproxy")]
     Newer {
@@ -71,6 +82,8 @@ pub enum BuiltinError {
 pub struct BuiltinStore {
     connection: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
+    /// The file of the Go program whose records are taken over.
+    go: Option<PathBuf>,
 }
 
 // === impl BuiltinStore ===
@@ -90,8 +103,8 @@ impl BuiltinStore {
         let place = file::locate(path.as_ref()).await?;
         let mut connection = file::open(&place.path).await?;
         schema::prepare(&mut connection).await?;
-        if let Some(from) = place.go {
-            let imported = go::import(&mut connection, &from).await?;
+        if let Some(from) = &place.go {
+            let imported = go::import(&mut connection, from).await?;
             if imported != go::Imported::default() {
                 tracing::info!(
                     from = %from.display(), to = %place.path.display(), rows = imported.rows, skipped = imported.skipped,
@@ -99,7 +112,7 @@ impl BuiltinStore {
                 );
             }
         }
-        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path })
+        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path, go: place.go })
     }
 
     /// Opens the store for `path`, `admin.db_path`, to read it only; a proxy may write it meanwhile.
@@ -113,14 +126,18 @@ impl BuiltinStore {
     /// It changes nothing.
     pub async fn open_to_read(path: impl AsRef<Path>) -> Result<Self, BuiltinError> {
         let place = file::locate(path.as_ref()).await?;
+        let missing = |path, go| match go {
+            Some(from) => BuiltinError::NotTakenOver { path, from },
+            None => BuiltinError::Missing(path),
+        };
         if !place.exists {
-            return Err(BuiltinError::Missing(place.path));
+            return Err(missing(place.path, place.go));
         }
         let mut connection = file::open_to_read(&place.path).await?;
         if !schema::is_prepared(&mut connection).await? {
-            return Err(BuiltinError::Missing(place.path));
+            return Err(missing(place.path, place.go));
         }
-        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path })
+        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path, go: place.go })
     }
 
     /// Where it is.
@@ -143,7 +160,7 @@ impl BuiltinStore {
     }
 
     /// What `query` asks for, in the order of the groups' names. Whole hours and days are complete however old they are;
-    /// of an hour that the query cuts in two only what the rows still say.
+    /// an hour that the query cuts in two is counted as a whole once its rows have been removed: [`covered`](Self::covered).
     ///
     /// # Errors
     ///
@@ -154,6 +171,35 @@ impl BuiltinStore {
     /// It only reads.
     pub async fn totals(&self, query: &Query) -> Result<Vec<Total>, BuiltinError> {
         query::totals(open(&mut *self.connection.lock().await)?, query).await
+    }
+
+    /// `query` about the time that [`totals`](Self::totals) answers it for: to whole hours where single records are gone.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only reads.
+    pub async fn covered(&self, query: &Query) -> Result<Query, BuiltinError> {
+        query::covered(open(&mut *self.connection.lock().await)?, query).await
+    }
+
+    /// How many rows of the Go program have not been taken over yet, and the file that they are in; `None` where there are
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// If one of the files can't be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only reads.
+    pub async fn not_taken_over(&self) -> Result<Option<(u64, &Path)>, BuiltinError> {
+        let Some(from) = self.go.as_deref() else { return Ok(None) };
+        let left = go::left(open(&mut *self.connection.lock().await)?, from).await?;
+        Ok((left > 0).then_some((left, from)))
     }
 
     /// The hour that the sums begin with; `None` where nothing is stored.

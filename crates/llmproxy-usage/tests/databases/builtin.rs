@@ -311,6 +311,68 @@ async fn usage_of_the_go_program_is_taken_over_once() {
 }
 
 #[tokio::test]
+async fn usage_of_the_go_program_is_taken_over_at_the_start() {
+    let folder = Folder::new("go_start");
+    let path = folder.0.join("keys.db");
+    execute(&path, GO).await;
+    let told = BuiltinStore::open_to_read(&path).await.unwrap_err().to_string();
+    assert!(told.contains("keys.llmproxy.db yet") && told.contains("is taken over when a proxy starts"), "{told}");
+    let report = BuiltinReport::new("builtin", &BuiltinConfig::default(), &path);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let store = loop {
+        if let Ok(store) = BuiltinStore::open_to_read(&path).await
+            && store.not_taken_over().await.unwrap().is_none()
+        {
+            break store;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing is taken over");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(everything(&store).await.requests, 3);
+    // It goes on there without a record of ours, too.
+    execute(&path, "INSERT INTO usage_records (model, created_at) VALUES ('n', '2026-01-24'), ('n', '2026-01-24')")
+        .await;
+    assert_eq!(store.not_taken_over().await.unwrap(), Some((2, &*path)));
+    drop(report);
+    let none = folder.0.join("none.db");
+    drop(BuiltinReport::new("builtin", &BuiltinConfig::default(), &none));
+    assert!(!none.exists(), "nothing is made where there is nothing");
+}
+
+#[tokio::test]
+async fn an_hour_whose_rows_have_gone_is_counted_as_a_whole() {
+    let folder = Folder::new("cut");
+    let store = BuiltinStore::open(folder.0.join("keys.db")).await.unwrap();
+    let begin = at("2026-01-23T00:00:00Z");
+    let records: Vec<_> =
+        (0..60 * 5).map(|minute| record_at(begin + SignedDuration::from_mins(minute), |_| {})).collect();
+    store.insert(&records.iter().collect::<Vec<_>>()).await.unwrap();
+    let between = |from: &str, to: &str| {
+        let moment = |text: &str| Some(at(&format!("2026-01-23T{text}:00Z")));
+        Query { from: moment(from), to: moment(to), ..Query::default() }
+    };
+    let asked = [("00:30", "01:15"), ("00:30", "04:15"), ("01:10", "01:20"), ("02:40", "04:15"), ("02:10", "02:50")];
+    for (from, to) in asked {
+        assert_eq!(store.covered(&between(from, to)).await.unwrap(), between(from, to));
+    }
+    store.purge(at("2026-01-23T02:30:00Z")).await.unwrap();
+    for ((from, to), (covered_from, covered_to), requests) in [
+        (asked[0], ("00:00", "02:00"), 120),
+        (asked[1], ("00:00", "04:15"), 255),
+        (asked[2], ("01:00", "02:00"), 60),
+        // All that these are about is still there.
+        (asked[3], asked[3], 95),
+        (("02:30", "02:50"), ("02:30", "02:50"), 20),
+        // And of this one a part.
+        (asked[4], ("02:00", "03:00"), 60),
+    ] {
+        let query = between(from, to);
+        assert_eq!(store.covered(&query).await.unwrap(), between(covered_from, covered_to), "{from} {to}");
+        assert_eq!(store.totals(&query).await.unwrap()[0].requests, requests, "{from} {to}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_of_somebody_else_is_left_alone() {
     let folder = Folder::new("foreign");
     let path = folder.0.join("keys.db");
