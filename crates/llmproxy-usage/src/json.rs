@@ -78,12 +78,25 @@ fn space(entry: &Entry) -> usize {
 
 /// Writes one object.
 pub(crate) fn write(text: &mut Vec<u8>, entry: &Entry, fields: &Fields) {
-    // Read and written anew, not copied: what a client nests too deep, or a string that is no text, would make a receiver
-    // refuse the record, and the request would be free.
     let body = entry.request_body.as_deref().filter(|_| fields.has("request_body"));
-    let request_body = body.and_then(|body| serde_json::from_slice(body).ok());
+    let request_body = body.and_then(whole_body);
     let json = Json { record: &entry.record, request_body, fields };
     serde_json::to_writer(text, &json).expect("its keys are text, and it is written to memory");
+}
+
+/// A request's body as JSON that every receiver can read; none of one that is empty. Read and written anew, not copied: what a
+/// client nests too deep, or a string that is no text, would make a receiver refuse the record, and the request would be
+/// free. What can't be read so is the text of the body as one string, or a client could keep its prompt to itself.
+pub(crate) fn whole_body(body: &[u8]) -> Option<Value> {
+    if body.is_empty() {
+        return None;
+    }
+    Some(serde_json::from_slice(body).unwrap_or_else(|_| text_of(body)))
+}
+
+/// A body as one string.
+pub(crate) fn text_of(body: &[u8]) -> Value {
+    Value::String(String::from_utf8_lossy(body).into_owned())
 }
 
 /// Written straight into a buffer; a tree of values costs an allocation for each key.

@@ -3,6 +3,7 @@
 use llmproxy_core::{UsageRecord, UsageSource};
 
 use super::storage::Driver;
+use crate::json;
 
 /// The version of what a record says, in the column `schema_version`.
 const SCHEMA: i64 = 1;
@@ -181,12 +182,26 @@ impl Value {
     }
 }
 
-/// A request's body as JSON that every database takes: read and written anew, and without the NULs that JSONB refuses.
-/// What is no JSON is none.
-pub(crate) fn body_text(body: &[u8]) -> Option<String> {
-    let mut value = serde_json::from_slice(body).ok()?;
+/// What MariaDB takes in JSON, one in another: 32, and MySQL 100.
+const MOST_NESTED: usize = 30;
+
+/// A request's body as JSON that `driver` takes: read and written anew, and without the NULs that JSONB refuses. What can't be
+/// read, or is nested deeper than the database takes, is one string.
+pub(crate) fn body_text(body: &[u8], driver: Driver) -> Option<String> {
+    let mut value = json::whole_body(body)?;
+    if driver == Driver::MySql && nesting(&value) > MOST_NESTED {
+        value = json::text_of(body);
+    }
     without_nul(&mut value);
     Some(value.to_string())
+}
+
+fn nesting(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::Array(items) => 1 + items.iter().map(nesting).max().unwrap_or_default(),
+        serde_json::Value::Object(map) => 1 + map.values().map(nesting).max().unwrap_or_default(),
+        _ => 0,
+    }
 }
 
 fn without_nul(value: &mut serde_json::Value) {
@@ -217,8 +232,10 @@ mod tests {
 
     #[test]
     fn bodies_lose_what_databases_refuse() {
-        assert_eq!(body_text(br#"{"a\u0000":["b\u0000c",1]}"#).unwrap(), "{\"a\u{fffd}\":[\"b\u{fffd}c\",1]}");
-        assert_eq!(body_text(b"not json"), None);
+        let text = |body: &[u8]| body_text(body, Driver::Postgres);
+        assert_eq!(text(br#"{"a\u0000":["b\u0000c",1]}"#).unwrap(), "{\"a\u{fffd}\":[\"b\u{fffd}c\",1]}");
+        assert_eq!(text(b"not\0 json\xff").unwrap(), "\"not\u{fffd} json\u{fffd}\"");
+        assert_eq!(text(b""), None);
     }
 
     #[test]

@@ -169,6 +169,8 @@ impl DatabaseReport {
 
     async fn write(&self, entries: &[Entry]) -> Result<(), Failure> {
         let prepared = self.ready().await?;
+        let connections = self.shared.connections();
+        let driver = connections.driver();
         let mut rows = Vec::with_capacity(entries.len());
         for entry in entries {
             let body = entry.request_body.as_ref().filter(|_| self.include_request_body);
@@ -176,12 +178,11 @@ impl DatabaseReport {
                 // A body takes a while by itself, and other tasks run on this thread.
                 tokio::task::yield_now().await;
             }
-            let request_body = body.and_then(|body| columns::body_text(body));
+            let request_body = body.and_then(|body| columns::body_text(body, driver));
             rows.push(Row { record: &entry.record, request_body });
         }
-        let connections = self.shared.connections();
         let written = insert::insert(connections, &self.shared.table, prepared, &rows).await;
-        match written.map_err(|error| verdict::judge(connections.driver(), &error)) {
+        match written.map_err(|error| verdict::judge(driver, &error)) {
             Err(failure) if !failure.refused => {
                 // Perhaps the table is not what it was.
                 *self.ready.lock().await = None;

@@ -281,8 +281,13 @@ pub(crate) async fn bodies_are_kept_where_they_are_wanted(db: &Db) {
     let report = db.report_with(config);
     assert!(report.wants_request_body());
     let large = Bytes::from(format!("{{\"prompt\": \"{}\"}}", "x".repeat(700_000)));
-    let batch: Vec<_> = [body, large, Bytes::from_static(b"no json")]
+    let deep = Bytes::from("[".repeat(100) + &"]".repeat(100));
+    let too_deep = Bytes::from("[".repeat(1000) + &"]".repeat(1000));
+    let odd = [&b"no json"[..], br#"{"a": "\ud800"}"#, b"{\"a\": 1e999}", b"\0\xff"].map(Bytes::from_static);
+    let batch: Vec<_> = [body, large]
         .into_iter()
+        .chain(odd.clone())
+        .chain([deep.clone(), too_deep.clone()])
         .map(|body| Entry::new(record()).with_request_body(body))
         .collect();
     assert_eq!(send(&report, &batch).await, Verdict::Delivered);
@@ -290,7 +295,14 @@ pub(crate) async fn bodies_are_kept_where_they_are_wanted(db: &Db) {
     let json: serde_json::Value = serde_json::from_str(&kept(0).await.unwrap()).unwrap();
     assert_eq!(json["messages"][0]["content"], "a\u{fffd}b \u{1f600}");
     assert!(kept(1).await.unwrap().len() > 700_000);
-    assert_eq!(kept(2).await, None);
+    let kept = async |index: usize| -> serde_json::Value { serde_json::from_str(&kept(index).await.unwrap()).unwrap() };
+    for (index, body) in odd[..3].iter().chain([&too_deep]).enumerate() {
+        let index = if index == 3 { 7 } else { index + 2 };
+        assert_eq!(kept(index).await, *std::str::from_utf8(body).unwrap());
+    }
+    assert_eq!(kept(5).await, "\u{fffd}\u{fffd}");
+    let kept = kept(6).await;
+    assert!(kept.is_array() || kept == *std::str::from_utf8(&deep).unwrap(), "{kept}");
 }
 
 pub(crate) async fn odd_text_is_no_reason_to_lose_a_record(db: &Db) {

@@ -219,7 +219,7 @@ async fn prompts_are_sent_only_where_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn the_bytes_are_those_of_the_tree_and_hold_no_prompt_that_a_receiver_may_choke_on() {
+async fn the_bytes_are_those_of_the_tree_and_hold_a_prompt_that_no_receiver_chokes_on() {
     let deep = "[".repeat(1000) + &"]".repeat(1000);
     let check = async |body: String, expected: Option<Value>| {
         let (client, sent) = client(&[]);
@@ -237,9 +237,11 @@ async fn the_bytes_are_those_of_the_tree_and_hold_no_prompt_that_a_receiver_may_
         assert_eq!(sent.lock().unwrap()[0].body(), &tree.to_string());
     };
     check(r#"{"b": [1, 2.50], "a": "\u00e9"}"#.to_owned(), Some(json!({"a": "é", "b": [1, 2.5]}))).await;
-    for bad in [r#"{"a": "\ud800"}"#, &deep, "model=m"] {
-        check(bad.to_owned(), None).await;
+    // As one string, or a client could keep its prompt to itself.
+    for odd in [r#"{"a": "\ud800"}"#, r#"{"a": 1e999}"#, &deep, "model=m"] {
+        check(odd.to_owned(), Some(json!(odd))).await;
     }
+    check(String::new(), None).await;
 }
 
 #[tokio::test]
