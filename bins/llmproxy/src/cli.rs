@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::usage::args::{USAGE, UsageArgs};
 
@@ -197,6 +200,16 @@ pub(crate) fn with_double_dashes(args: impl Iterator<Item = OsString>) -> impl I
     })
 }
 
+/// Adds where a flag belongs that stands before a command.
+pub(crate) fn with_place(mut error: clap::Error) -> clap::Error {
+    let is_before = error.kind() == ErrorKind::ArgumentConflict;
+    if let Some(ContextValue::String(command)) = error.get(ContextKind::InvalidSubcommand).filter(|_| is_before) {
+        let tip = format!("flags come after the command: llmproxy {command} --config FILE");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -247,6 +260,15 @@ mod tests {
         let (_, first) = &found[0];
         for path in paths.iter().filter(|path| **path != "llmproxy keys") {
             assert!(first.contains(&format!("\n  {path} ")), "llmproxy --help has no example of {path}");
+        }
+    }
+
+    #[test]
+    fn a_flag_before_a_command_is_told_where_it_belongs() {
+        for command in ["usage", "check"] {
+            let args = ["llmproxy", "--config", "x.yaml", command];
+            let error = with_place(Cli::try_parse_from(args).unwrap_err()).to_string();
+            assert!(error.contains(&format!("llmproxy {command} --config FILE")), "{error}");
         }
     }
 

@@ -39,7 +39,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(cli::with_double_dashes(std::env::args_os()));
+    let args = cli::with_double_dashes(std::env::args_os());
+    let cli = Cli::try_parse_from(args).unwrap_or_else(|error| cli::with_place(error).exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime can't be started: {error}")),
