@@ -167,6 +167,11 @@ async fn dead_letters_are_sent_again() {
     assert_eq!((replay.status.code(), &*tally(&replay)), (Some(0), "1 sent, 0 refused, 0 skipped by the filter"));
     assert_eq!(ids(&scene.receiver.wait_for(1).await), [refused]);
     assert_eq!(std::fs::read(&path).expect("it is there"), before);
+    // A line that nobody can read is not passed over in silence.
+    std::fs::write(scene.folder.join("torn.jsonl"), [&before[..], b"{\"torn\n"].concat()).expect("it can be written");
+    let replay = run(&scene.folder, &["replay", "--dead-letters", "torn.jsonl", "--reporter", "r"]).await;
+    assert_eq!(replay.status.code(), Some(1));
+    assert!(text(&replay.stderr).contains("1 sent, 0 refused, 0 skipped by the filter, 1 lines unreadable"));
     // Refused again: it is said which, and where it was read it stays.
     scene.receiver.behave(Behaviour::Status(422));
     let replay = run(&scene.folder, &["replay", "--dead-letters", "dead-letters.jsonl", "--reporter", "r"]).await;
