@@ -67,7 +67,7 @@ pub struct UsageConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ReporterConfig {
-    /// Its name in logs and metrics, and no other's; where it has none, the URL's host, or the type.
+    /// Its name in logs and metrics, and no other's; where it has none, the host of its URL, its storage, or its type.
     pub name: String,
     /// How records are sent: `webhook`, `file`, `stdout`, `database`, `builtin`.
     #[serde(rename = "type")]

@@ -55,7 +55,7 @@ pub(super) const KEYS: &[Key] = &[
         "usage.reporters[].name",
         Text,
         "",
-        "its name in logs and metrics, and no other's; the URL's host, or the type, where it has none",
+        "its name in logs and metrics, and no other's; the host of its URL, its storage, or its type, where it has none",
     ),
     key("usage.reporters[].type", Word(&REPORTERS), "webhook", "how they are sent"),
     key("usage.reporters[].enabled", Switch, "true", "whether they are"),

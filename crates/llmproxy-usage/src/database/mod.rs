@@ -49,7 +49,7 @@ pub struct DatabaseReporterConfig {
     pub table: String,
     /// Whether the column `request_body` is filled, prompts included; false.
     pub include_request_body: bool,
-    /// Records in a transaction at most; 500. From 1 to 1000, and no more than `queue_size`.
+    /// Records in a transaction at most; 500. From 1 to 1000.
     pub batch_size: usize,
     /// How long a record waits for others to fill its batch; 1s, an hour at most.
     #[serde(with = "llmproxy_core::duration")]
