@@ -151,6 +151,8 @@ impl Kind {
             (Self::Real, Sqlite) => "REAL",
             (Self::Switch, _) => "BOOLEAN",
             (Self::Money, MySql) => "DECIMAL(32,12)",
+            // NUMERIC there is a double, which has no room for all digits.
+            (Self::Money, Sqlite) => "TEXT",
             (Self::Money, _) => "NUMERIC(32,12)",
             (Self::Json, Postgres) => "JSONB",
             (Self::Json, MySql) => "JSON",

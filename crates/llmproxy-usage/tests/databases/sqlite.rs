@@ -6,7 +6,7 @@ use llmproxy_usage::{
     BuiltinConfig, BuiltinReport, BuiltinStore, DatabaseConfig, Group, Query, Report, ReportBatch, Verdict,
 };
 
-use crate::database::{Db, Peek, again, entries, send, suite};
+use crate::database::{Db, Peek, again, changed, entries, send, suite};
 
 /// A folder that goes with its test.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -125,4 +125,14 @@ async fn records_wait_without_end() {
     let sqlite = open("without_end").await;
     let builtin = BuiltinReport::new("builtin", &BuiltinConfig::default(), sqlite.folder.0.join("keys.db"));
     assert_eq!((sqlite.report("usage_records").max_age(), builtin.max_age()), (Duration::MAX, Duration::MAX));
+}
+
+#[tokio::test]
+async fn a_cost_keeps_its_digits() {
+    let sqlite = open("digits").await;
+    let cost = llmproxy_core::Cost { trillionths: 12_345_678_901_234_567, currency: "EUR".into() };
+    let batch = [changed(|record| record.cost = Some(cost))];
+    assert_eq!(send(&sqlite.report("usage_records"), &batch).await, Verdict::Delivered);
+    let kept = sqlite.one("SELECT CAST(cost AS TEXT) FROM usage_records").await;
+    assert_eq!(kept.as_deref(), Some("12345.678901234567"));
 }
