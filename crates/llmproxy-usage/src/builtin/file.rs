@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,6 +26,13 @@ enum Found {
     Foreign,
 }
 
+/// Which file a path led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    number: u64,
+}
+
 /// Where the store is.
 pub(super) struct Place {
     pub(super) path: PathBuf,
@@ -46,6 +54,15 @@ pub(super) async fn locate(path: &Path) -> Result<Place, BuiltinError> {
     match look(&path).await? {
         Found::Go | Found::Foreign => Err(BuiltinError::Foreign(path)),
         found => Ok(Place { path, go, exists: found == Found::Ours }),
+    }
+}
+
+/// Which file is at `path`; `None` where there is none.
+pub(super) fn identity(path: &Path) -> io::Result<Option<Identity>> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(Identity { device: found.dev(), number: found.ino() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

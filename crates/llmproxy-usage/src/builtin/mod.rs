@@ -95,9 +95,17 @@ impl BuiltinReport {
 
     /// The store, opened. That goes on if it takes longer than a try may: there may be millions of rows to take over.
     async fn store(&self) -> Result<Arc<BuiltinStore>, BuiltinError> {
-        if let Some(store) = &*self.store.lock().await {
-            return Ok(store.clone());
+        let mut current = self.store.lock().await;
+        if let Some(store) = &*current {
+            if store.is_there()? {
+                return Ok(store.clone());
+            }
+            // What is written into a file without a name is lost.
+            tracing::warn!(path = %store.path().display(), "the admin database was removed; its usage begins anew");
+            store.close().await;
+            *current = None;
         }
+        drop(current);
         let mut opening = self.opening.lock().await;
         if let Some(store) = &*self.store.lock().await {
             return Ok(store.clone());

@@ -34,6 +34,9 @@ pub enum BuiltinError {
         /// The Go program's file.
         from: PathBuf,
     },
+    /// Another file was put in the place of the one that is open.
+    #[error("{} is another file than the one that was opened; restart the proxy to write into it", .0.display())]
+    Replaced(PathBuf),
     /// The file was written by a later version.
     #[error("the usage there is of version {found}, and this program knows up to {known}; use a newer llmproxy")]
     Newer {
@@ -82,6 +85,7 @@ pub enum BuiltinError {
 pub struct BuiltinStore {
     connection: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
+    identity: Option<file::Identity>,
     /// The file of the Go program whose records are taken over.
     go: Option<PathBuf>,
 }
@@ -112,7 +116,8 @@ impl BuiltinStore {
                 );
             }
         }
-        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path, go: place.go })
+        let identity = file::identity(&place.path)?;
+        Ok(Self { connection: Mutex::new(Some(connection)), identity, path: place.path, go: place.go })
     }
 
     /// Opens the store for `path`, `admin.db_path`, to read it only; a proxy may write it meanwhile.
@@ -137,7 +142,18 @@ impl BuiltinStore {
         if !schema::is_prepared(&mut connection).await? {
             return Err(missing(place.path, place.go));
         }
-        Ok(Self { connection: Mutex::new(Some(connection)), path: place.path, go: place.go })
+        let identity = file::identity(&place.path)?;
+        Ok(Self { connection: Mutex::new(Some(connection)), identity, path: place.path, go: place.go })
+    }
+
+    /// Whether the file that is open is still where it was; an error where there is another one in its place. To close ours
+    /// would remove the log of that one, which SQLite finds by its name.
+    pub(super) fn is_there(&self) -> Result<bool, BuiltinError> {
+        match file::identity(&self.path)? {
+            None => Ok(false),
+            found if found == self.identity => Ok(true),
+            Some(_) => Err(BuiltinError::Replaced(self.path.clone())),
+        }
     }
 
     /// Where it is.

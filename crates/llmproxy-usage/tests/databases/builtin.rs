@@ -373,6 +373,33 @@ async fn an_hour_whose_rows_have_gone_is_counted_as_a_whole() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_removed_is_made_again_and_one_in_its_place_is_not_touched() {
+    let folder = Folder::new("removed");
+    let path = folder.0.join("keys.db");
+    let report = BuiltinReport::new("builtin", &BuiltinConfig::default(), &path);
+    assert_eq!(report.report_batch(&entries(3)).await, Verdict::Delivered);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(report.report_batch(&entries(2)).await, Verdict::Delivered);
+    let requests = async || {
+        let store = BuiltinStore::open_to_read(&path).await.unwrap();
+        let requests = everything(&store).await.requests;
+        store.close().await;
+        requests
+    };
+    assert_eq!(requests().await, 2);
+    // As a restore of a backup does it.
+    let other = folder.0.join("other.db");
+    BuiltinStore::open(&other).await.unwrap().close().await;
+    std::fs::rename(&other, &path).unwrap();
+    let batch = entries(1);
+    let why = again(report.report_batch(&batch).await);
+    assert!(why.contains("keys.db is another file") && why.contains("restart the proxy"), "{why}");
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(report.report_batch(&batch).await, Verdict::Delivered);
+    assert_eq!(requests().await, 1);
+}
+
+#[tokio::test]
 async fn a_file_of_somebody_else_is_left_alone() {
     let folder = Folder::new("foreign");
     let path = folder.0.join("keys.db");
