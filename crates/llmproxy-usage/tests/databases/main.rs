@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod builtin;
+mod builtin_file;
 #[path = "../common/mod.rs"]
 mod common;
 mod database;
