@@ -175,6 +175,14 @@ async fn the_builtin_store_is_asked_where_there_is_one() {
     let output = run(&scene.folder, &["--store", "ledger"]).await;
     assert!(text(&output.stderr).starts_with("the ledger "), "{}", told(&output));
     drop(proxy);
+    // Without its row the hour is asked for as a whole, and that is said.
+    let path = scene.folder.join("keys.db");
+    let store = llmproxy_usage::BuiltinStore::open(&path).await.expect("it is there");
+    assert_eq!(store.purge(jiff::Timestamp::MAX).await.expect("it can be written"), 1);
+    store.close().await;
+    let output = run(&scene.folder, &["--from", "1m", "--format", "csv"]).await;
+    assert!(text(&output.stderr).contains("whole hours, since single records"), "{}", told(&output));
+    assert!(text(&output.stdout).contains("1,0,12,8,30,42,0.0000198"), "{}", told(&output));
 }
 
 /// A tail that runs.
