@@ -54,9 +54,9 @@ impl Report for File {
         Duration::from_secs(60)
     }
 
-    /// A record is worth more than patience. While it waits it keeps its place, and at last nobody is served any more.
-    fn retries(&self) -> u32 {
-        u32::MAX
+    /// A record is worth more than patience: it waits in the ledger for as long as the disk refuses it.
+    fn max_age(&self) -> Duration {
+        Duration::MAX
     }
 }
 

@@ -18,9 +18,11 @@ auth:
   pipeline: [{{type: static, static: {{keys: [{{key: sk-1, name: alice}}]}}}}]
 usage:
   enabled: true
+  ledger: {{path: '{}'}}
   reporters: [{{name: billing, webhook: {{url: '{}'}}}}]
 ",
         backend.url(),
+        folder.path().join("usage.db").display(),
         receiver.url()
     );
     Example::start(env!("CARGO_BIN_EXE_nested"), &[&folder.config(&yaml)]).await
