@@ -41,8 +41,10 @@ pub(super) enum Manner {
     Throttles(u64),
     /// Does not answer.
     Hangs,
-    /// Books it and closes the connection in the middle of its answer.
-    ClosesMidAnswer,
+    /// Books it and closes the connection in the middle of its answer, before it has said what became of it.
+    ClosesMidHead,
+    /// The same, after it has.
+    ClosesMidBody,
     /// Answers 400 where one record is of the model `poison`.
     RefusesPoison,
 }
@@ -169,7 +171,13 @@ async fn receive(shared: Arc<Shared>, seen: Seen, mut wire: Wire) -> io::Result<
             wire.client_gone().await;
             return Ok(());
         }
-        Manner::ClosesMidAnswer => {
+        Manner::ClosesMidHead => {
+            shared.told.send_modify(|told| told.book(&records));
+            wire.raw("HTTP/1.1 200 OK\r\ncontent-le").await?;
+            wire.close().await;
+            return Ok(());
+        }
+        Manner::ClosesMidBody => {
             shared.told.send_modify(|told| told.book(&records));
             wire.head(200, &[("content-length", "100")]).await?;
             wire.chunk("half an an").await?;

@@ -105,12 +105,21 @@ async fn one_that_wants_patience_is_not_asked_before() {
 #[tokio::test]
 async fn one_that_closes_in_the_middle_of_its_answer_is_told_again_and_the_same() {
     let books = Books::open();
-    books.behave(Manner::ClosesMidAnswer);
+    books.behave(Manner::ClosesMidHead);
     let setting = Setting::of(&books.url(), json!({})).await;
     books.asked(2).await;
     books.behave(Manner::Accepts);
     setting.check(&books).await;
     assert!(books.told().again > 0, "nobody knows whether it has them");
+}
+
+#[tokio::test]
+async fn one_that_closes_behind_its_200_is_not_told_again() {
+    let books = Books::open();
+    books.behave(Manner::ClosesMidBody);
+    let setting = Setting::of(&books.url(), json!({})).await;
+    setting.check(&books).await;
+    assert_eq!(books.told().again, 0, "it has said that it has them");
 }
 
 #[tokio::test]
