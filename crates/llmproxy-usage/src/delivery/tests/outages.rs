@@ -60,7 +60,9 @@ async fn what_has_become_too_old_is_given_up_without_a_try_of_its_own_and_the_wa
     // The next one finds a receiver that is known to be down.
     let started = Instant::now();
     timeout(Duration::from_secs(5), deliver(|| to(&report), entries(1), &told)).await.unwrap_or_default();
-    assert_eq!((report.tries.lock().unwrap().len(), started.elapsed()), (tries, Duration::from_secs(5)));
+    let more = report.tries.lock().unwrap().len() - tries;
+    assert_eq!(started.elapsed(), Duration::from_secs(5));
+    assert!(more <= 1, "{more}: none but the one that may be due");
 }
 
 #[tokio::test(start_paused = true)]
