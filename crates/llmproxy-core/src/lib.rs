@@ -87,6 +87,7 @@
 
 pub mod body;
 pub mod duration;
+pub mod go_db;
 pub mod go_time;
 
 mod answer;

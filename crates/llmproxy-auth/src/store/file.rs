@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use llmproxy_core::go_db;
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
@@ -36,7 +37,7 @@ enum Found {
 
 /// The file to use for `path`, and the one of the Go program whose keys are to be taken over.
 pub(super) async fn locate(path: &Path) -> Result<(PathBuf, Option<Old>), KeyStoreError> {
-    let beside = beside(path);
+    let beside = go_db::beside(path);
     let (path, old) = match look(path).await? {
         Found::Ours => return Ok((path.to_owned(), None)),
         Found::Foreign => return Err(KeyStoreError::Foreign),
@@ -62,17 +63,6 @@ pub(super) async fn open(path: &Path) -> Result<SqliteConnection, KeyStoreError>
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(BUSY);
     Ok(options.connect().await?)
-}
-
-/// `keys.llmproxy.db` for `keys.db`.
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push(".llmproxy");
-    if let Some(extension) = path.extension() {
-        name.push(".");
-        name.push(extension);
-    }
-    path.with_file_name(name)
 }
 
 /// Finds out whose file it is without changing a byte of it or leaving one beside it.
@@ -131,18 +121,4 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o755);
     builder.create(folder)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_own_file_stands_beside_the_old_one() {
-        let check = |path: &str, expected: &str| assert_eq!(beside(Path::new(path)), Path::new(expected));
-        check("./data/keys.db", "./data/keys.llmproxy.db");
-        check("keys.db", "keys.llmproxy.db");
-        check("/var/keys", "/var/keys.llmproxy");
-        check("a.b/keys.v1.sqlite", "a.b/keys.v1.llmproxy.sqlite");
-    }
 }

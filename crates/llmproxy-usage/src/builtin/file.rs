@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use llmproxy_core::go_db;
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
@@ -43,7 +44,7 @@ pub(super) struct Place {
 
 /// The file to use for `path`: itself, or the one beside it where it is the Go program's. The key store follows the same rule.
 pub(super) async fn locate(path: &Path) -> Result<Place, BuiltinError> {
-    let beside = beside(path);
+    let beside = go_db::beside(path);
     let (path, go) = match look(path).await? {
         Found::Ours => return Ok(Place { path: path.to_owned(), go: None, exists: true }),
         Found::Foreign => return Err(BuiltinError::Foreign(path.to_owned())),
@@ -85,17 +86,6 @@ pub(super) async fn open_to_read(path: &Path) -> Result<SqliteConnection, Builti
     let options =
         SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY).disable_statement_logging();
     Ok(options.connect().await?)
-}
-
-/// `keys.llmproxy.db` for `keys.db`.
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push(".llmproxy");
-    if let Some(extension) = path.extension() {
-        name.push(".");
-        name.push(extension);
-    }
-    path.with_file_name(name)
 }
 
 async fn look(path: &Path) -> Result<Found, BuiltinError> {
