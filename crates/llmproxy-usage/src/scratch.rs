@@ -7,13 +7,18 @@ use std::{
 };
 
 /// Removed when dropped.
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
     pub(crate) fn new() -> Self {
         let folder = env::temp_dir().join(format!("llmproxy-usage-{}", uuid::Uuid::now_v7()));
         fs::create_dir_all(&folder).unwrap();
         Self(folder)
+    }
+
+    /// Where its ledger is to be.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.0.join("usage.db")
     }
 }
 

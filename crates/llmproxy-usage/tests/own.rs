@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;
-#[path = "common/folder.rs"]
-mod folder;
+#[path = "../src/scratch.rs"]
+mod scratch;
 
 use std::{
     sync::{Arc, Mutex},
@@ -13,11 +13,11 @@ use std::{
 
 use bytes::Bytes;
 use common::record;
-use folder::Folder;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody};
 use llmproxy_usage::{Entry, Report, ReportBatch, Reporters, UsageConfig, UsageLayer, Verdict};
+use scratch::Folder;
 use tower::{Layer, ServiceExt, service_fn};
 
 const LONG: Duration = Duration::from_secs(20);

@@ -6,10 +6,10 @@ mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod destinations;
-#[path = "../common/folder.rs"]
-mod folder;
 mod outages;
 mod reload;
+#[path = "../../src/scratch.rs"]
+mod scratch;
 mod strict;
 
 use std::{
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use common::record;
-use folder::Folder;
+use scratch::Folder;
 
 type Answers = Arc<Mutex<VecDeque<u16>>>;
 type Sent = Arc<Mutex<Vec<Request<Bytes>>>>;

@@ -26,27 +26,7 @@ use super::{
     store::Store,
     *,
 };
-
-/// A folder that goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("llmproxy-ledger-{}", Uuid::now_v7()));
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn ledger(&self) -> PathBuf {
-        self.0.join("usage.db")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::scratch::Folder;
 
 fn config(path: &Path) -> LedgerConfig {
     LedgerConfig { path: path.to_owned(), ..LedgerConfig::default() }
