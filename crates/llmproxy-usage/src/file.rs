@@ -2,21 +2,22 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use crate::{Entry, Report, ReportBatch, Verdict, backups::Backups, fields::Fields, json, lines::LineFile};
+use crate::{
+    backups::Backups,
+    fields::Fields,
+    line_report::{LineReport, WriteLines},
+    lines::LineFile,
+};
 
 const DEFAULT_MAX_SIZE: u64 = 100 << 20;
 /// A file of less would be full after some records; whoever writes `100` means megabytes.
 const LEAST_MAX_SIZE: u64 = 64 << 10;
-/// What is written at a time, and how long it is waited for: somebody may be reading along.
+/// What is written at a time.
 const BATCH_SIZE: usize = 500;
-const BATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// Longer than a webhook's: a disk that is busy is no other disk when it is asked again.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A file of JSON lines: one object for each record, as a webhook would get it. A full one is put aside as
 /// `NAME-TIME.jsonl`.
@@ -48,17 +49,12 @@ pub(crate) struct FileTarget {
 }
 
 /// A file as a reporter.
-#[derive(Debug)]
-pub(crate) struct FileReport {
-    name: Arc<str>,
-    fields: Fields,
-    target: FileTarget,
-    /// Whoever writes has it, to the end of the write, also when nobody waits for that any more.
-    writer: Arc<Mutex<Writer>>,
-}
+pub(crate) type FileReport = LineReport<Writer>;
 
-#[derive(Debug, Default)]
-struct Writer {
+/// Writes lines to a file, and begins the next when it is full.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    target: FileTarget,
     file: Option<LineFile>,
     /// Whether it was said already that a full file can't be put aside.
     is_stuck: bool,
@@ -136,82 +132,38 @@ impl FileTarget {
 
 impl FileReport {
     pub(crate) fn new(name: Arc<str>, target: FileTarget, fields: Fields) -> Self {
-        Self { name, fields, target, writer: Arc::default() }
-    }
-
-    async fn write(&self, entries: &[Entry]) -> Verdict {
-        let lines = json::lines(entries, &self.fields).await;
-        let (mut writer, target) = (self.writer.clone().lock_owned().await, self.target.clone());
-        let written = tokio::task::spawn_blocking(move || writer.write(&target, &lines));
-        match written.await {
-            Ok(Ok(())) => Verdict::Delivered,
-            Ok(Err(error)) => Verdict::again(format!("{} can't be written: {error}", self.target.path.display())),
-            Err(ended) => Verdict::again(ended),
-        }
-    }
-}
-
-impl Report for FileReport {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move { self.write(&[entry]).await })
-    }
-
-    fn timeout(&self) -> Duration {
-        TIMEOUT
-    }
-
-    /// Without end: records wait in the ledger until somebody has put right what is wrong.
-    fn max_age(&self) -> Duration {
-        Duration::MAX
-    }
-
-    fn batches(&self) -> Option<&dyn ReportBatch> {
-        Some(self)
-    }
-}
-
-impl ReportBatch for FileReport {
-    fn size(&self) -> usize {
-        BATCH_SIZE
-    }
-
-    fn interval(&self) -> Duration {
-        BATCH_INTERVAL
-    }
-
-    fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
-        Box::pin(self.write(entries))
+        let to = target.path.display().to_string();
+        let writer = Arc::new(Mutex::new(Writer { target, file: None, is_stuck: false }));
+        Self { name, fields, to, batch_size: BATCH_SIZE, writer }
     }
 }
 
 // === impl Writer ===
 
-impl Writer {
-    fn write(&mut self, target: &FileTarget, lines: &[u8]) -> io::Result<()> {
+impl WriteLines for Writer {
+    fn write(&mut self, lines: Vec<u8>) -> io::Result<()> {
         let now = Timestamp::now();
-        let mut file = self.open(target)?;
-        if target.is_full(&file, lines.len(), now)? {
-            file = self.turn_over(target, file, now)?;
+        let mut file = self.open()?;
+        if self.target.is_full(&file, lines.len(), now)? {
+            file = self.turn_over(file, now)?;
         }
-        let written = file.append(lines, target.sync);
+        let written = file.append(&lines, self.target.sync);
         if written.is_ok() {
             self.file = Some(file);
         }
         written
     }
+}
 
+impl Writer {
     /// The file that the path leads to: another one after logrotate, or somebody else, has moved or removed it.
-    fn open(&mut self, target: &FileTarget) -> io::Result<LineFile> {
+    fn open(&mut self) -> io::Result<LineFile> {
         match self.file.take() {
-            Some(file) if file.is_at(&target.path)? => Ok(file),
+            Some(file) if file.is_at(&self.target.path)? => Ok(file),
             before => {
-                let file = LineFile::open(&target.path)?;
+                let file = LineFile::open(&self.target.path)?;
                 if before.is_none() {
-                    target.tidy();
+                    self.target.tidy();
                 }
                 Ok(file)
             }
@@ -220,7 +172,8 @@ impl Writer {
 
     /// Puts a full file aside and begins the next, with the same permissions. Where it can't be put aside, records go on
     /// into it: they are worth more than its size.
-    fn turn_over(&mut self, target: &FileTarget, full: LineFile, now: Timestamp) -> io::Result<LineFile> {
+    fn turn_over(&mut self, full: LineFile, now: Timestamp) -> io::Result<LineFile> {
+        let target = &self.target;
         if let Err(error) = target.backups.put_aside(&target.path, now) {
             if !self.is_stuck {
                 tracing::warn!(

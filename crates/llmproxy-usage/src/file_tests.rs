@@ -6,7 +6,7 @@ use llmproxy_core::{Endpoint, UsageRecord};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::scratch::Folder;
+use crate::{Entry, Report, ReportBatch, Verdict, scratch::Folder};
 
 fn report(config: Value) -> FileReport {
     let config: FileConfig = serde_json::from_value(config).unwrap();

@@ -88,6 +88,7 @@ mod filter;
 mod json;
 mod layer;
 mod ledger;
+mod line_report;
 mod lines;
 mod opening;
 mod read;

@@ -4,30 +4,23 @@ use std::{
     fmt,
     io::{self, Write},
     sync::Arc,
-    time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 
-use crate::{Entry, Report, ReportBatch, Verdict, fields::Fields, json};
+use crate::{
+    fields::Fields,
+    line_report::{LineReport, WriteLines},
+};
 
-/// What is written at a time, and how long it is waited for: somebody is reading along.
+/// What is written at a time: somebody is reading along.
 const BATCH_SIZE: usize = 100;
-const BATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// Whoever reads may take a while; asking again would not help.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The standard output as a reporter: one JSON object in a line for each record.
-#[derive(Debug)]
-pub(crate) struct StdoutReport {
-    name: Arc<str>,
-    fields: Fields,
-    /// Whoever writes has it, to the end of the write, also when nobody waits for that any more.
-    output: Arc<Mutex<Output>>,
-}
+/// The standard output as a reporter.
+pub(crate) type StdoutReport = LineReport<Output>;
 
-struct Output {
+/// Writes lines to it.
+pub(crate) struct Output {
     writer: Box<dyn Write + Send>,
     /// Whether the last write failed, and so may have left a piece of a line.
     is_cut_off: bool,
@@ -41,61 +34,15 @@ impl StdoutReport {
     }
 
     fn over(name: Arc<str>, fields: Fields, writer: Box<dyn Write + Send>) -> Self {
-        Self { name, fields, output: Arc::new(Mutex::new(Output { writer, is_cut_off: false })) }
-    }
-
-    async fn write(&self, entries: &[Entry]) -> Verdict {
-        let lines = json::lines(entries, &self.fields).await;
-        let mut output = self.output.clone().lock_owned().await;
-        match tokio::task::spawn_blocking(move || output.write(lines)).await {
-            Ok(Ok(())) => Verdict::Delivered,
-            Ok(Err(error)) => Verdict::again(format!("the standard output can't be written: {error}")),
-            Err(ended) => Verdict::again(ended),
-        }
-    }
-}
-
-impl Report for StdoutReport {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn report(&self, entry: Entry) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move { self.write(&[entry]).await })
-    }
-
-    fn timeout(&self) -> Duration {
-        TIMEOUT
-    }
-
-    /// Without end: records wait in the ledger until somebody has put right what is wrong.
-    fn max_age(&self) -> Duration {
-        Duration::MAX
-    }
-
-    fn batches(&self) -> Option<&dyn ReportBatch> {
-        Some(self)
-    }
-}
-
-impl ReportBatch for StdoutReport {
-    fn size(&self) -> usize {
-        BATCH_SIZE
-    }
-
-    fn interval(&self) -> Duration {
-        BATCH_INTERVAL
-    }
-
-    fn report_batch<'a>(&'a self, entries: &'a [Entry]) -> BoxFuture<'a, Verdict> {
-        Box::pin(self.write(entries))
+        let writer = Arc::new(Mutex::new(Output { writer, is_cut_off: false }));
+        Self { name, fields, to: "the standard output".to_owned(), batch_size: BATCH_SIZE, writer }
     }
 }
 
 // === impl Output ===
 
-impl Output {
-    /// In one piece: the logs may go to the same place.
+impl WriteLines for Output {
+    /// The logs may go to the same place.
     fn write(&mut self, mut lines: Vec<u8>) -> io::Result<()> {
         if self.is_cut_off {
             lines.insert(0, b'\n');
@@ -120,6 +67,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::{Entry, Report, ReportBatch, Verdict};
 
     /// Takes so many bytes, then breaks once, then takes all.
     #[derive(Clone, Default)]
