@@ -8,9 +8,7 @@
 use std::{env, sync::Arc};
 
 use axum::Router;
-use llmproxy_balancer::{
-    BackendConfig, BalanceLayer, Balancer, Candidate, HealthCheckConfig, Policy, RoutingConfig, validate_backends,
-};
+use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer, Candidate, Choice, Policy, Work, validate_backends};
 use llmproxy_core::BoxError;
 use llmproxy_metering::{BodyBudget, InspectConfig, InspectLayer, MeterLayer};
 use llmproxy_sse::{SseConfig, SseLayer};
@@ -22,14 +20,17 @@ use tower::ServiceBuilder;
 /// The first backend that has less than `at` requests for each unit of its weight; if all have, the last.
 #[derive(Debug)]
 struct Overflow {
-    at: usize,
+    at: f64,
 }
 
 impl Policy for Overflow {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
-        let has_room = |candidate: &Candidate<'_>| candidate.in_flight < self.at * candidate.weight as usize;
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        let has_room = |candidate: &Candidate<'_>| (candidate.in_flight as f64) < self.at * candidate.weight;
         // The candidates are those that serve the model and are not out, in the order in which they were configured.
-        candidates.iter().position(has_room).unwrap_or(candidates.len() - 1)
+        match candidates.iter().position(has_room) {
+            Some(at) => Choice::new(at, "the first with room"),
+            None => Choice::new(candidates.len() - 1, "all others are busy"),
+        }
     }
 }
 
@@ -48,7 +49,8 @@ async fn main() -> Result<(), BoxError> {
     // State lives in the balancer and the clients; the layers only hold on to it.
     let clients = Clients::new();
     let balancer = Balancer::new(clients.http_client(1 << 20));
-    let pool = balancer.apply(&backends, &RoutingConfig::default(), &HealthCheckConfig::default());
+    let (routing, health, queue) = Default::default();
+    let pool = balancer.apply(&backends, &routing, &health, &queue);
     // So that the first request finds out about nobody: who is up, and which models they have.
     balancer.check_now().await;
     let inspect = InspectConfig::default();
@@ -61,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
         // Takes the usage event out again that is asked of the backends for every stream, whoever wants the records.
         .layer(MeterLayer::new())
         // Picks a backend for each attempt.
-        .layer(BalanceLayer::new(pool).with_policy(Arc::new(Overflow { at: 2 })))
+        .layer(BalanceLayer::new(pool).with_policy(Arc::new(Overflow { at: 2.0 })))
         // Limits of time for each attempt, so it stands inside of the retries.
         .layer(SseLayer::new(&SseConfig::default()))
         .service(Upstream::new(clients));

@@ -2,27 +2,30 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::{
+    check::{Checker, Settings, Task},
+    config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
+    health::Rules,
+    hub::Hub,
+    metrics::BACKEND_UP,
+    models::Models,
+    node::Node,
+    plan::Planner,
+    policy::{Policy, policy},
+    pool::Pool,
+    retry::Retry,
+    view::{Member, View},
+};
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
 use llmproxy_core::{Backend, BoxError, HttpClient};
 use metrics::gauge;
-use tokio::sync::Notify;
 
-use crate::{
-    check::{Checker, Settings, Task},
-    config::{BackendConfig, HealthCheckConfig, RoutingConfig},
-    health::Rules,
-    metrics::BACKEND_UP,
-    models::Models,
-    node::Node,
-    pool::{Member, Pool},
-};
-
-/// The state of all backends: what is in flight there, how they are, what they serve. One for the life of the process;
-/// each configuration is a [`Pool`] over it.
+/// The state of all backends: what is in flight there, how they are, what they serve, what policies know of them. One for
+/// the life of the process; its [`Pool`] shows what the newest configuration makes of it.
 ///
 /// The checks run as long as the balancer lives and the newest configuration has the backend.
 ///
@@ -39,7 +42,8 @@ use crate::{
 ///     Ok::<_, BoxError>(Response::new(Bytes::from(r#"{"data": [{"id": "qwen2.5"}]}"#)))
 /// }));
 /// let balancer = Balancer::new(client);
-/// let pool = balancer.apply(&[BackendConfig::new("http://vllm:8000")], &Default::default(), &Default::default());
+/// let (routing, health, queue) = Default::default();
+/// let pool = balancer.apply(&[BackendConfig::new("http://vllm:8000")], &routing, &health, &queue);
 /// balancer.check_now().await;
 /// assert!(pool.is_any_up());
 /// assert_eq!(pool.models()[0].id, "qwen2.5");
@@ -48,12 +52,20 @@ use crate::{
 #[derive(Debug)]
 pub struct Balancer {
     client: HttpClient,
-    entries: Mutex<HashMap<Identity, Entry>>,
-    changed: Arc<Notify>,
+    state: Mutex<State>,
+    hub: Arc<Hub>,
+    pool: Arc<Pool>,
 }
 
 /// A backend's URL, and which of the entries with that URL it is.
 type Identity = (String, usize);
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<Identity, Entry>,
+    /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
+    policies: Vec<(LoadBalance, Arc<dyn Policy>)>,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -66,22 +78,41 @@ struct Entry {
 impl Balancer {
     /// A balancer without backends, which will check them through `client`.
     pub fn new(client: HttpClient) -> Arc<Self> {
-        Arc::new(Self { client, entries: Mutex::default(), changed: Arc::default() })
+        let hub = Arc::<Hub>::default();
+        let mut state = State::default();
+        let view = state.view(Vec::new(), &RoutingConfig::default(), &QueueConfig::default());
+        let pool = Pool::new(view, hub.clone());
+        Arc::new(Self { client, state: Mutex::new(state), hub, pool })
     }
 
-    /// Puts a configuration in force and returns the view of it that a stack works with. Backends that were there before
-    /// keep their state; those that are gone are checked no more, and what is in flight there ends in its own time.
+    /// What the newest configuration makes of the backends: the same through all configurations, and always up to date.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Puts a configuration in force, at once for all that go through the [`Pool`], which it returns. Backends that were
+    /// there before keep their state; those that are gone are checked no more, and what is in flight there ends in its own
+    /// time.
     ///
     /// The configuration should have been validated: a backend with a mistake is left out and logged.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime, where checks can't run.
-    pub fn apply(&self, backends: &[BackendConfig], routing: &RoutingConfig, health: &HealthCheckConfig) -> Arc<Pool> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut old = std::mem::take(&mut *entries);
+    pub fn apply(
+        &self,
+        backends: &[BackendConfig],
+        routing: &RoutingConfig,
+        health: &HealthCheckConfig,
+        queue: &QueueConfig,
+    ) -> Arc<Pool> {
+        let mut state = self.state();
+        let mut old = std::mem::take(&mut state.entries);
         let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
-        let mut members = Vec::with_capacity(backends.len());
+        let mut members: Vec<Arc<Member>> = Vec::with_capacity(backends.len());
+        // Those that stay keep their numbers, so that new ones take what those that are gone had.
+        let mut taken: Vec<usize> = Vec::new();
+        let mut new: Vec<(_, Identity, _, _)> = Vec::with_capacity(backends.len());
         for config in backends {
             let backend = match build(config, routing) {
                 Ok(backend) => Arc::new(backend),
@@ -91,18 +122,31 @@ impl Balancer {
                 }
             };
             let url = backend.url.to_string();
-            let twin = members.iter().filter(|member: &&Member| member.backend.url == backend.url).count();
-            let identity = (url, twin);
-            let settings =
-                Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
-            let entry = self.entry(old.remove(&identity), settings);
-            let models = (!config.models.is_empty()).then(|| Models::configured(&config.models));
-            let (weight, inject_usage) = (config.weight, config.inject_usage);
-            members.push(Member { backend, weight, models, inject_usage, node: entry.node.clone() });
-            entries.insert(identity, entry);
+            let twin = new.iter().filter(|(_, identity, ..)| identity.0 == url).count();
+            let known = old.remove(&(url.clone(), twin));
+            taken.extend(known.iter().map(|entry| entry.node.index));
+            new.push((config, (url, twin), backend, known));
         }
         for gone in old.values() {
             gone.node.retire();
+            state.policies.iter().for_each(|(_, policy)| policy.forget(gone.node.index));
+        }
+        for (config, identity, backend, known) in new {
+            let settings =
+                Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
+            let index = known.as_ref().map_or_else(|| free(&mut taken), |entry| entry.node.index);
+            let entry = self.entry(known, index, config.weight, settings);
+            members.push(Arc::new(Member {
+                backend,
+                tier: config.tier,
+                group: config.group.as_deref().map(Into::into),
+                max_concurrent: config.max_concurrent,
+                max_tokens: config.max_tokens,
+                models: (!config.models.is_empty()).then(|| Models::configured(&config.models)),
+                inject_usage: config.inject_usage,
+                node: entry.node.clone(),
+            }));
+            state.entries.insert(identity, entry);
         }
         // Names may have moved from one backend to another, so those that nobody has go down before all others are shown.
         for gone in names.into_iter().filter(|name| members.iter().all(|member| member.backend.name != *name)) {
@@ -111,7 +155,23 @@ impl Balancer {
         for member in &members {
             member.node.show();
         }
-        Arc::new(Pool::new(members, routing, self.changed.clone()))
+        let view = state.view(members, routing, queue);
+        drop(state);
+        self.pool.show(view);
+        self.pool.clone()
+    }
+
+    /// Lets the backend of this name get no more requests, or get them again; what is there ends in its own time. It holds
+    /// through all configurations that have the backend. `None` where none has that name.
+    pub fn set_draining(&self, name: &str, draining: bool) -> Option<bool> {
+        Some(self.node(name)?.set_draining(draining))
+    }
+
+    /// Gives the backend of this name another share of the work, until a configuration gives it a new one; 0: none. `None`
+    /// where none has that name.
+    pub fn set_weight(&self, name: &str, weight: u32) -> Option<()> {
+        self.node(name)?.set_weight(weight);
+        Some(())
     }
 
     /// Checks every backend now and waits for the outcome, at most for the time that a check may take.
@@ -121,20 +181,25 @@ impl Balancer {
     /// Dropping the future drops the checks that are not done.
     pub async fn check_now(&self) {
         let checkers: Vec<Arc<Checker>> = {
-            let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-            entries.values().filter_map(|entry| Some(entry.checks.as_ref()?.0.clone())).collect()
+            let state = self.state();
+            state.entries.values().filter_map(|entry| Some(entry.checks.as_ref()?.0.clone())).collect()
         };
         join_all(checkers.iter().map(|checker| checker.check())).await;
     }
 
-    fn entry(&self, old: Option<Entry>, settings: Settings) -> Entry {
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        let view = self.pool.view();
+        view.members.iter().find(|member| &*member.backend.name == name).map(|member| member.node.clone())
+    }
+
+    fn entry(&self, old: Option<Entry>, index: usize, weight: u32, settings: Settings) -> Entry {
         let rules = Rules::new(&settings.health);
         let backend = settings.backend.clone();
         let (node, checks) = match old {
             Some(Entry { node, checks }) => (node, checks),
-            None => (Node::new(backend.clone(), rules, self.changed.clone()), None),
+            None => (Node::new(index, backend.clone(), rules, self.hub.clone()), None),
         };
-        node.configure(backend, rules);
+        node.configure(backend, weight, rules);
         let checks = match checks {
             Some(checks) if *checks.0.settings() == settings => Some(checks),
             _ if !settings.is_needed() => None,
@@ -145,6 +210,37 @@ impl Balancer {
         };
         Entry { node, checks }
     }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn view(&mut self, members: Vec<Arc<Member>>, routing: &RoutingConfig, queue: &QueueConfig) -> View {
+        let mut old = std::mem::take(&mut self.policies);
+        let chosen = routing.load_balance;
+        let known = old.iter().position(|(strategy, _)| *strategy == chosen);
+        let policy = known.map_or_else(|| policy(chosen, routing), |at| old.swap_remove(at).1);
+        self.policies.push((chosen, policy.clone()));
+        View {
+            members,
+            planner: Planner::new(routing, policy),
+            retry: Retry::new(&routing.retry),
+            commit: routing.commit,
+            commit_after: routing.commit_after,
+            queue: *queue,
+        }
+    }
+}
+
+/// The lowest number that is not taken, which it is from now on.
+fn free(taken: &mut Vec<usize>) -> usize {
+    let index = (0..).find(|index| !taken.contains(index)).unwrap_or_default();
+    taken.push(index);
+    index
 }
 
 /// What runs, of what an operator wrote.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use llmproxy_core::{Backend, duration};
 use serde::{Deserialize, Deserializer, de};
 
-pub use validate::{validate_backends, validate_health_check, validate_routing};
+pub use validate::{validate_backends, validate_health_check, validate_queue, validate_routing};
 
 /// One entry of `backends`.
 ///
@@ -45,6 +45,14 @@ pub struct BackendConfig {
     pub preserve_host: bool,
     /// Headers for every request to this backend, health checks included: credentials belong here.
     pub headers: BTreeMap<String, String>,
+    /// Backends of one tier are asked before those of the next higher one: what is cheap and near first.
+    pub tier: u32,
+    /// The group that rules of `routing.rules` may name.
+    pub group: Option<String>,
+    /// The most requests that are there at a time; the next one waits, or goes to another backend.
+    pub max_concurrent: Option<usize>,
+    /// The most tokens, of prompts and expected answers, that are there at a time.
+    pub max_tokens: Option<u64>,
     /// The models that it serves; learned from its `/v1/models` where none is given.
     pub models: Vec<String>,
     /// Whether it is asked for usage in streams whose clients did not ask.
@@ -98,8 +106,25 @@ pub struct RoutingConfig {
     pub retry: RetryConfig,
 }
 
+/// The `queue` block: the line in which requests wait while every backend that could take them is full.
+///
+/// ```
+/// use llmproxy_balancer::{QueueConfig, validate_queue};
+///
+/// assert!(validate_queue(&QueueConfig { max_waiting: 0, ..QueueConfig::default() }).is_empty());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct QueueConfig {
+    /// The longest wait.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// How many may wait at a time; 0: whoever finds no room is refused at once.
+    pub max_waiting: usize,
+}
+
 /// `routing.load_balance`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadBalance {
     /// In turn, by weight.
@@ -175,6 +200,10 @@ pub struct HealthCheckConfig {
 
 /// 1: equal shares.
 pub const DEFAULT_WEIGHT: u32 = 1;
+/// 30 s: about as long as people wait for a first word.
+pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A thousand: their bodies are bounded elsewhere.
+pub const DEFAULT_MAX_WAITING: usize = 1000;
 /// 2 s: long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
 pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Three more attempts.
@@ -222,6 +251,10 @@ impl Default for BackendConfig {
             ca_file: None,
             preserve_host: false,
             headers: BTreeMap::new(),
+            tier: 0,
+            group: None,
+            max_concurrent: None,
+            max_tokens: None,
             models: Vec::new(),
             inject_usage: InjectUsage::default(),
         }
@@ -241,6 +274,14 @@ impl Default for RoutingConfig {
             model_mapping: BTreeMap::new(),
             retry: RetryConfig::default(),
         }
+    }
+}
+
+// === impl QueueConfig ===
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self { timeout: DEFAULT_QUEUE_TIMEOUT, max_waiting: DEFAULT_MAX_WAITING }
     }
 }
 

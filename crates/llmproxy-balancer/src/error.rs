@@ -42,6 +42,20 @@ pub enum BalanceError {
         /// When one of them is asked again.
         retry_after: Duration,
     },
+    /// All backends that could do it are full, and so is the line before them.
+    #[error("every backend that could take this is full, and so is the line of those who wait; try again later")]
+    QueueFull {
+        /// When those who wait now will have gone.
+        retry_after: Duration,
+    },
+    /// It waited in the line for as long as `queue.timeout` allows.
+    #[error("every backend that could take this is full; none had room within {}", llmproxy_core::duration::format(*waited))]
+    QueueTimeout {
+        /// How long it waited.
+        waited: Duration,
+        /// When those who wait now will have gone.
+        retry_after: Duration,
+    },
     /// The backend refused the credentials that the proxy supplies.
     #[error("the backend `{backend}` refuses the credentials that the proxy is configured with")]
     Misconfigured {
@@ -66,7 +80,9 @@ impl BalanceError {
     /// The answer's status: 404 (RFC 9110, section 15.5.5) for a model that nobody has, else 502, 503 or 504 (15.6).
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoBackend { .. } | Self::Unlearned { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBackend { .. } | Self::Unlearned { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
             Self::Upstream { failure: Failure::Timeout, .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Misconfigured { .. } | Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
@@ -79,6 +95,8 @@ impl BalanceError {
             Self::NoBackend { .. } => "no_backend",
             Self::UnknownModel { .. } => "model_not_found",
             Self::Unlearned { .. } => "model_not_known_yet",
+            Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimeout { .. } => "queue_timeout",
             Self::Misconfigured { .. } => "backend_misconfigured",
             Self::Upstream { failure: Failure::Timeout, .. } => "backend_timeout",
             Self::Upstream { .. } => "backend_error",
@@ -93,7 +111,10 @@ impl BalanceError {
     /// How long until trying again may help; `None` where it does not.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoBackend { retry_after, .. } | Self::Unlearned { retry_after, .. } => Some(*retry_after),
+            Self::NoBackend { retry_after, .. }
+            | Self::Unlearned { retry_after, .. }
+            | Self::QueueFull { retry_after }
+            | Self::QueueTimeout { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -129,6 +150,8 @@ mod tests {
         check(BalanceError::NoBackend { model: None, retry_after: wait }, 503, "no_backend");
         check(BalanceError::UnknownModel { model: "m".into() }, 404, "model_not_found");
         check(BalanceError::Unlearned { model: "m".into(), retry_after: wait }, 503, "model_not_known_yet");
+        check(BalanceError::QueueFull { retry_after: wait }, 503, "queue_full");
+        check(BalanceError::QueueTimeout { waited: wait, retry_after: wait }, 503, "queue_timeout");
         check(BalanceError::Misconfigured { backend: "a".into() }, 502, "backend_misconfigured");
         check(upstream(Failure::Connect), 502, "backend_error");
         check(upstream(Failure::Reset), 502, "backend_error");

@@ -114,6 +114,7 @@ impl Observe for Flight {
             return;
         }
         self.has_bytes = true;
+        self.in_flight.begun();
         // An answer that blames the request comes quickly and says nothing of the work.
         if self.status.is_some_and(|status| status.is_success()) {
             self.node().measured(self.waited());

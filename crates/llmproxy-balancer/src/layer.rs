@@ -19,7 +19,8 @@ use crate::{Balance, Policy, Pool};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), BoxError> {
 /// # let client = HttpClient::new(service_fn(async |_: Request<Bytes>| Ok::<_, BoxError>(Response::new(Bytes::new()))));
-/// let pool = Balancer::new(client).apply(&[BackendConfig::new("http://a:8000")], &Default::default(), &Default::default());
+/// let (routing, health, queue) = Default::default();
+/// let pool = Balancer::new(client).apply(&[BackendConfig::new("http://a:8000")], &routing, &health, &queue);
 /// let service = ServiceBuilder::new().layer(BalanceLayer::new(pool)).service(service_fn(
 ///     async |request: Request<RequestBody>| {
 ///         let target = request.extensions().get::<Target>().expect("the balancer has picked one");
@@ -35,7 +36,7 @@ use crate::{Balance, Policy, Pool};
 #[derive(Clone, Debug)]
 pub struct BalanceLayer {
     pool: Arc<Pool>,
-    policy: Arc<dyn Policy>,
+    policy: Option<Arc<dyn Policy>>,
 }
 
 // === impl BalanceLayer ===
@@ -43,13 +44,12 @@ pub struct BalanceLayer {
 impl BalanceLayer {
     /// Balances over `pool` as its configuration says.
     pub fn new(pool: Arc<Pool>) -> Self {
-        let policy = pool.policy().clone();
-        Self { pool, policy }
+        Self { pool, policy: None }
     }
 
-    /// Lets `policy` choose instead of the configured strategy.
+    /// Lets `policy` choose instead of every configured strategy.
     pub fn with_policy(self, policy: Arc<dyn Policy>) -> Self {
-        Self { policy, ..self }
+        Self { policy: Some(policy), ..self }
     }
 }
 

@@ -18,7 +18,7 @@
 //! use bytes::Bytes;
 //! use http::{Request, Response};
 //! use http_body_util::Full;
-//! use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer, HealthCheckConfig, RoutingConfig};
+//! use llmproxy_balancer::{BackendConfig, BalanceLayer, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig};
 //! use llmproxy_core::{BoxError, Exchange, HttpClient, RequestBody, Target};
 //! use tower::{Layer, ServiceExt, service_fn};
 //!
@@ -29,7 +29,7 @@
 //! let served = |url| BackendConfig { models: vec!["qwen2.5".into()], ..BackendConfig::new(url) };
 //! let backends = [served("http://a:8000"), served("http://b:8000")];
 //! let unchecked = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
-//! let pool = balancer.apply(&backends, &RoutingConfig::default(), &unchecked);
+//! let pool = balancer.apply(&backends, &RoutingConfig::default(), &unchecked, &QueueConfig::default());
 //!
 //! // In the place of `llmproxy-upstream`: nothing listens at `a`.
 //! let service = BalanceLayer::new(pool).layer(service_fn(async |request: Request<RequestBody>| {
@@ -79,25 +79,29 @@ mod config;
 mod error;
 mod flight;
 mod health;
+mod hub;
 mod injection;
 mod latency;
 mod layer;
+mod line;
 mod models;
 mod node;
 mod peek;
+mod plan;
 mod policy;
 mod pool;
 mod retry;
 mod service;
 mod sync;
+mod view;
 
 pub use balancer::Balancer;
 pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
     DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT,
-    DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT,
-    HealthCheckConfig, InjectUsage, LoadBalance, RetryConfig, RetryOn, RoutingConfig, validate_backends,
-    validate_health_check, validate_routing,
+    DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_ON,
+    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, HealthCheckConfig, InjectUsage, LoadBalance, QueueConfig, RetryConfig,
+    RetryOn, RoutingConfig, validate_backends, validate_health_check, validate_queue, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;
@@ -105,7 +109,7 @@ pub use health::Cause;
 pub use layer::BalanceLayer;
 pub use models::ModelInfo;
 pub use peek::Peeked;
-pub use policy::{Candidate, LatencyBased, LeastConnections, Policy, RoundRobin};
+pub use policy::{Affinity, Candidate, Choice, Incoming, LatencyBased, LeastConnections, Policy, RoundRobin, Work};
 pub use pool::{BackendStatus, Pool};
 pub use retry::Failure;
 pub use service::{Balance, BalanceBody};

@@ -14,13 +14,15 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     config::InjectUsage,
     health::{Change, Check, Health, Rules},
+    hub::Hub,
     injection::{Injection, Question},
     latency::Latency,
     metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT, INJECTION_REFUSED},
     models::Models,
+    policy::Work,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -32,10 +34,19 @@ mod tests;
 /// One backend's state.
 #[derive(Debug)]
 pub(crate) struct Node {
+    /// Its number among all that there are: another one's when this one is gone.
+    pub(crate) index: usize,
     backend: ArcSwap<Backend>,
+    weight: Mutex<Weight>,
+    /// Whether it gets no more requests because somebody has said so.
+    draining: AtomicBool,
     /// Whether no configuration has it any more; requests may still be there.
     retired: AtomicBool,
     in_flight: AtomicUsize,
+    /// Tokens of what is in flight, as expected.
+    tokens: AtomicU64,
+    /// Of these, those of prompts whose answers have not begun.
+    tokens_waiting: AtomicU64,
     /// Where that is shown, under which name: found once, not by each request.
     shown: Mutex<Option<(Arc<str>, Gauge)>>,
     health: Mutex<Health>,
@@ -44,8 +55,15 @@ pub(crate) struct Node {
     models: ArcSwap<Models>,
     /// Tells the checks that the next one is due at another time than they thought.
     pub(crate) rescheduled: Notify,
-    /// Tells whoever waits for any backend that something is known that was not.
-    changed: Arc<Notify>,
+    /// Tells whoever waits for any backend.
+    hub: Arc<Hub>,
+}
+
+/// The share of the work: what the configuration says, until somebody says otherwise, until the configuration does.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    configured: u32,
+    set: Option<u32>,
 }
 
 /// A request that is at a backend, until this is dropped.
@@ -54,47 +72,101 @@ pub(crate) struct InFlight {
     node: Arc<Node>,
     /// By the name that it had when the request came, so that the metric goes down where it went up.
     shown: Gauge,
+    /// What of it is still to be given back.
+    prompt_waiting: u64,
+    tokens: u64,
 }
 
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(backend: Arc<Backend>, rules: Rules, changed: Arc<Notify>) -> Arc<Self> {
+    pub(crate) fn new(index: usize, backend: Arc<Backend>, rules: Rules, hub: Arc<Hub>) -> Arc<Self> {
         Arc::new(Self {
+            index,
+            weight: Mutex::default(),
+            draining: AtomicBool::new(false),
             backend: ArcSwap::new(backend),
             retired: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            tokens: AtomicU64::new(0),
+            tokens_waiting: AtomicU64::new(0),
             shown: Mutex::default(),
             health: Mutex::new(Health::new(rules)),
             latency: Mutex::default(),
             injection: Mutex::default(),
             models: ArcSwap::default(),
             rescheduled: Notify::new(),
-            changed,
+            hub,
         })
     }
 
     /// The newest configuration has it like this.
-    pub(crate) fn configure(&self, backend: Arc<Backend>, rules: Rules) {
+    pub(crate) fn configure(&self, backend: Arc<Backend>, weight: u32, rules: Rules) {
         self.backend.store(backend);
+        let mut known = self.weight.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.configured != weight {
+            *known = Weight { configured: weight, set: None };
+        }
+        drop(known);
         self.health().set_rules(rules);
+    }
+
+    /// Its share of the work.
+    pub(crate) fn weight(&self) -> u32 {
+        let weight = *self.weight.lock().unwrap_or_else(PoisonError::into_inner);
+        weight.set.unwrap_or(weight.configured)
+    }
+
+    /// Gives it another share than the configured one, until the configuration has a new one.
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.weight.lock().unwrap_or_else(PoisonError::into_inner).set = Some(weight);
+        self.hub.changed();
+    }
+
+    /// Whether it gets no more requests because somebody has said so, or no configuration has it any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire) || self.retired.load(Ordering::Acquire)
+    }
+
+    /// Says so, or takes it back. Whether that is news.
+    pub(crate) fn set_draining(&self, draining: bool) -> bool {
+        let news = self.draining.swap(draining, Ordering::AcqRel) != draining;
+        if news {
+            tracing::info!(backend = %self.name(), draining, "drained by an administrator's word, or no more");
+            self.hub.changed();
+        }
+        news
     }
 
     /// No configuration has it any more, so its name may be another's.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        self.hub.changed();
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Tokens of what is in flight, as expected.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::SeqCst)
+    }
+
+    /// Of these, those of prompts whose answers have not begun.
+    pub(crate) fn tokens_waiting(&self) -> u64 {
+        self.tokens_waiting.load(Ordering::Relaxed)
     }
 
     /// Counts a request.
-    pub(crate) fn enter(self: &Arc<Self>, name: &Arc<str>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn enter(self: &Arc<Self>, name: &Arc<str>, work: &Work) -> InFlight {
+        let (prompt_waiting, tokens) = (work.prompt_tokens, work.tokens());
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        self.tokens.fetch_add(tokens, Ordering::SeqCst);
+        self.tokens_waiting.fetch_add(prompt_waiting, Ordering::Relaxed);
         let gauge = self.shown_as(name);
         gauge.increment(1);
-        InFlight { node: self.clone(), shown: gauge }
+        InFlight { node: self.clone(), shown: gauge, prompt_waiting, tokens }
     }
 
     fn shown_as(&self, name: &Arc<str>) -> Gauge {
@@ -212,7 +284,7 @@ impl Node {
             let any_name = matches!(**new, Models::Any(_));
             tracing::info!(backend = %self.name(), models = ?new.names(), any_name, "the backend's models are known");
         }
-        self.changed.notify_waiters();
+        self.hub.changed();
     }
 
     fn injections(&self) -> MutexGuard<'_, Injection> {
@@ -251,7 +323,7 @@ impl Node {
         };
         counter!(HEALTH_CHANGES, "backend" => name, "to" => to).increment(1);
         self.show();
-        self.changed.notify_waiters();
+        self.hub.changed();
     }
 
     /// Shows whether it is up.
@@ -268,11 +340,19 @@ impl InFlight {
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
     }
+
+    /// Its answer has begun, so nobody waits behind its prompt any more.
+    pub(crate) fn begun(&mut self) {
+        self.node.tokens_waiting.fetch_sub(std::mem::take(&mut self.prompt_waiting), Ordering::Relaxed);
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.node.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.begun();
+        self.node.tokens.fetch_sub(self.tokens, Ordering::SeqCst);
+        self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
         self.shown.decrement(1);
+        self.node.hub.released();
     }
 }

@@ -1,48 +1,42 @@
-//! One configuration's view of the backends: who could do a request, and who does it.
+//! The backends of the newest configuration, as a service sees them: a request finds one, or a place in the line.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    panic::{AssertUnwindSafe, catch_unwind},
+    borrow::Cow,
+    collections::BTreeMap,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use llmproxy_core::Backend;
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
-    config::{Commit, InjectUsage, RoutingConfig},
     error::BalanceError,
     health::Cause,
+    hub::Hub,
     injection::Question,
-    models::{ModelInfo, Models, Serves},
+    line::{Class, Line, Served, Ticket, Turn},
+    models::{ModelInfo, Serves},
     node::{InFlight, Node},
-    policy::{Candidate, Policy, policy},
-    retry::Retry,
+    plan::Plan,
+    view::{MIN_RETRY_AFTER, Member, Standing, View},
 };
 
 /// How long a request for a model waits while backends are being asked for the first time what they serve.
 const LEARN_WAIT: Duration = Duration::from_secs(2);
-/// The shortest time after which a client is asked to come back.
-const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often those in the line look for themselves: time alone may have brought a backend back.
+const LOOK: Duration = Duration::from_millis(250);
 
-/// The backends of one configuration. Immutable; the state behind it is the [`Balancer`](crate::Balancer)'s, which makes
-/// it and has an example.
+/// The backends of the newest configuration. The [`Balancer`](crate::Balancer) makes it and keeps it up to date; it has an
+/// example.
 #[derive(Debug)]
 pub struct Pool {
-    members: Vec<Member>,
-    mapping: HashMap<String, Arc<str>>,
-    policy: Arc<dyn Policy>,
-    pub(crate) retry: Retry,
-    pub(crate) commit: Commit,
-    pub(crate) commit_after: Duration,
-    changed: Arc<Notify>,
-    /// A pick and its count are one step, else requests that come together all see the same emptiest backend.
-    picking: Mutex<()>,
+    view: ArcSwap<View>,
+    hub: Arc<Hub>,
+    /// Held for a pick and its count, which are one step: else requests that come together all see the same emptiest backend.
+    line: Mutex<Line>,
 }
 
 /// How one backend is doing, for people and metrics.
@@ -56,93 +50,128 @@ pub struct BackendStatus {
     pub up: bool,
     /// Why it gets no requests, if it gets none.
     pub out: Option<Cause>,
+    /// Whether it gets no more requests because an administrator has said so.
+    pub draining: bool,
     /// Requests whose answers have not ended.
     pub in_flight: usize,
     /// How long a first byte takes there.
     pub latency: Option<Duration>,
 }
 
-/// One backend in one configuration.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) weight: u32,
-    /// The configured models; learned ones are the node's.
-    pub(crate) models: Option<Models>,
-    pub(crate) inject_usage: InjectUsage,
-    pub(crate) node: Arc<Node>,
-}
-
 /// The backend for one attempt; counted there until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Pick {
-    pub(crate) index: usize,
-    pub(crate) backend: Arc<Backend>,
+    pub(crate) member: Arc<Member>,
     pub(crate) in_flight: InFlight,
+    /// The stage of the plan that it serves.
+    pub(crate) stage: usize,
+    /// The model's name there, where it is not the client's.
+    pub(crate) model: Option<Arc<str>>,
+    /// Why this one.
+    pub(crate) reason: Cow<'static, str>,
     /// Where the backend refused the same request before, and that may have been for the usage in it.
     pub(crate) withdrawn: Option<Question>,
 }
 
-/// Which backends serve a model.
-enum Able {
-    /// These, if any is available.
-    These(Vec<usize>),
-    /// Not known yet: `unlearned` have not told, and `any` would take the name, as they take every one.
-    Unlearned { unlearned: Vec<usize>, any: Vec<usize> },
-    /// None.
-    None,
+/// What looking through the stages of a plan comes to.
+enum Found {
+    Pick(Box<Pick>),
+    /// Whoever could serve this stage is full.
+    Full(usize),
+    /// Nobody can; whether it may be known soon that somebody can.
+    None {
+        error: BalanceError,
+        soon: bool,
+    },
+}
+
+/// A place in the line, given up when this is dropped.
+struct Place<'a> {
+    pool: &'a Pool,
+    ticket: Ticket,
+}
+
+// === impl Pick ===
+
+impl Pick {
+    pub(crate) fn new(member: Arc<Member>, plan: &Plan, at: usize, reason: Cow<'static, str>) -> Self {
+        let stage = &plan.stages[at];
+        let in_flight = member.node.enter(&member.backend.name, &plan.chooser(stage).work);
+        let model = stage.model.clone().filter(|_| stage.renamed);
+        Self { member, in_flight, stage: at, model, reason, withdrawn: None }
+    }
+
+    /// The same backend at once, for the same request without what it may have been refused for.
+    pub(crate) fn again(member: Arc<Member>, plan: &Plan, stage: usize, withdrawn: Question) -> Box<Self> {
+        let reason = Cow::Borrowed("the same once more, without stream_options.include_usage");
+        Box::new(Self { withdrawn: Some(withdrawn), ..Self::new(member, plan, stage, reason) })
+    }
 }
 
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(members: Vec<Member>, routing: &RoutingConfig, changed: Arc<Notify>) -> Self {
-        Self {
-            members,
-            mapping: routing
-                .model_mapping
-                .iter()
-                .map(|(alias, model)| (alias.clone(), model.as_str().into()))
-                .collect(),
-            policy: policy(routing.load_balance),
-            retry: Retry::new(&routing.retry),
-            commit: routing.commit,
-            commit_after: routing.commit_after,
-            changed,
-            picking: Mutex::default(),
-        }
+    pub(crate) fn new(view: View, hub: Arc<Hub>) -> Arc<Self> {
+        let pool = Arc::new(Self { view: ArcSwap::from_pointee(view), hub, line: Mutex::default() });
+        pool.hub.connect(Arc::downgrade(&pool));
+        pool
+    }
+
+    /// From here on requests go where this one says, those in the line too.
+    pub(crate) fn show(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.hub.changed();
+    }
+
+    pub(crate) fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
     }
 
     /// The backends, in the configuration's order.
     pub fn backends(&self) -> Vec<Arc<Backend>> {
-        self.members.iter().map(|member| member.backend.clone()).collect()
+        self.view().members.iter().map(|member| member.backend.clone()).collect()
     }
 
     /// Whether any backend that gets requests is known to work.
     pub fn is_any_up(&self) -> bool {
-        self.members.iter().any(|member| member.weight > 0 && member.node.is_up())
+        self.view().members.iter().any(|member| member.is_working() && member.node.is_up())
+    }
+
+    /// Requests that wait in the line.
+    pub fn waiting(&self) -> usize {
+        self.line().len()
     }
 
     /// How each backend is doing, in the configuration's order.
     pub fn snapshot(&self) -> Vec<BackendStatus> {
-        self.members
+        self.view()
+            .members
             .iter()
-            .map(|Member { backend, weight, node, .. }| {
-                let now = Instant::now();
+            .map(|member| {
+                let (now, node) = (Instant::now(), &member.node);
                 let (up, out) = {
                     let health = node.health();
                     (health.is_up(now), health.cause(now))
                 };
-                let (in_flight, latency) = (node.in_flight(), node.latency());
-                BackendStatus { backend: backend.clone(), weight: *weight, up, out, in_flight, latency }
+                BackendStatus {
+                    backend: member.backend.clone(),
+                    weight: node.weight(),
+                    up,
+                    out,
+                    draining: node.is_draining(),
+                    in_flight: node.in_flight(),
+                    latency: node.latency(),
+                }
             })
             .collect()
     }
 
     /// All models that clients may ask for, by name: what backends serve, each once, and the aliases.
     pub fn models(&self) -> Vec<ModelInfo> {
+        let view = self.view();
+        let working = || view.members.iter().filter(|member| member.is_working());
         let mut all: BTreeMap<String, ModelInfo> = BTreeMap::new();
-        for member in self.members.iter().filter(|member| member.weight > 0) {
+        for member in working() {
             member.with_models(|models| {
                 for (id, entry) in models.entries() {
                     let info =
@@ -153,13 +182,12 @@ impl Pool {
                 }
             });
         }
-        for (alias, model) in &self.mapping {
+        for (alias, model) in view.planner.aliases() {
             let mut info = all.get(&**model).cloned().unwrap_or_default();
             info.id.clone_from(alias);
             if info.backends.is_empty() {
                 // Not in any list; there may still be backends that accept every name.
-                let able =
-                    self.members.iter().filter(|member| member.weight > 0 && member.serves(model) == Serves::AnyName);
+                let able = working().filter(|member| member.serves(model) == Serves::AnyName);
                 info.backends = able.map(|member| member.backend.name.clone()).collect();
             }
             if !info.backends.is_empty() {
@@ -172,169 +200,186 @@ impl Pool {
     /// Whether `model` is an alias or a backend lists it, or there is one that has no list. Not what a backend with a list
     /// takes besides, which may be any name.
     pub fn knows(&self, model: &str) -> bool {
-        let may_own = |member: &Member| member.with_models(|models| models.may_own(model));
-        self.mapping.contains_key(model) || self.members.iter().any(may_own)
-    }
-
-    /// The model that backends know under the name `model`, where that is another.
-    pub(crate) fn alias(&self, model: Option<&Arc<str>>) -> Option<Arc<str>> {
-        self.mapping.get(&**model?).cloned()
-    }
-
-    pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
-        &self.policy
+        let view = self.view();
+        let may_own = |member: &Arc<Member>| member.with_models(|models| models.may_own(model));
+        view.planner.is_alias(model) || view.members.iter().any(may_own)
     }
 
     /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.
-    pub(crate) fn pick_now(&self, model: Option<&Arc<str>>, policy: &dyn Policy) -> Option<Result<Pick, BalanceError>> {
-        match self.able(model) {
-            Able::These(able) => Some(self.pick_available(&able, model, policy)),
-            Able::None | Able::Unlearned { .. } => None,
+    pub(crate) fn pick_now(&self, plan: &Plan) -> Option<Result<Box<Pick>, BalanceError>> {
+        match self.find(plan, false) {
+            Found::Pick(pick) => Some(Ok(pick)),
+            Found::None { error, soon: false } => Some(Err(error)),
+            Found::Full(_) | Found::None { soon: true, .. } => None,
         }
     }
 
-    /// A backend for the first attempt at a request for `model`, or for any if it names none. Waits for a moment while
-    /// the proxy is finding out for the first time what its backends serve.
-    pub(crate) async fn pick_first(&self, model: Option<&Arc<str>>, policy: &dyn Policy) -> Result<Pick, BalanceError> {
-        let deadline = Instant::now() + LEARN_WAIT;
+    /// A backend for the first attempt. Waits for a moment while the proxy is finding out for the first time what its
+    /// backends serve, and in the line while all that could serve it are full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the place in the line up.
+    pub(crate) async fn pick_first(&self, plan: &Arc<Plan>) -> Result<Box<Pick>, BalanceError> {
+        let began = Instant::now();
+        let mut learned = false;
         loop {
-            let mut changed = pin!(self.changed.notified());
+            let mut changed = pin!(self.hub.changed.notified());
             // From here on nothing is missed that changes while we look.
             changed.as_mut().enable();
-            let (unlearned, any) = match self.able(model) {
-                Able::These(able) => return self.pick_available(&able, model, policy),
-                Able::None => {
-                    return Err(match model {
-                        Some(model) => BalanceError::UnknownModel { model: model.clone() },
-                        None => BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER },
-                    });
+            match self.find(plan, learned) {
+                Found::Pick(pick) => return Ok(pick),
+                Found::None { soon: true, .. } if !learned => {
+                    learned = timeout_at(began + LEARN_WAIT, changed).await.is_err();
                 }
-                Able::Unlearned { unlearned, any } => (unlearned, any),
-            };
-            let soon = unlearned.iter().any(|at| self.members[*at].node.is_available());
-            if !soon || timeout_at(deadline, changed).await.is_err() {
-                if !any.is_empty() {
-                    return self.pick_available(&any, model, policy);
+                Found::None { error, .. } => return Err(error),
+                Found::Full(stage) => {
+                    if let Some(pick) = self.wait(plan, stage, began).await? {
+                        return Ok(pick);
+                    }
                 }
-                return Err(BalanceError::Unlearned {
-                    model: model.cloned().unwrap_or_default(),
-                    retry_after: self.retry_after(&unlearned),
-                });
             }
         }
     }
 
-    /// A backend for a further attempt, among those that `wanted` says; available ones only, or also others.
+    /// A backend for a further attempt, one that `wanted` says and that is neither out nor full; of the stage `from` or a
+    /// later one.
     pub(crate) fn pick_again(
         &self,
-        model: Option<&Arc<str>>,
-        policy: &dyn Policy,
-        available: bool,
-        wanted: impl Fn(usize) -> bool,
-    ) -> Option<Pick> {
-        let able = match self.able(model) {
-            Able::These(able) | Able::Unlearned { any: able, .. } => able,
-            Able::None => return None,
+        plan: &Plan,
+        from: usize,
+        wanted: impl Fn(&Arc<Node>) -> bool,
+    ) -> Option<Box<Pick>> {
+        let _step = self.line();
+        let view = self.view();
+        (from..plan.stages.len()).find_map(|stage| match view.look_at_any(plan, stage, &wanted) {
+            Standing::Picked(pick) => Some(pick),
+            _ => None,
+        })
+    }
+
+    /// The same, whether it is out or not.
+    pub(crate) fn insist(&self, plan: &Plan, stage: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Box<Pick>> {
+        let _step = self.line();
+        self.view().insist(plan, stage, wanted)
+    }
+
+    /// Gives what room there is to those in the line.
+    pub(crate) fn dispatch(&self) {
+        let told = {
+            let mut line = self.line();
+            let view = self.view();
+            let told = line.advance(Instant::now(), |waiter| match view.look(&waiter.plan, waiter.stage, |_| true) {
+                Standing::Picked(pick) => Served::Go(pick),
+                Standing::Full => Served::Full,
+                _ => Served::LookAgain,
+            });
+            self.hub.set_waiting(line.len());
+            told
         };
-        self.pick(policy, |at, member| able.contains(&at) && wanted(at) && (!available || member.node.is_available()))
+        for (turn, what) in told {
+            // Whoever has left is told nothing, and what was meant for it is dropped: there is room again.
+            drop(turn.send(what));
+        }
     }
 
-    /// The same backend at once, for the same request without what it may have been refused for.
-    pub(crate) fn pick_same(&self, index: usize, withdrawn: Question) -> Pick {
-        let Member { backend, node, .. } = &self.members[index];
-        let in_flight = node.enter(&backend.name);
-        Pick { index, backend: backend.clone(), in_flight, withdrawn: Some(withdrawn) }
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the backend at `index` is asked for usage by a request that has a place for it.
-    pub(crate) fn question(&self, index: usize) -> Question {
-        let Member { node, inject_usage, .. } = &self.members[index];
-        node.question(*inject_usage)
+    /// Looks at each stage in turn.
+    fn find(&self, plan: &Plan, learned: bool) -> Found {
+        if self.hub.is_waiting() {
+            // Whoever came before is served before.
+            self.dispatch();
+        }
+        let line = self.line();
+        let view = self.view();
+        let mut none = None;
+        for (at, stage) in plan.stages.iter().enumerate() {
+            if line.has(&class(stage)) {
+                return Found::Full(at);
+            }
+            let standing = match learned {
+                true => view.look_at_any(plan, at, |_| true),
+                false => view.look(plan, at, |_| true),
+            };
+            let model = stage.model.clone();
+            let found = match standing {
+                Standing::Picked(pick) => return Found::Pick(pick),
+                Standing::Full => return Found::Full(at),
+                Standing::Out(retry_after) => (BalanceError::NoBackend { model, retry_after }, false),
+                Standing::Unlearned { soon, retry_after } => {
+                    (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
+                }
+                Standing::Nobody => match model {
+                    Some(model) => (BalanceError::UnknownModel { model }, false),
+                    None => (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false),
+                },
+            };
+            // What hinders the first choice is what the client is told.
+            let (error, soon) = none.unwrap_or((found.0, false));
+            none = Some((error, soon || found.1));
+        }
+        let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false);
+        let (error, soon) = none.unwrap_or_else(unplanned);
+        Found::None { error, soon }
     }
 
-    fn pick_available(
-        &self,
-        able: &[usize],
-        model: Option<&Arc<str>>,
-        policy: &dyn Policy,
-    ) -> Result<Pick, BalanceError> {
-        self.pick(policy, |at, member| able.contains(&at) && member.node.is_available())
-            .ok_or_else(|| BalanceError::NoBackend { model: model.cloned(), retry_after: self.retry_after(able) })
-    }
-
-    fn pick(&self, policy: &dyn Policy, wanted: impl Fn(usize, &Member) -> bool) -> Option<Pick> {
-        let _step = self.picking.lock().unwrap_or_else(PoisonError::into_inner);
-        let candidates: Vec<Candidate<'_>> = self
-            .members
-            .iter()
-            .enumerate()
-            .filter(|(index, member)| wanted(*index, member))
-            .map(|(index, member)| Candidate {
-                backend: &member.backend,
-                index,
-                weight: member.weight,
-                in_flight: member.node.in_flight(),
-                latency: member.node.latency(),
-                tried: member.node.is_tried(),
-            })
-            .collect();
-        let first = candidates.first()?;
-        // A policy may be someone else's code; one that panics, or points beyond the end, has chosen the first.
-        let picked = catch_unwind(AssertUnwindSafe(|| policy.pick(&candidates))).unwrap_or_else(|_| {
-            tracing::error!("the balancer's policy panicked; the first backend that may be asked is");
-            0
-        });
-        let index = candidates.get(picked).unwrap_or(first).index;
-        let Member { backend, node, .. } = &self.members[index];
-        Some(Pick { index, backend: backend.clone(), in_flight: node.enter(&backend.name), withdrawn: None })
-    }
-
-    fn able(&self, model: Option<&Arc<str>>) -> Able {
-        let working = || self.members.iter().enumerate().filter(|(_, member)| member.weight > 0);
-        let Some(model) = model else {
-            let all: Vec<usize> = working().map(|(index, _)| index).collect();
-            return if all.is_empty() { Able::None } else { Able::These(all) };
+    /// Waits in the line for this stage. `None` where all is different from when it came.
+    async fn wait(&self, plan: &Arc<Plan>, stage: usize, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
+        let (place, mut turn, deadline) = {
+            let mut line = self.line();
+            let queue = self.view().queue;
+            let now = Instant::now();
+            let entered = line.enter(class(&plan.stages[stage]), plan.clone(), stage, &queue, now);
+            self.hub.set_waiting(line.len());
+            let Some((ticket, turn)) = entered else {
+                let retry_after = line.retry_after(now);
+                return Err(BalanceError::QueueFull { retry_after });
+            };
+            (Place { pool: self, ticket }, turn, began + queue.timeout)
         };
-        let model = self.mapping.get(&**model).unwrap_or(model);
-        let (mut by_name, mut any, mut unlearned) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, member) in working() {
-            match member.serves(model) {
-                Serves::ByName => by_name.push(index),
-                Serves::AnyName => any.push(index),
-                Serves::Unknown => unlearned.push(index),
-                Serves::No => {}
+        // There may have come room before anyone could know that we wait.
+        self.dispatch();
+        loop {
+            let next = deadline.min(Instant::now() + LOOK);
+            tokio::select! {
+                biased;
+                told = &mut turn => {
+                    return Ok(match told {
+                        Ok(Turn::Go(pick)) => Some(pick),
+                        Ok(Turn::LookAgain) | Err(_) => None,
+                    });
+                }
+                () = sleep_until(next) => {
+                    if next < deadline {
+                        self.dispatch();
+                        continue;
+                    }
+                    let retry_after = self.line().retry_after(next);
+                    drop(place);
+                    // Its turn may have come in this moment.
+                    return match turn.try_recv() {
+                        Ok(Turn::Go(pick)) => Ok(Some(pick)),
+                        _ => Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after }),
+                    };
+                }
             }
         }
-        // A backend that takes every name answers with the one model that it has: right only where nobody has this one.
-        match (by_name.is_empty(), any.is_empty(), unlearned.len()) {
-            (false, _, _) => Able::These(by_name),
-            (true, false, 0) => Able::These(any),
-            (true, true, 0) if self.members.iter().all(|member| member.weight == 0) => Able::These(by_name),
-            (true, true, 0) => Able::None,
-            // Whatever the only one that may have it says is the truth.
-            (true, true, 1) => Able::These(unlearned),
-            (true, _, _) => Able::Unlearned { unlearned, any },
-        }
-    }
-
-    /// When the first of `indices` is tried again.
-    fn retry_after(&self, indices: &[usize]) -> Duration {
-        let next = indices.iter().map(|index| self.members[*index].node.health().next_chance()).min();
-        next.map_or(MIN_RETRY_AFTER, |next| next.saturating_duration_since(Instant::now()).max(MIN_RETRY_AFTER))
     }
 }
 
-// === impl Member ===
+fn class(stage: &crate::plan::Stage) -> Class {
+    (stage.model.clone(), stage.group.clone())
+}
 
-impl Member {
-    fn with_models<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
-        match &self.models {
-            Some(models) => f(models),
-            None => f(&self.node.models()),
-        }
-    }
+// === impl Place ===
 
-    fn serves(&self, model: &str) -> Serves {
-        self.with_models(|models| models.serves(model))
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut line = self.pool.line();
+        line.leave(&self.ticket);
+        self.pool.hub.set_waiting(line.len());
     }
 }

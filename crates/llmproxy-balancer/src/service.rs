@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::Guard;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, header, request::Parts};
@@ -25,10 +26,13 @@ use crate::{
     flight::{Flight, Upload},
     injection::Question,
     metrics::RETRIES,
+    node::Node,
     peek::Peeked,
+    plan::{Asked, Plan},
     policy::Policy,
     pool::{Pick, Pool},
     retry::{Failure, retry_after},
+    view::{Member, View},
 };
 
 /// The body of an answer on its way from a backend: in flight there until it ends or is dropped.
@@ -52,7 +56,7 @@ pub type BalanceBody<B> = Observed<Peeked<B>, Flight>;
 pub struct Balance<S> {
     inner: S,
     pool: Arc<Pool>,
-    policy: Arc<dyn Policy>,
+    policy: Option<Arc<dyn Policy>>,
 }
 
 /// An answer that the client may get. The body is before its observer, so that what is further in ends first. Boxed where
@@ -89,7 +93,7 @@ enum Outcome<B> {
 /// What came of the attempts so far.
 #[derive(Default)]
 struct Tried {
-    failed: Vec<(usize, Failure)>,
+    failed: Vec<(Arc<Node>, Failure)>,
     waits: u32,
     /// The shortest time that a backend which failed asked for.
     retry_after: Option<Duration>,
@@ -98,7 +102,7 @@ struct Tried {
 // === impl Balance ===
 
 impl<S> Balance<S> {
-    pub(crate) fn new(inner: S, pool: Arc<Pool>, policy: Arc<dyn Policy>) -> Self {
+    pub(crate) fn new(inner: S, pool: Arc<Pool>, policy: Option<Arc<dyn Policy>>) -> Self {
         Self { inner, pool, policy }
     }
 }
@@ -116,7 +120,9 @@ where
         exchange: Arc<Exchange>,
     ) -> Result<Response<BalanceBody<B>>, BoxError> {
         exchange.expect_attempts();
-        let model = exchange.call().and_then(|call| call.model.clone());
+        // One configuration decides how this request is served; who is there, each look finds anew.
+        let view = Guard::into_inner(self.pool.view());
+        let plan = self.plan(&view, &request, &exchange);
         let upload = Upload::default();
         if let Some((_, body)) = &mut request {
             let whole = mem::replace(body, RequestBody::whole(Bytes::new()));
@@ -124,47 +130,56 @@ where
         }
         let mut tried = Tried::default();
         let mut kept = None;
-        let (mut pick, waited) = match self.pool.pick_now(model.as_ref(), &*self.policy) {
+        let (mut pick, waited) = match self.pool.pick_now(&plan) {
             Some(pick) => (pick?, Duration::ZERO),
             None => {
                 let began = Instant::now();
-                (Box::pin(self.pool.pick_first(model.as_ref(), &*self.policy)).await?, began.elapsed())
+                (Box::pin(self.pool.pick_first(&plan)).await?, began.elapsed())
             }
         };
         exchange.set_queue_time(waited);
         let last = loop {
-            let (index, name) = (pick.index, pick.backend.name.clone());
+            let (member, stage) = (pick.member.clone(), pick.stage);
             let ready = self.inner.ready().await.map(|_| ());
-            let retries_left = self.pool.retry.max_retries as usize > tried.failed.len();
-            let (called, attempt) = self.begin(ready, pick, &mut request, retries_left, &exchange, &upload);
+            let retries_left = view.retry.max_retries as usize > tried.failed.len();
+            let (called, attempt) = self.begin(ready, *pick, &mut request, retries_left, &exchange, &upload);
             let result = match called {
                 Ok(called) => called.await,
                 Err(error) => Err(error),
             };
-            let outcome = match self.judge(result, attempt, &exchange) {
-                Outcome::Undecided(answer) => Box::pin(commit(answer, self.pool.commit_after, &exchange)).await,
+            let outcome = match judge(&view, result, attempt, &exchange) {
+                Outcome::Undecided(answer) => Box::pin(commit(answer, view.commit_after, &exchange)).await,
                 outcome => outcome,
             };
             let (failure, last) = match outcome {
                 Outcome::Answered(answer) | Outcome::Undecided(answer) => return Ok(answer.serve(&exchange)),
                 Outcome::Refused(question) => {
-                    pick = self.pool.pick_same(index, question);
+                    pick = Pick::again(member, &plan, stage, question);
                     continue;
                 }
                 Outcome::Failed { failure, last } => (failure, last),
             };
-            tried.note(index, failure, &last);
+            tried.note(&member, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
             let last = last.or_else(|error| kept.take().ok_or(error));
-            if !retries_left || request.is_none() || !self.pool.retry.is_wanted(failure) {
+            if !retries_left || request.is_none() || !view.retry.is_wanted(failure) {
                 break last;
             }
-            let Some(next) = Box::pin(self.next(model.as_ref(), &mut tried)).await else { break last };
+            let Some(next) = Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await else { break last };
+            let name = member.backend.name.clone();
             counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
             kept = last.ok();
             pick = next;
         };
         Ok(last?.serve(&exchange))
+    }
+
+    /// Where the request may go.
+    fn plan(&self, view: &View, request: &Option<(Parts, RequestBody)>, exchange: &Exchange) -> Arc<Plan> {
+        let (head, body) = request.as_ref().expect("it has not gone anywhere yet");
+        let body = if let RequestBody::Replay(body, _) = body { Some(body) } else { None };
+        let asked = Asked { head, call: exchange.call(), body };
+        Arc::new(view.planner.plan(asked, self.policy.as_ref()))
     }
 
     /// Calls the inner service, if it is ready, and leaves in `request` what another attempt would send.
@@ -177,100 +192,22 @@ where
         exchange: &Exchange,
         upload: &Upload,
     ) -> (Result<S::Future, BoxError>, Attempt) {
-        let Pick { index, backend, in_flight, withdrawn } = pick;
+        let Pick { member, in_flight, model, reason, withdrawn, .. } = pick;
         let (parts, body) = request.take().expect("whoever begins another attempt has looked");
         let question = match (withdrawn, &body) {
             (Some(question), _) => question,
-            (None, RequestBody::Replay(_, edits)) if edits.include_usage.is_some() => self.pool.question(index),
+            (None, RequestBody::Replay(_, edits)) if edits.include_usage.is_some() => member.question(),
             _ => Question::NONE,
         };
         let is_kept = retries_left || question.is_on_trial();
         *request = body.replay().filter(|_| is_kept).map(|body| (parts.clone(), body));
-        let target = Arc::new(Target {
-            backend,
-            model: self.pool.alias(exchange.call().and_then(|call| call.model.as_ref())),
-            inject_usage: question.is_asked(),
-        });
-        let index = exchange.begin_attempt(&target);
+        let target = Arc::new(Target { backend: member.backend.clone(), model, inject_usage: question.is_asked() });
+        let index = exchange.begin_attempt(&target, reason);
         let mut request = Request::from_parts(parts, body);
         request.extensions_mut().insert((*target).clone());
         // From here on a drop ends the flight.
         let flight = Observer::new(Flight::new(in_flight, upload.clone()));
         (ready.map(|()| self.inner.call(request)), Attempt { index, target, question, flight })
-    }
-
-    /// What the head of an attempt's answer comes to, or its error.
-    fn judge(&self, result: Result<Response<B>, BoxError>, attempt: Attempt, exchange: &Exchange) -> Outcome<B> {
-        let response = match result {
-            Ok(response) => response,
-            Err(error) => return attempt.failed(exchange, error),
-        };
-        let Attempt { index, target, question, mut flight } = attempt;
-        let backend = &target.backend;
-        exchange.finish_attempt(index, Ok(response.status()));
-        let (head, body) = response.into_parts();
-        flight.head(&head);
-        let status = head.status;
-        if question.may_be_why(status) {
-            // The answer is let go: what the client is told, the next one decides.
-            tracing::debug!(backend = %backend.name, %status, "asked once more, without stream_options.include_usage");
-            return Outcome::Refused(question.withdrawn());
-        }
-        if let Some(flight) = flight.get_mut() {
-            flight.node().question_answered(question, status);
-        }
-        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && backend.supplies_credentials() {
-            tracing::error!(
-                backend = %backend.name,
-                %status,
-                "the backend refuses the credentials that its headers in the configuration give it"
-            );
-            if let Some(flight) = flight.get_mut() {
-                flight.credentials_refused();
-            }
-            let error = BalanceError::Misconfigured { backend: backend.name.clone() };
-            return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };
-        }
-        let failure = Failure::Status(status);
-        let is_wanted = self.pool.retry.is_wanted(failure);
-        if is_wanted {
-            tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
-        }
-        let answer = Answer { response: Response::from_parts(head, Peeked::new(body)), flight, target, index };
-        if is_wanted {
-            return Outcome::Failed { failure, last: Ok(Box::new(answer)) };
-        }
-        if self.pool.commit == Commit::FirstByte && is_event_stream(&answer.response) {
-            return Outcome::Undecided(answer);
-        }
-        Outcome::Answered(answer)
-    }
-
-    /// A backend for the next attempt: at once if there is one that has not failed in this request, else after a wait
-    /// one that has, rather not the one that failed last. `None` if no other attempt makes sense.
-    async fn next(&mut self, model: Option<&Arc<str>>, tried: &mut Tried) -> Option<Pick> {
-        let (pool, policy) = (&*self.pool, &*self.policy);
-        let is_other = |index| tried.failed.iter().all(|(failed, _)| *failed != index);
-        if let Some(pick) = pool.pick_again(model, policy, true, is_other) {
-            return Some(pick);
-        }
-        // Credentials do not get better by waiting.
-        let worth_it = |index: usize| {
-            let mut failures = tried.failed.iter().filter(|(failed, _)| *failed == index).peekable();
-            failures.peek().is_some() && failures.all(|(_, failure)| *failure != Failure::Credentials)
-        };
-        if !tried.failed.iter().any(|(index, _)| worth_it(*index)) {
-            return None;
-        }
-        sleep(pool.retry.wait(tried.waits, tried.retry_after)).await;
-        let just_failed = tried.failed.last().map(|(index, _)| *index);
-        let pick = pool
-            .pick_again(model, policy, true, is_other)
-            .or_else(|| pool.pick_again(model, policy, true, |index| worth_it(index) && Some(index) != just_failed))
-            .or_else(|| pool.pick_again(model, policy, true, worth_it))
-            .or_else(|| pool.pick_again(model, policy, false, worth_it));
-        tried.waits += 1;
-        pick
     }
 }
 
@@ -296,6 +233,83 @@ where
         let exchange = Exchange::of(&mut parts.extensions);
         Box::pin(Balance::new(ready, self.pool.clone(), self.policy.clone()).run(Some((parts, body)), exchange))
     }
+}
+
+/// A backend for the next attempt: at once if there is one that has not failed in this request, for the same model or
+/// else for one that may stand in for it; else after a wait one that has, rather not the one that failed last. `None` if
+/// no other attempt makes sense.
+async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
+    let is_other = |node: &Arc<Node>| tried.failed.iter().all(|(failed, _)| !Arc::ptr_eq(failed, node));
+    if let Some(pick) = pool.pick_again(plan, stage, is_other) {
+        return Some(pick);
+    }
+    // Credentials do not get better by waiting.
+    let worth_it = |node: &Arc<Node>| {
+        let mut failures = tried.failed.iter().filter(|(failed, _)| Arc::ptr_eq(failed, node)).peekable();
+        failures.peek().is_some() && failures.all(|(_, failure)| *failure != Failure::Credentials)
+    };
+    if !tried.failed.iter().any(|(node, _)| worth_it(node)) {
+        return None;
+    }
+    sleep(view.retry.wait(tried.waits, tried.retry_after)).await;
+    let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|(failed, _)| Arc::ptr_eq(failed, node));
+    let pick = pool
+        .pick_again(plan, stage, is_other)
+        .or_else(|| pool.pick_again(plan, stage, |node| worth_it(node) && !just_failed(node)))
+        .or_else(|| pool.pick_again(plan, stage, worth_it))
+        .or_else(|| pool.insist(plan, stage, worth_it));
+    tried.waits += 1;
+    pick
+}
+
+/// What the head of an attempt's answer comes to, or its error.
+fn judge<B>(view: &View, result: Result<Response<B>, BoxError>, attempt: Attempt, exchange: &Exchange) -> Outcome<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let response = match result {
+        Ok(response) => response,
+        Err(error) => return attempt.failed(exchange, error),
+    };
+    let Attempt { index, target, question, mut flight } = attempt;
+    let backend = &target.backend;
+    exchange.finish_attempt(index, Ok(response.status()));
+    let (head, body) = response.into_parts();
+    flight.head(&head);
+    let status = head.status;
+    if question.may_be_why(status) {
+        // The answer is let go: what the client is told, the next one decides.
+        tracing::debug!(backend = %backend.name, %status, "asked once more, without stream_options.include_usage");
+        return Outcome::Refused(question.withdrawn());
+    }
+    if let Some(flight) = flight.get_mut() {
+        flight.node().question_answered(question, status);
+    }
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && backend.supplies_credentials() {
+        tracing::error!(
+            backend = %backend.name,
+            %status,
+            "the backend refuses the credentials that its headers in the configuration give it"
+        );
+        if let Some(flight) = flight.get_mut() {
+            flight.credentials_refused();
+        }
+        let error = BalanceError::Misconfigured { backend: backend.name.clone() };
+        return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };
+    }
+    let failure = Failure::Status(status);
+    let is_wanted = view.retry.is_wanted(failure);
+    if is_wanted {
+        tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
+    }
+    let answer = Answer { response: Response::from_parts(head, Peeked::new(body)), flight, target, index };
+    if is_wanted {
+        return Outcome::Failed { failure, last: Ok(Box::new(answer)) };
+    }
+    if view.commit == Commit::FirstByte && is_event_stream(&answer.response) {
+        return Outcome::Undecided(answer);
+    }
+    Outcome::Answered(answer)
 }
 
 /// Waits for the first byte of an answer, no longer than `after`.
@@ -354,8 +368,8 @@ where
 // === impl Tried ===
 
 impl Tried {
-    fn note<B>(&mut self, index: usize, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
-        self.failed.push((index, failure));
+    fn note<B>(&mut self, member: &Member, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
+        self.failed.push((member.node.clone(), failure));
         let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
         self.retry_after = self.retry_after.into_iter().chain(asked).min();
     }

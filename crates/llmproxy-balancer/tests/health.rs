@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use llmproxy_balancer::{BackendConfig, BalanceError, Balancer, Cause, HealthCheckConfig, Policy, Pool, RoutingConfig};
+use llmproxy_balancer::{
+    BackendConfig, BalanceError, Balancer, Candidate, Cause, Choice, HealthCheckConfig, Policy, Pool, RoutingConfig,
+    Work,
+};
 use llmproxy_core::{BoxError, RequestBody, cause_ref};
 use proptest::prelude::*;
 
@@ -38,7 +41,7 @@ async fn the_first_check_is_made_at_start() {
     let checks = Checks::default();
     checks.well("a");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health(), &Default::default());
     assert!(!pool.is_any_up(), "nothing is known yet");
     settle().await;
     assert_eq!(ups(&pool), [true, false]);
@@ -51,7 +54,7 @@ async fn a_check_now_is_waited_for() {
     let checks = Checks::default();
     checks.well("a");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health(), &Default::default());
     balancer.check_now().await;
     assert_eq!(ups(&pool), [true]);
 }
@@ -63,7 +66,7 @@ async fn without_a_path_any_answer_below_500_is_good() {
     checks.set("b", 500, 200, r#"{"data":[]}"#);
     checks.set("c", 503, 503, "");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     assert_eq!(ups(&pool), [true, true, false]);
 }
@@ -75,7 +78,7 @@ async fn with_a_path_the_status_is_strict() {
     checks.set("b", 200, 404, "");
     let config = HealthCheckConfig { path: Some("/ready".into()), expected_status: 204, ..health() };
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &config);
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &config, &Default::default());
     settle().await;
     assert_eq!(ups(&pool), [true, false]);
     assert_eq!(checks.asked("b"), ["/ready"]);
@@ -86,7 +89,7 @@ async fn a_backend_that_comes_back_is_found_soon() {
     let checks = Checks::default();
     checks.well("a");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     let proxy = Proxy::new(pool.clone(), |_| Reply::Refused);
     checks.refuse("a");
@@ -103,7 +106,7 @@ async fn a_backend_needs_its_thresholds_to_go_and_to_come_back() {
     let checks = Checks::default();
     checks.well("a");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     checks.set("a", 500, 500, "");
     for up in [true, true, false] {
@@ -127,7 +130,7 @@ async fn a_misconfigured_backend_must_show_that_it_takes_the_credentials() {
         ..BackendConfig::new("http://a")
     };
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&[backend], &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&[backend], &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     checks.set("a", 200, 401, "");
     Proxy::new(pool.clone(), |_| Reply::Answer(answer(401, ""))).ask().await.1.unwrap_err();
@@ -144,14 +147,14 @@ async fn a_reload_keeps_what_is_known_and_what_is_in_flight() {
     checks.well("a");
     checks.well("b");
     let balancer = Balancer::new(checks.client());
-    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     let proxy = Proxy::new(pool, |_| Reply::Answer(events([Ok("1"), Ok("2")])));
     let stream = proxy.ask().await.1.unwrap();
     let checks_before = checks.asked("a").len();
 
     let renamed = BackendConfig { name: Some("first".into()), weight: 7, ..BackendConfig::new("http://a/v1/") };
-    let reloaded = balancer.apply(&[renamed], &RoutingConfig::default(), &health());
+    let reloaded = balancer.apply(&[renamed], &RoutingConfig::default(), &health(), &Default::default());
     assert_eq!(ups(&reloaded), [true]);
     assert_eq!(reloaded.snapshot()[0].in_flight, 1);
     settle().await;
@@ -171,7 +174,7 @@ async fn checks_end_with_the_balancer() {
     let checks = Checks::default();
     checks.well("a");
     let balancer = Balancer::new(checks.client());
-    let _pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health());
+    let _pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     let before = checks.asked("a").len();
     drop(balancer);
@@ -185,7 +188,7 @@ async fn requests_go_where_their_model_is() {
     checks.serves("a", &["qwen"]);
     checks.serves("b", &["llama3:latest"]);
     let balancer = Balancer::new(checks.client());
-    let proxy = named(balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health()));
+    let proxy = named(balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health(), &Default::default()));
     for (model, host) in [("qwen", "a"), ("llama3", "b"), ("qwen", "a"), ("llama3:latest", "b")] {
         let (exchange, response) = proxy.ask_with(Some(model), RequestBody::whole("{}")).await;
         response.unwrap();
@@ -202,7 +205,7 @@ async fn an_unknown_model_may_be_on_a_backend_that_has_not_told_yet() {
     let checks = Checks::default();
     checks.serves("a", &["qwen"]);
     let balancer = Balancer::new(checks.client());
-    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health()));
+    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health(), &Default::default()));
     settle().await;
     let error = proxy.ask_with(Some("gpt-4"), RequestBody::whole("{}")).await.1.unwrap_err();
     assert_eq!(code(&error), (503, "model_not_known_yet"));
@@ -218,7 +221,7 @@ async fn a_backend_that_takes_every_name_gets_its_own_and_those_that_nobody_has(
     checks.takes_any_name("a", "chat");
     checks.takes_any_name("b", "embed");
     let balancer = Balancer::new(checks.client());
-    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health()));
+    let proxy = named(balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &health(), &Default::default()));
     let ask = async |model| asked(&proxy.ask_with(Some(model), RequestBody::whole("{}")).await.0);
     for (model, host) in [("chat", "a"), ("embed", "b"), ("chat", "a"), ("chat", "a"), ("embed", "b")] {
         assert_eq!(ask(model).await, [host], "from the first request on");
@@ -240,7 +243,7 @@ async fn a_backend_that_is_out_still_has_its_models() {
     let balancer = Balancer::new(checks.client());
     let mut routing = RoutingConfig::default();
     routing.retry.enabled = false;
-    let pool = balancer.apply(&backends(&[1, 1]), &routing, &health());
+    let pool = balancer.apply(&backends(&[1, 1]), &routing, &health(), &Default::default());
     settle().await;
     Proxy::new(pool.clone(), |_| Reply::Refused).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
     let error = named(pool).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
@@ -260,7 +263,7 @@ async fn all_models_are_listed_once_with_their_aliases() {
     let mut backends = backends(&[1, 1, 1, 0]);
     backends[2].models = vec!["mine".into()];
     backends[3].models = vec!["idle".into()];
-    let pool = balancer.apply(&backends, &routing, &health());
+    let pool = balancer.apply(&backends, &routing, &health(), &Default::default());
     settle().await;
     let models = pool.models();
     let ids: Vec<&str> = models.iter().map(|model| model.id.as_str()).collect();
@@ -276,7 +279,7 @@ async fn a_backend_of_weight_zero_gets_nothing() {
     checks.well("a");
     checks.well("b");
     let balancer = Balancer::new(checks.client());
-    let proxy = named(balancer.apply(&backends(&[0, 1]), &RoutingConfig::default(), &health()));
+    let proxy = named(balancer.apply(&backends(&[0, 1]), &RoutingConfig::default(), &health(), &Default::default()));
     settle().await;
     for _ in 0..5 {
         assert_eq!(asked(&proxy.ask().await.0), ["b"]);
@@ -290,8 +293,9 @@ async fn an_embedder_may_bring_a_policy() {
     struct Last(Option<usize>);
 
     impl Policy for Last {
-        fn pick(&self, candidates: &[llmproxy_balancer::Candidate<'_>]) -> usize {
-            self.0.unwrap_or(candidates.len()).checked_sub(1).expect("a mistake of the embedder's")
+        fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+            let at = self.0.unwrap_or(candidates.len()).checked_sub(1).expect("a mistake of the embedder's");
+            Choice::new(at, "the last one")
         }
     }
 
@@ -352,7 +356,7 @@ proptest! {
             let mut routing = RoutingConfig::default();
             routing.retry.enabled = false;
             let balancer = Balancer::new(checks.client());
-            let mut pool = balancer.apply(&backends(&[1, 2, 3]), &routing, &config);
+            let mut pool = balancer.apply(&backends(&[1, 2, 3]), &routing, &config, &Default::default());
             settle().await;
             for event in events {
                 let host = |at: usize| ["a", "b", "c"][at];
@@ -378,7 +382,7 @@ proptest! {
                     Event::Health(at, true) => checks.well(host(at)),
                     Event::Health(at, false) => checks.set(host(at), 500, 500, ""),
                     Event::Seconds(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
-                    Event::Reload => pool = balancer.apply(&backends(&[3, 2, 1]), &routing, &config),
+                    Event::Reload => pool = balancer.apply(&backends(&[3, 2, 1]), &routing, &config, &Default::default()),
                 }
                 let any_up = pool.is_any_up();
                 let result = named(pool.clone()).ask().await.1;

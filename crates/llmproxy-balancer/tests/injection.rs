@@ -164,7 +164,9 @@ async fn what_is_known_outlives_a_reload_and_is_forgotten_when_the_backend_goes_
     let balancer = Balancer::new(Checks::default().client());
     let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
     let backend = BackendConfig { name: Some("a".into()), models: vec!["m".into()], ..BackendConfig::new("http://a") };
-    let apply = |backend: &BackendConfig| balancer.apply(std::slice::from_ref(backend), &routing(), &health);
+    let apply = |backend: &BackendConfig| {
+        balancer.apply(std::slice::from_ref(backend), &routing(), &health, &Default::default())
+    };
     let (before, seen) = script(apply(&backend), strict(400));
     ask(&before).await;
     assert_eq!(seen.take(), [true, false]);

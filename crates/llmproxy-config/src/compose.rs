@@ -7,7 +7,8 @@ use figment::{
     value::{Dict, Value},
 };
 use llmproxy_balancer::{
-    BackendConfig, HealthCheckConfig, RoutingConfig, validate_backends, validate_health_check, validate_routing,
+    BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig, validate_backends, validate_health_check,
+    validate_queue, validate_routing,
 };
 use llmproxy_core::duration;
 use llmproxy_metering::{InspectConfig, MeteringConfig};
@@ -50,6 +51,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         routing: parts.block::<RoutingConfig>("routing"),
         routing_paths: parts.block("routing"),
         health_check: parts.block::<HealthCheckConfig>("health_check"),
+        queue: parts.block::<QueueConfig>("queue"),
         usage: parts.block("usage"),
         storage: parts.block("storage"),
         pricing: parts.block("pricing"),
@@ -88,6 +90,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("routing", validate_routing(&config.routing));
     parts.found("routing", config.routing_paths.validate());
     parts.found("health_check", validate_health_check(&config.health_check));
+    parts.found("queue", validate_queue(&config.queue));
     parts.found("metering", config.metering.validate());
     parts.found("usage", config.usage.validate());
     let stores = Stores { storage: &config.storage, admin_db: &config.admin.db_path };

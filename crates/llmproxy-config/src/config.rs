@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use llmproxy_auth::AuthConfig;
-use llmproxy_balancer::{BackendConfig, HealthCheckConfig, RoutingConfig};
+use llmproxy_balancer::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
 use llmproxy_metering::{AbortConfig, InspectConfig, MeteringConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
@@ -47,6 +47,8 @@ pub struct Config {
     pub routing_paths: PathsConfig,
     /// `health_check:`
     pub health_check: HealthCheckConfig,
+    /// `queue:`
+    pub queue: QueueConfig,
     /// `usage:`
     pub usage: UsageConfig,
     /// `storage:`

@@ -1,6 +1,7 @@
 //! One request and everything that becomes known about it.
 
 use std::{
+    borrow::Cow,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{
@@ -15,7 +16,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-use crate::{Attempt, Backend, Call, Caller, End, EndHold, Hop, Target, UsageSink};
+use crate::{Attempt, Backend, Call, Caller, End, EndHold, FlowKey, Hop, Target, UsageSink};
 
 /// One request on its way through the layers: an `Arc` in the request's extensions.
 ///
@@ -51,6 +52,7 @@ pub struct Exchange {
     hop: OnceLock<Hop>,
     caller: OnceLock<Caller>,
     call: OnceLock<Call>,
+    flow: OnceLock<FlowKey>,
     /// Present from the moment that a balancer took the request: then a backend was asked only if there is an attempt.
     attempts: OnceLock<Mutex<Vec<Attempt>>>,
     asked: Arc<AtomicBool>,
@@ -70,7 +72,7 @@ struct Time(AtomicU64);
 const NO_TIME: u64 = u64::MAX;
 
 // There is one for each open stream: it must not grow unnoticed.
-const _: () = assert!(size_of::<Exchange>() <= 512);
+const _: () = assert!(size_of::<Exchange>() <= 640);
 
 /// Set when the proxy stops and its grace period is over: bodies dropped after that were not left by their clients. A
 /// handle: all clones are one flag.
@@ -112,6 +114,7 @@ impl Exchange {
             hop: OnceLock::new(),
             caller: OnceLock::new(),
             call: OnceLock::new(),
+            flow: OnceLock::new(),
             attempts: OnceLock::new(),
             asked: Arc::default(),
             queued: Time::default(),
@@ -229,17 +232,28 @@ impl Exchange {
         self.call.get()
     }
 
+    /// Written by the rate limit, where it knows of a caller what whoever routes may know.
+    pub fn set_flow(&self, flow: FlowKey) {
+        set(&self.flow, flow);
+    }
+
+    /// The flow that the request belongs to; `None` where nothing is known.
+    pub fn flow(&self) -> Option<&FlowKey> {
+        self.flow.get()
+    }
+
     /// Written by the balancer before anything else: from here on, a backend was asked only if there is an attempt.
     pub fn expect_attempts(&self) {
         set(&self.attempts, Mutex::default());
     }
 
-    /// Written by the balancer as an attempt begins; returns its index for [`Self::finish_attempt`].
-    pub fn begin_attempt(&self, target: &Target) -> usize {
+    /// Written by the balancer as an attempt begins, with why this backend; returns its index for
+    /// [`Self::finish_attempt`].
+    pub fn begin_attempt(&self, target: &Target, reason: Cow<'static, str>) -> usize {
         self.asked.store(true, Ordering::Release);
         let mut attempts = lock(self.attempts.get_or_init(Mutex::default));
         let backend = target.backend.clone();
-        attempts.push(Attempt { backend, began: Instant::now(), status: None, error: None });
+        attempts.push(Attempt { backend, reason, began: Instant::now(), status: None, error: None });
         attempts.len() - 1
     }
 
@@ -455,7 +469,8 @@ mod tests {
         exchange.expect_attempts();
         assert!(exchange.is_unasked() && exchange.backend().is_none());
         let backend = Arc::new(Backend::new("http://a").expect("a good URL"));
-        let attempt = exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        let attempt =
+            exchange.begin_attempt(&Target { backend, model: None, inject_usage: false }, "least busy".into());
         assert!(!exchange.is_unasked());
         exchange.finish_attempt(attempt, Ok(http::StatusCode::OK));
         assert_eq!(exchange.attempts()[0].status, Some(http::StatusCode::OK));
@@ -473,7 +488,7 @@ mod tests {
         pass(50).await;
         exchange.set_queue_time(Duration::from_millis(45));
         let backend = Arc::new(Backend::new("http://a").expect("a good URL"));
-        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false }, "least busy".into());
         pass(500).await;
         assert_eq!(exchange.proxy_time(), Some(Duration::from_millis(25)));
     }

@@ -1,6 +1,6 @@
 //! The facts that parts tell each other through the exchange.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, ops::Range, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,58 @@ pub struct Call {
     pub max_output: Option<u64>,
     /// How much is asked for, where it is not measured in tokens.
     pub units: Option<Units>,
+    /// Whom the request says that it is for (`user`), where it says so.
+    pub user: Option<Arc<str>>,
+    /// Where in its body the prompt stands, where it was read and has one.
+    pub prompt: Option<Prompt>,
+    /// What the model must be able to do.
+    pub needs: Needs,
+}
+
+/// Where in a body the prompt stands, in bytes from the body's start.
+///
+/// ```
+/// let body = r#"{"messages":[{"role":"user","content":"hi"}],"model":"m"}"#;
+/// let prompt = llmproxy_core::Prompt { before: [None, None], text: 12..43, opening: 13..42 };
+/// assert_eq!(&body[prompt.text], r#"[{"role":"user","content":"hi"}]"#);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// What a chat's template puts before the messages: the tools, and what the system says outside of the messages.
+    pub before: [Option<Range<usize>>; 2],
+    /// The messages, or the text to complete or to embed.
+    pub text: Range<usize>,
+    /// Of the text, all up to the end of the user's first message: it tells one conversation from another.
+    pub opening: Range<usize>,
+}
+
+/// What a request asks of its model besides text.
+///
+/// ```
+/// let needs = llmproxy_core::Needs { tools: true, ..Default::default() };
+/// assert!(!needs.images);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// It may call tools.
+    pub tools: bool,
+    /// It is shown images.
+    pub images: bool,
+    /// It must answer in a given JSON shape.
+    pub json_schema: bool,
+}
+
+/// The stream of requests that a request belongs to, as far as whoever orders and routes requests may know it. Written by
+/// the rate limit.
+///
+/// ```
+/// let flow = llmproxy_core::FlowKey { tag: Some("batch".into()) };
+/// assert_eq!(flow.tag.as_deref(), Some("batch"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowKey {
+    /// What the operator has written at the caller's key to route by; it means nothing else.
+    pub tag: Option<Arc<str>>,
 }
 
 /// A server that does the work. Built from the configuration; what stays the same over all requests.
@@ -150,6 +202,8 @@ pub struct Target {
 pub struct Attempt {
     /// The server that was asked.
     pub backend: Arc<Backend>,
+    /// Why this one, in words.
+    pub reason: Cow<'static, str>,
     /// When it was, on tokio's clock.
     pub began: tokio::time::Instant,
     /// The status of its answer, once it answered.
@@ -275,6 +329,9 @@ impl Call {
             prompt_estimate: 0,
             max_output: None,
             units: None,
+            user: None,
+            prompt: None,
+            needs: Needs::default(),
         }
     }
 }

@@ -111,7 +111,7 @@ pub use client::HttpClient;
 pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
-pub use facts::{Attempt, Backend, Call, Caller, Hop, OnAbort, Target};
+pub use facts::{Attempt, Backend, Call, Caller, FlowKey, Hop, Needs, OnAbort, Prompt, Target};
 pub use hold::EndHold;
 pub use pattern::Pattern;
 pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};

@@ -62,7 +62,7 @@ fn metered(path: &str, kind: &str, encoding: &str, inject_usage: bool, pieces: &
     exchange.expect_attempts();
     let backend = Arc::new(Backend::new("http://backend:8000").expect("a good URL"));
     let target = Target { backend, model: None, inject_usage };
-    exchange.begin_attempt(&target);
+    exchange.begin_attempt(&target, "least busy".into());
     exchange.set_served(Arc::new(target));
     let records = Arc::new(AtomicUsize::new(0));
     let count = records.clone();

@@ -394,7 +394,7 @@ async fn the_last_backend_that_was_asked_is_named_when_none_has_served() {
     exchange.expect_attempts();
     for url in ["http://a", "http://b"] {
         let backend = Arc::new(Backend::new(url).unwrap());
-        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false }, "least busy".into());
     }
     let records = Records::of(&exchange);
     let pending = || std::future::pending::<Result<Response<Script>, BoxError>>();

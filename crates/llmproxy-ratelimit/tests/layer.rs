@@ -232,7 +232,7 @@ async fn tokens_stay_used_when_a_backend_was_asked_and_no_record_comes() {
         let exchange = request.extensions().get::<Arc<Exchange>>().unwrap();
         exchange.expect_attempts();
         let backend = Arc::new(Backend::new("http://a").unwrap());
-        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false });
+        exchange.begin_attempt(&Target { backend, model: None, inject_usage: false }, "least busy".into());
         ready(Err::<Response<Empty<Bytes>>, BoxError>("died".into()))
     });
     let result = RateLimitLayer::new(limiter.clone()).layer(inner).oneshot(request().0).await;

@@ -334,7 +334,7 @@ impl Runtime {
         let stores = Stores { storage: &config.storage, admin_db: &config.admin.db_path };
         self.reporters.apply_with(&config.usage, stores);
         self.budget.resize(config.inspect.max_buffered_bytes);
-        let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check);
+        let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check, &config.queue);
         self.clients.retain(&pool.backends());
         self.measures.apply(pool.clone(), &config.metrics.custom_labels);
         self.shared.pool.store(Arc::new(Some(pool.clone())));

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{Router, extract::Extension, routing::get};
 use futures_util::future::BoxFuture;
-use llmproxy_balancer::{Candidate, Policy};
+use llmproxy_balancer::{Candidate, Choice, Policy, Work};
 use llmproxy_config::{Config, LoadOptions, load_str};
 use llmproxy_stack::{Options, Peer, Runtime, Server};
 use llmproxy_testkit::{Backend, Client, script};
@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 struct Last;
 
 impl Policy for Last {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
-        candidates.len() - 1
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        Choice::new(candidates.len() - 1, "the last one")
     }
 }
 

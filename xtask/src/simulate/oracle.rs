@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
-use llmproxy_balancer::{Candidate, Policy};
+use llmproxy_balancer::{Candidate, Choice, Policy, Work};
 
 use super::{process::Process, server::Job};
 
@@ -39,7 +39,7 @@ impl Oracle {
 }
 
 impl Policy for Oracle {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
         let worth = |at: &usize| {
             let Candidate { index, in_flight, .. } = candidates[*at];
             let process = &self.processes[index];
@@ -50,7 +50,7 @@ impl Policy for Oracle {
             };
             (process.is_sound(), worth, Reverse(*at))
         };
-        (0..candidates.len()).max_by_key(worth).unwrap_or(0)
+        Choice::new((0..candidates.len()).max_by_key(worth).unwrap_or(0), "it knows")
     }
 }
 
@@ -74,16 +74,9 @@ mod tests {
         let candidates: Vec<Candidate<'_>> = in_flight
             .iter()
             .enumerate()
-            .map(|(index, in_flight)| Candidate {
-                backend: &backend,
-                index,
-                weight: 1,
-                in_flight: *in_flight,
-                latency: None,
-                tried: true,
-            })
+            .map(|(index, in_flight)| Candidate { in_flight: *in_flight, ..Candidate::new(&backend, index) })
             .collect();
-        ASKED.sync_scope(job, || Oracle::new(processes.to_vec(), by).pick(&candidates))
+        ASKED.sync_scope(job, || Oracle::new(processes.to_vec(), by).pick(&Work::default(), &candidates).at)
     }
 
     /// Three servers, of which the second has computed a prompt of family 1 and the third the half of it.

@@ -12,9 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use llmproxy_balancer::{
-    BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, LoadBalance, RoutingConfig,
-};
+use llmproxy_balancer::{BackendConfig, BalanceBody, BalanceLayer, Balancer, LoadBalance, RoutingConfig};
 use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody, Target};
 use tokio::{
     task::JoinSet,
@@ -151,7 +149,7 @@ fn proxy(
     if let Chooser::Configured(strategy) = chooser {
         routing.load_balance = strategy;
     }
-    let mut layer = BalanceLayer::new(balancer.apply(&backends, &routing, &HealthCheckConfig::default()));
+    let mut layer = BalanceLayer::new(balancer.apply(&backends, &routing, &Default::default(), &Default::default()));
     if let Chooser::Oracle(by) = chooser {
         layer = layer.with_policy(Arc::new(Oracle::new(processes.to_vec(), by)));
     }

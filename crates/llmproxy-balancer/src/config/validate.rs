@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use llmproxy_core::Backend;
 
-use super::{BackendConfig, HealthCheckConfig, RoutingConfig};
+use super::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
 use crate::retry::Trigger;
 
 /// All mistakes in `backends`: each the key's path below `backends` (`[0].url`), and what is wrong with it. No text quotes
@@ -49,6 +49,16 @@ pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
             if timeout == Some(Duration::ZERO) {
                 wrong(key, "must be longer than 0; leave it out to use the one of `routing`".into());
             }
+        }
+        for (key, is_zero) in
+            [("max_concurrent", config.max_concurrent == Some(0)), ("max_tokens", config.max_tokens == Some(0))]
+        {
+            if is_zero {
+                wrong(key, "must be 1 or more; leave it out for no bound, or give the backend `weight: 0`".into());
+            }
+        }
+        if config.group.as_deref().is_some_and(|group| group.trim().is_empty()) {
+            wrong("group", "is empty; name a group, or leave it out".into());
         }
         if config.ca_file.is_some() && config.url.trim_start().starts_with("http://") {
             wrong("ca_file", "is for TLS, and the URL says http; write https, or leave this out".into());
@@ -109,6 +119,14 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
         }
     }
     mistakes
+}
+
+/// All mistakes in `queue`: each the key's path below `queue`, and what is wrong with it.
+pub fn validate_queue(config: &QueueConfig) -> Vec<(String, String)> {
+    if config.timeout.is_zero() {
+        return vec![("timeout".into(), "must be longer than 0; to let nobody wait, set `max_waiting: 0`".into())];
+    }
+    Vec::new()
 }
 
 /// All mistakes in `health_check`: each the key's path below `health_check`, and what is wrong with it.

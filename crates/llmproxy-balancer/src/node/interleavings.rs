@@ -14,19 +14,19 @@ const THREADS: usize = 3;
 
 fn attempts_of_many() {
     let rules = Rules::new(&HealthCheckConfig::default());
-    let node = Node::new(backend("a"), rules, Arc::default());
+    let node = Node::new(0, backend("a"), rules, Arc::default());
     let threads: Vec<_> = (0..THREADS)
         .map(|number| {
             let node = node.clone();
             thread::spawn(move || {
-                let flight = Flight::new(node.enter(&node.name()), Default::default());
+                let flight = Flight::new(node.enter(&node.name(), &Work::default()), Default::default());
                 assert!((1..=THREADS).contains(&node.in_flight()), "{}", node.in_flight());
                 end(flight, number);
                 assert!(node.in_flight() < THREADS, "{}", node.in_flight());
             })
         })
         .collect();
-    node.configure(backend("b"), rules);
+    node.configure(backend("b"), 1, rules);
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     assert_eq!(node.in_flight(), 0);
 }

@@ -69,7 +69,7 @@ pub(super) fn end(flight: Flight, way: usize) {
 #[test]
 fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back() {
     let rules = Rules::new(&HealthCheckConfig::default());
-    let node = Node::new(backend("a"), rules, Arc::default());
+    let node = Node::new(0, backend("a"), rules, Arc::default());
     let gauges = Gauges::default();
     // Of all threads: what may be counted, and what must not be counted any more.
     let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -88,7 +88,7 @@ fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back()
                         let name = node.name();
                         begun.fetch_add(1, Ordering::SeqCst);
                         fence(Ordering::SeqCst);
-                        held.push(Flight::new(node.enter(&name), Default::default()));
+                        held.push(Flight::new(node.enter(&name, &Work::default()), Default::default()));
                         let keep = (round * (number + 3)) % HELD;
                         while held.len() > keep {
                             end(held.swap_remove(round % held.len()), round + number);
@@ -113,7 +113,7 @@ fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back()
             let most = begun.load(Ordering::SeqCst) - over;
             // One that was given back twice would make it wrap, and so be more than anything.
             assert!(counted <= most, "{counted} of at most {most}");
-            node.configure(backend(["a", "b"][looks % 2]), rules);
+            node.configure(backend(["a", "b"][looks % 2]), 1, rules);
             looks += 1;
             thread::yield_now();
         }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Candidate, Policy};
+use super::{Candidate, Choice, Policy, Work};
 
 /// Of two taken at random, the one whose first byte comes sooner, over its weight.
 ///
@@ -22,9 +22,9 @@ impl LatencyBased {
     fn cheaper(candidates: &[Candidate<'_>], assumed: f64, a: usize, b: usize) -> usize {
         let cost = |at: usize| {
             let candidate = &candidates[at];
-            candidate.latency.map_or(assumed, |latency| latency.as_secs_f64()) / f64::from(candidate.weight)
+            candidate.latency.map_or(assumed, |latency| latency.as_secs_f64()) / candidate.weight
         };
-        let load = |at: usize| candidates[at].in_flight as f64 / f64::from(candidates[at].weight);
+        let load = |at: usize| candidates[at].in_flight as f64 / candidates[at].weight;
         match cost(a).total_cmp(&cost(b)).then_with(|| load(a).total_cmp(&load(b))) {
             Ordering::Less => a,
             Ordering::Greater => b,
@@ -34,7 +34,7 @@ impl LatencyBased {
 }
 
 impl Policy for LatencyBased {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
         // One request finds out what nobody knows yet; while it is under way the rest do not pile up behind it. A backend
         // that was tried and only blamed the request is taken to be as good as the best: else it would get every request,
         // for as long as it does nothing that can be measured.
@@ -44,15 +44,16 @@ impl Policy for LatencyBased {
             .map(|(at, _)| at)
             .collect();
         if !unmeasured.is_empty() {
-            return unmeasured[fastrand::usize(..unmeasured.len())];
+            return Choice::new(unmeasured[fastrand::usize(..unmeasured.len())], "never measured");
         }
         if candidates.len() < 2 {
-            return 0;
+            return Choice::new(0, "the only one");
         }
         let a = fastrand::usize(..candidates.len());
         let b = (a + 1 + fastrand::usize(..candidates.len() - 1)) % candidates.len();
         let fastest = candidates.iter().filter_map(|candidate| candidate.latency).min();
-        Self::cheaper(candidates, fastest.unwrap_or_default().as_secs_f64(), a, b)
+        let at = Self::cheaper(candidates, fastest.unwrap_or_default().as_secs_f64(), a, b);
+        Choice::new(at, "the faster of two")
     }
 }
 
@@ -93,7 +94,7 @@ mod tests {
     fn what_was_never_measured_is_tried_first_and_once_at_a_time() {
         let mut field = Field::new(&[1, 1, 1]);
         field.latency = vec![millis(100), None, millis(100)];
-        assert_eq!(LatencyBased::new().pick(&field.candidates()), 1);
+        assert_eq!(field.pick(&LatencyBased::new()), 1);
         field.in_flight[1] = 1;
         let counts = field.count(&LatencyBased::new(), 30);
         assert_eq!(counts[1], 0, "a request is under way there, and the others are idle");
@@ -112,6 +113,6 @@ mod tests {
     fn the_only_candidate_is_picked() {
         let mut field = Field::new(&[1]);
         field.in_flight[0] = 3;
-        assert_eq!(LatencyBased::new().pick(&field.candidates()), 0);
+        assert_eq!(field.pick(&LatencyBased::new()), 0);
     }
 }

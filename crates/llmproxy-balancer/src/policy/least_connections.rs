@@ -1,6 +1,6 @@
 //! The one with the fewest requests in flight.
 
-use super::{Candidate, Policy, RoundRobin};
+use super::{Candidate, Choice, Policy, RoundRobin, Work};
 
 /// The one with the fewest requests in flight, up to their last bytes, over its weight; in turn among equals.
 #[derive(Debug, Default)]
@@ -17,11 +17,11 @@ impl LeastConnections {
     }
 }
 
-impl Policy for LeastConnections {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+impl LeastConnections {
+    fn least(&self, candidates: &[Candidate<'_>]) -> usize {
         // Where nobody is busy, loads say nothing, and requests that come one after the other still want their turn.
         if candidates.iter().all(|candidate| candidate.in_flight == 0) {
-            return self.ties.pick(candidates);
+            return self.ties.next(candidates);
         }
         let least =
             candidates.iter().copied().reduce(|least, other| if is_less(&other, &least) { other } else { least });
@@ -32,15 +32,25 @@ impl Policy for LeastConnections {
             .filter(|(_, candidate)| !is_less(&least, candidate))
             .map(|(position, candidate)| (position, *candidate))
             .unzip();
-        if let [only] = positions[..] { only } else { positions[self.ties.pick(&equals)] }
+        if let [only] = positions[..] { only } else { positions[self.ties.next(&equals)] }
+    }
+}
+
+impl Policy for LeastConnections {
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        Choice::new(self.least(candidates), "fewest requests")
+    }
+
+    fn forget(&self, index: usize) {
+        self.ties.forget(index);
     }
 }
 
 /// Compares the loads that the two would have with half a request more. With the request that is at hand counted whole,
 /// a heavy backend among many light ones gets too much; not counted at all, too little.
 fn is_less(a: &Candidate<'_>, b: &Candidate<'_>) -> bool {
-    let load = |candidate: &Candidate<'_>| 2 * candidate.in_flight as u128 + 1;
-    load(a) * u128::from(b.weight) < load(b) * u128::from(a.weight)
+    let load = |candidate: &Candidate<'_>| 2.0 * candidate.in_flight as f64 + 1.0;
+    load(a) * b.weight < load(b) * a.weight
 }
 
 #[cfg(test)]
@@ -52,7 +62,7 @@ mod tests {
         let policy = LeastConnections::new();
         let mut field = Field::new(weights);
         for _ in 0..streams {
-            let picked = policy.pick(&field.candidates());
+            let picked = field.pick(&policy);
             field.in_flight[picked] += 1;
         }
         field.in_flight
@@ -73,7 +83,7 @@ mod tests {
     fn the_one_with_the_fewest_requests_is_picked() {
         let mut field = Field::new(&[1, 1, 1]);
         field.in_flight = vec![4, 2, 3];
-        assert_eq!(LeastConnections::new().pick(&field.candidates()), 1);
+        assert_eq!(field.pick(&LeastConnections::new()), 1);
     }
 
     #[test]

@@ -4,35 +4,82 @@ mod latency_based;
 mod least_connections;
 mod round_robin;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use llmproxy_core::Backend;
+use bytes::Bytes;
+use http::request::Parts;
+use llmproxy_core::{Backend, Call};
 
 pub use latency_based::LatencyBased;
 pub use least_connections::LeastConnections;
 pub use round_robin::RoundRobin;
 
-use crate::config::LoadBalance;
+use crate::config::{LoadBalance, RoutingConfig};
+
+/// What an answer is taken to come to, in tokens, where nothing bounds it: as long as answers in chats commonly are.
+const COMMON_OUTPUT: u64 = 300;
 
 /// Chooses among backends that could all do the work.
 ///
 /// ```
-/// use llmproxy_balancer::{Candidate, Policy};
+/// use llmproxy_balancer::{Candidate, Choice, Policy, Work};
 ///
 /// /// The one with the fewest requests in flight, whatever its weight.
 /// #[derive(Debug)]
 /// struct Emptiest;
 ///
 /// impl Policy for Emptiest {
-///     fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
-///         (0..candidates.len()).min_by_key(|at| candidates[*at].in_flight).unwrap_or(0)
+///     fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+///         let at = (0..candidates.len()).min_by_key(|at| candidates[*at].in_flight).unwrap_or(0);
+///         Choice::new(at, "emptiest")
 ///     }
 /// }
 /// ```
 pub trait Policy: fmt::Debug + Send + Sync {
-    /// The position in `candidates`, which is never empty, of the one to ask. Called with a lock held that every other
-    /// pick of the same pool waits for: it must be quick.
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize;
+    /// What of a request this policy chooses by. Read once for each request, before the first pick and outside of every
+    /// lock.
+    fn affinity(&self, _request: &Incoming<'_>) -> Affinity {
+        Affinity::default()
+    }
+
+    /// Which of `candidates`, which is never empty, is to be asked. Called with a lock held that every other pick of the same
+    /// pool waits for: it must be quick. What is chosen is asked, so a policy may remember it at once.
+    fn pick(&self, work: &Work, candidates: &[Candidate<'_>]) -> Choice;
+
+    /// The backend of this index is gone, or has come back with nothing left of what it had: what is known of it does not
+    /// count any more. Another backend may have the index next.
+    fn forget(&self, _index: usize) {}
+}
+
+/// A request, as a policy may read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    /// Method, URI, headers.
+    pub head: &'a Parts,
+    /// What it asks for, where that is known.
+    pub call: Option<&'a Call>,
+    /// Its body, where that was read whole.
+    pub body: Option<&'a Bytes>,
+}
+
+/// What of a request ties it to a backend that has had others like it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// What all requests of one session have in common.
+    pub session: Option<u64>,
+    /// The leading blocks of its prompt: a hash for each, of the block and all before it.
+    pub blocks: Box<[u64]>,
+}
+
+/// What a request is expected to cost.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// Tokens of the prompt, estimated.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer, expected.
+    pub output_tokens: u64,
+    /// What ties it to a backend.
+    pub affinity: Affinity,
 }
 
 /// A backend that could be asked, and what is known of it.
@@ -40,24 +87,79 @@ pub trait Policy: fmt::Debug + Send + Sync {
 pub struct Candidate<'a> {
     /// The server.
     pub backend: &'a Arc<Backend>,
-    /// Its place among all backends of the configuration: the same in every pick, whoever else is a candidate.
+    /// Its number: the same in every pick, through all configurations that have it.
     pub index: usize,
-    /// Its share of the work; never 0.
-    pub weight: u32,
+    /// Its share of the work; above 0. Less than the configured weight while a backend that has come back warms up.
+    pub weight: f64,
     /// Requests whose answers have not ended.
     pub in_flight: usize,
+    /// Tokens of their prompts and answers, as expected.
+    pub tokens_in_flight: u64,
+    /// Tokens of the prompts among them whose answers have not begun: what a new prompt waits for.
+    pub tokens_waiting: u64,
     /// How long a first byte takes there, failures counted as very long; `None` before the first measurement.
     pub latency: Option<Duration>,
     /// Whether anything has come of a request there, if only an answer that blames the request and is not measured.
     pub tried: bool,
 }
 
+/// The candidate that a policy chose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Its position among the candidates.
+    pub at: usize,
+    /// Why, for people who read the record.
+    pub reason: Cow<'static, str>,
+}
+
 /// The policy that a configuration names.
-pub(crate) fn policy(strategy: LoadBalance) -> Arc<dyn Policy> {
+pub(crate) fn policy(strategy: LoadBalance, _routing: &RoutingConfig) -> Arc<dyn Policy> {
     match strategy {
         LoadBalance::RoundRobin => Arc::new(RoundRobin::new()),
         LoadBalance::LeastConnections => Arc::new(LeastConnections::new()),
         LoadBalance::LatencyBased => Arc::new(LatencyBased::new()),
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    /// Of what is asked for, as far as that is known.
+    pub(crate) fn of(call: Option<&Call>, affinity: Affinity) -> Self {
+        let output_tokens = call.and_then(|call| call.max_output).map_or(COMMON_OUTPUT, |max| max.min(COMMON_OUTPUT));
+        Self { prompt_tokens: call.map_or(0, |call| call.prompt_estimate), output_tokens, affinity }
+    }
+
+    /// Of the prompt and the answer.
+    pub fn tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.output_tokens)
+    }
+}
+
+// === impl Candidate ===
+
+impl<'a> Candidate<'a> {
+    /// A backend that is idle, and of which nothing else is known.
+    pub fn new(backend: &'a Arc<Backend>, index: usize) -> Self {
+        Self {
+            backend,
+            index,
+            weight: 1.0,
+            in_flight: 0,
+            tokens_in_flight: 0,
+            tokens_waiting: 0,
+            latency: None,
+            tried: false,
+        }
+    }
+}
+
+// === impl Choice ===
+
+impl Choice {
+    /// The candidate at this position, for this reason.
+    pub fn new(at: usize, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { at, reason: reason.into() }
     }
 }
 
@@ -68,8 +170,9 @@ pub(crate) mod tests {
     /// Backends of these weights, about which nothing else is known.
     pub(crate) struct Field {
         backend: Arc<Backend>,
-        pub(crate) weights: Vec<u32>,
+        pub(crate) weights: Vec<f64>,
         pub(crate) in_flight: Vec<usize>,
+        pub(crate) tokens: Vec<u64>,
         pub(crate) latency: Vec<Option<Duration>>,
         pub(crate) tried: Vec<bool>,
     }
@@ -78,8 +181,9 @@ pub(crate) mod tests {
         pub(crate) fn new(weights: &[u32]) -> Self {
             Self {
                 backend: Arc::new(Backend::new("http://a").unwrap()),
-                weights: weights.to_vec(),
+                weights: weights.iter().map(|weight| f64::from(*weight)).collect(),
                 in_flight: vec![0; weights.len()],
+                tokens: vec![0; weights.len()],
                 latency: vec![None; weights.len()],
                 tried: vec![false; weights.len()],
             }
@@ -88,14 +192,19 @@ pub(crate) mod tests {
         pub(crate) fn candidates(&self) -> Vec<Candidate<'_>> {
             (0..self.weights.len())
                 .map(|index| Candidate {
-                    backend: &self.backend,
-                    index,
                     weight: self.weights[index],
                     in_flight: self.in_flight[index],
+                    tokens_in_flight: self.tokens[index],
                     latency: self.latency[index],
                     tried: self.tried[index],
+                    ..Candidate::new(&self.backend, index)
                 })
                 .collect()
+        }
+
+        /// Where the next request goes.
+        pub(crate) fn pick(&self, policy: &dyn Policy) -> usize {
+            policy.pick(&Work::default(), &self.candidates()).at
         }
 
         /// How often each is picked in `rounds` picks.
@@ -103,7 +212,7 @@ pub(crate) mod tests {
             let candidates = self.candidates();
             let mut counts = vec![0; candidates.len()];
             for _ in 0..rounds {
-                counts[candidates[policy.pick(&candidates)].index] += 1;
+                counts[candidates[policy.pick(&Work::default(), &candidates).at].index] += 1;
             }
             counts
         }

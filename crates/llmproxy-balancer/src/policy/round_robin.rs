@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{Candidate, Policy};
+use super::{Candidate, Choice, Policy, Work};
 
 /// In turn, by weight, and smoothly: weights 3 and 1 give a, a, b, a rather than a, a, a, b.
 ///
@@ -10,7 +10,7 @@ use super::{Candidate, Policy};
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     /// By the backend's index. A backend that is out neither gains nor loses.
-    credit: Mutex<Vec<i64>>,
+    credit: Mutex<Vec<f64>>,
 }
 
 // === impl RoundRobin ===
@@ -22,24 +22,37 @@ impl RoundRobin {
     }
 }
 
-impl Policy for RoundRobin {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> usize {
+impl RoundRobin {
+    /// The position of the next one.
+    pub(super) fn next(&self, candidates: &[Candidate<'_>]) -> usize {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         let mut best = 0;
-        let mut total = 0;
+        let mut total = 0.0;
         for (position, candidate) in candidates.iter().enumerate() {
             if credit.len() <= candidate.index {
-                credit.resize(candidate.index + 1, 0);
+                credit.resize(candidate.index + 1, 0.0);
             }
-            let weight = i64::from(candidate.weight);
-            credit[candidate.index] += weight;
-            total += weight;
+            credit[candidate.index] += candidate.weight;
+            total += candidate.weight;
             if credit[candidate.index] > credit[candidates[best].index] {
                 best = position;
             }
         }
         credit[candidates[best].index] -= total;
         best
+    }
+}
+
+impl Policy for RoundRobin {
+    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        Choice::new(self.next(candidates), "its turn")
+    }
+
+    fn forget(&self, index: usize) {
+        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(credit) = credit.get_mut(index) {
+            *credit = 0.0;
+        }
     }
 }
 
@@ -59,7 +72,7 @@ mod tests {
     fn the_heavy_one_does_not_get_its_whole_share_in_a_row() {
         let (policy, field) = (RoundRobin::new(), Field::new(&[3, 1]));
         let candidates = field.candidates();
-        let order: Vec<usize> = (0..8).map(|_| policy.pick(&candidates)).collect();
+        let order: Vec<usize> = (0..8).map(|_| policy.next(&candidates)).collect();
         assert_eq!(order, [0, 0, 1, 0, 0, 0, 1, 0]);
     }
 
@@ -68,7 +81,7 @@ mod tests {
         let (policy, field) = (RoundRobin::new(), Field::new(&[1, 1]));
         let candidates = field.candidates();
         for _ in 0..100 {
-            assert_eq!(policy.pick(&candidates[..1]), 0);
+            assert_eq!(policy.next(&candidates[..1]), 0);
         }
         assert_eq!(field.count(&policy, 10), [5, 5]);
     }

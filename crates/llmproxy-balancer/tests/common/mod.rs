@@ -12,7 +12,9 @@ use futures_util::stream;
 use http::{Request, Response, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use llmproxy_balancer::{BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, Pool, RoutingConfig};
+use llmproxy_balancer::{
+    BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, Pool, QueueConfig, RoutingConfig,
+};
 use llmproxy_core::{BoxBody, BoxError, Call, Edits, End, Ended, Endpoint, Exchange, HttpClient, RequestBody, Target};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -125,7 +127,7 @@ pub(crate) fn unchecked(weights: &[u32], routing: &RoutingConfig) -> Arc<Pool> {
 /// A pool of these, without checks.
 pub(crate) fn pool_of(backends: &[BackendConfig], routing: &RoutingConfig) -> Arc<Pool> {
     let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
-    Balancer::new(Checks::default().client()).apply(backends, routing, &health)
+    Balancer::new(Checks::default().client()).apply(backends, routing, &health, &QueueConfig::default())
 }
 
 /// A proxy over `pool`, whose backends do what `script` says.

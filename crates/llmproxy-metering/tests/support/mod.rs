@@ -121,7 +121,7 @@ pub(crate) fn exchange(path: &str, inject_usage: bool) -> Arc<Exchange> {
     exchange.expect_attempts();
     let backend = Arc::new(Backend::new("http://backend:8000").unwrap());
     let target = Target { backend, model: None, inject_usage };
-    exchange.begin_attempt(&target);
+    exchange.begin_attempt(&target, "least busy".into());
     exchange.set_served(Arc::new(target));
     exchange
 }

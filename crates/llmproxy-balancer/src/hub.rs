@@ -1,0 +1,56 @@
+//! What whoever waits for a backend is told by.
+
+use std::sync::{OnceLock, Weak};
+
+use tokio::sync::Notify;
+
+use crate::{
+    pool::Pool,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+/// Between the backends, of which each tells that something has changed there, and the pool, in whose line requests wait
+/// for that.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    /// Tells whoever waits to learn what backends serve that something is known that was not.
+    pub(crate) changed: Notify,
+    /// Requests in the line.
+    waiting: AtomicUsize,
+    pool: OnceLock<Weak<Pool>>,
+}
+
+// === impl Hub ===
+
+impl Hub {
+    /// The pool whose line it is.
+    pub(crate) fn connect(&self, pool: Weak<Pool>) {
+        let _ = self.pool.set(pool);
+    }
+
+    /// So many requests are in the line. Said before the last look for room, so that either that look or whoever makes room
+    /// just then sees the other.
+    pub(crate) fn set_waiting(&self, waiting: usize) {
+        self.waiting.store(waiting, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// A backend has room that it had not.
+    pub(crate) fn released(&self) {
+        if !self.is_waiting() {
+            return;
+        }
+        if let Some(pool) = self.pool.get().and_then(Weak::upgrade) {
+            pool.dispatch();
+        }
+    }
+
+    /// More is known of a backend.
+    pub(crate) fn changed(&self) {
+        self.changed.notify_waiters();
+        self.released();
+    }
+}

@@ -1,0 +1,178 @@
+//! The line in which requests wait while every backend that could take them is full.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{config::QueueConfig, plan::Plan, pool::Pick};
+
+/// A grant weighs this much in the mean time between two of them.
+const SHARE: f64 = 0.1;
+/// The shortest and the longest time after which a client is asked to come back.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// First come, first served, among those that the same backends can serve.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    classes: HashMap<Class, VecDeque<Waiter>>,
+    len: usize,
+    next_number: u64,
+    rate: Rate,
+}
+
+/// Requests of one class can be served by the same backends.
+pub(crate) type Class = (Option<Arc<str>>, Option<Arc<str>>);
+
+/// A request in the line.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    number: u64,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) stage: usize,
+    turn: oneshot::Sender<Turn>,
+}
+
+/// What a request in the line is told.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Here is room.
+    Go(Box<Pick>),
+    /// All is different from when it came: it must look for itself.
+    LookAgain,
+}
+
+/// What trying to serve the first of a class comes to.
+pub(crate) enum Served {
+    Go(Box<Pick>),
+    Full,
+    LookAgain,
+}
+
+/// A place in the line.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    class: Class,
+    number: u64,
+}
+
+/// How often a request leaves the line for a backend.
+#[derive(Debug, Default)]
+struct Rate {
+    mean: Option<f64>,
+    /// Of the last grant, or when the line began.
+    last: Option<Instant>,
+}
+
+// === impl Line ===
+
+impl Line {
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether anyone of `class` waits: then whoever comes stands behind.
+    pub(crate) fn has(&self, class: &Class) -> bool {
+        self.classes.contains_key(class)
+    }
+
+    /// Takes a place at the end, where there is one: `None` where so many wait that it would only be a wait for nothing.
+    pub(crate) fn enter(
+        &mut self,
+        class: Class,
+        plan: Arc<Plan>,
+        stage: usize,
+        config: &QueueConfig,
+        now: Instant,
+    ) -> Option<(Ticket, oneshot::Receiver<Turn>)> {
+        if self.len >= config.max_waiting {
+            return None;
+        }
+        if self.len == 0 {
+            self.rate.last = Some(now);
+        }
+        let (turn, receiver) = oneshot::channel();
+        let number = self.next_number;
+        self.next_number += 1;
+        self.len += 1;
+        self.classes.entry(class.clone()).or_default().push_back(Waiter { number, plan, stage, turn });
+        Some((Ticket { class, number }, receiver))
+    }
+
+    /// Gives a place up, unless its turn had come.
+    pub(crate) fn leave(&mut self, ticket: &Ticket) {
+        let Some(waiters) = self.classes.get_mut(&ticket.class) else { return };
+        // They stand in the order of their numbers.
+        let Ok(at) = waiters.binary_search_by_key(&ticket.number, |waiter| waiter.number) else { return };
+        waiters.remove(at);
+        self.len -= 1;
+        if waiters.is_empty() {
+            self.classes.remove(&ticket.class);
+        }
+    }
+
+    /// Serves from the front for as long as `serve` can, and returns whom to tell what.
+    pub(crate) fn advance(
+        &mut self,
+        now: Instant,
+        mut serve: impl FnMut(&Waiter) -> Served,
+    ) -> Vec<(oneshot::Sender<Turn>, Turn)> {
+        let mut told = Vec::new();
+        let mut full: Vec<Class> = Vec::new();
+        loop {
+            let first = self.classes.iter().filter(|(class, _)| !full.contains(class));
+            let first = first.filter_map(|(class, waiters)| Some((waiters.front()?.number, class)));
+            let Some((_, class)) = first.min_by_key(|(number, _)| *number) else { return told };
+            let class = class.clone();
+            let Some(waiters) = self.classes.get_mut(&class) else { return told };
+            let Some(front) = waiters.front() else { return told };
+            match serve(front) {
+                Served::Full => {
+                    full.push(class);
+                    continue;
+                }
+                Served::Go(pick) => {
+                    self.rate.granted(now);
+                    told.extend(waiters.pop_front().map(|waiter| (waiter.turn, Turn::Go(pick))));
+                    self.len -= 1;
+                }
+                Served::LookAgain => {
+                    self.len -= waiters.len();
+                    told.extend(waiters.drain(..).map(|waiter| (waiter.turn, Turn::LookAgain)));
+                }
+            }
+            if waiters.is_empty() {
+                self.classes.remove(&class);
+            }
+        }
+    }
+
+    /// When whoever finds no place, or has waited too long, may come back: when those who wait now will have gone.
+    pub(crate) fn retry_after(&self, now: Instant) -> Duration {
+        let each = self.rate.between(now).unwrap_or_default();
+        let seconds = (each * (self.len + 1) as f64).min(RETRY_AFTER.1.as_secs_f64());
+        Duration::from_secs_f64(seconds.ceil()).clamp(RETRY_AFTER.0, RETRY_AFTER.1)
+    }
+}
+
+// === impl Rate ===
+
+impl Rate {
+    fn granted(&mut self, now: Instant) {
+        if let Some(last) = self.last {
+            let sample = now.saturating_duration_since(last).as_secs_f64();
+            self.mean = Some(self.mean.map_or(sample, |mean| mean * (1.0 - SHARE) + sample * SHARE));
+        }
+        self.last = Some(now);
+    }
+
+    /// Seconds between two grants; where the last one was longer ago than they usually are apart, that.
+    fn between(&self, now: Instant) -> Option<f64> {
+        let since = now.saturating_duration_since(self.last?).as_secs_f64();
+        Some(self.mean.map_or(since, |mean| mean.max(since)))
+    }
+}

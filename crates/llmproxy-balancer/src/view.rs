@@ -1,0 +1,246 @@
+//! One configuration's backends: who could serve a request, and who of these is asked.
+
+use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use llmproxy_core::Backend;
+use tokio::time::Instant;
+
+use crate::{
+    config::{Commit, InjectUsage, QueueConfig},
+    injection::Question,
+    models::{Models, Serves},
+    node::Node,
+    plan::{Plan, Planner, Stage},
+    policy::{Candidate, Work},
+    pool::Pick,
+    retry::Retry,
+};
+
+/// The shortest time after which a client is asked to come back.
+pub(crate) const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The backends of one configuration, and what it says of them. Immutable; the state is the nodes'.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) members: Vec<Arc<Member>>,
+    pub(crate) planner: Planner,
+    pub(crate) retry: Retry,
+    pub(crate) commit: Commit,
+    pub(crate) commit_after: Duration,
+    pub(crate) queue: QueueConfig,
+}
+
+/// One backend in one configuration.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) tier: u32,
+    pub(crate) group: Option<Arc<str>>,
+    pub(crate) max_concurrent: Option<usize>,
+    pub(crate) max_tokens: Option<u64>,
+    /// The configured models; learned ones are the node's.
+    pub(crate) models: Option<Models>,
+    pub(crate) inject_usage: InjectUsage,
+    pub(crate) node: Arc<Node>,
+}
+
+/// What looking for a backend comes to.
+pub(crate) enum Standing {
+    Picked(Box<Pick>),
+    /// All that are not out have as much to do as they may.
+    Full,
+    /// All that could serve it are out; one of them is tried again after that time.
+    Out(Duration),
+    /// Nobody serves the model.
+    Nobody,
+    /// Nobody is known to, and some have not told yet what they serve. `soon` where one of these is not out.
+    Unlearned {
+        soon: bool,
+        retry_after: Duration,
+    },
+}
+
+/// Which backends serve a model.
+enum Able {
+    /// These, if any is available.
+    These(Vec<usize>),
+    /// Not known yet: `unlearned` have not told, and `any` would take the name, as they take every one.
+    Unlearned { unlearned: Vec<usize>, any: Vec<usize> },
+    /// None.
+    None,
+}
+
+// === impl View ===
+
+impl View {
+    /// Looks for a backend for this stage of `plan`, among those that `wanted` says.
+    pub(crate) fn look(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+        let stage = &plan.stages[at];
+        match self.able(stage) {
+            Able::These(able) => self.choose(&able, plan, at, wanted),
+            Able::Unlearned { unlearned, any } => {
+                let members = unlearned.iter().map(|index| &self.members[*index]);
+                let soon = members.clone().any(|member| member.node.is_available());
+                match soon || any.is_empty() {
+                    true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
+                    false => self.choose(&any, plan, at, wanted),
+                }
+            }
+            Able::None => Standing::Nobody,
+        }
+    }
+
+    /// The same, where waiting has not shown what the backends serve: then those that take every name are asked.
+    pub(crate) fn look_at_any(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+        match self.able(&plan.stages[at]) {
+            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, wanted),
+            _ => self.look(plan, at, wanted),
+        }
+    }
+
+    /// A backend that has failed in this request and is asked again, whether it is out or not.
+    pub(crate) fn insist(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Box<Pick>> {
+        let able = match self.able(&plan.stages[at]) {
+            Able::These(able) | Able::Unlearned { any: able, .. } => able,
+            Able::None => return None,
+        };
+        let work = &plan.chooser(&plan.stages[at]).work;
+        let open = able.iter().map(|index| &self.members[*index]).filter(|member| wanted(&member.node));
+        let open: Vec<&Arc<Member>> = open.filter(|member| member.has_room(work)).collect();
+        if open.is_empty() { None } else { Some(self.pick(&open, plan, at)) }
+    }
+
+    fn choose(&self, able: &[usize], plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+        let work = &plan.chooser(&plan.stages[at]).work;
+        let able = able.iter().map(|index| &self.members[*index]);
+        let open: Vec<&Arc<Member>> = able.clone().filter(|member| member.node.is_available()).collect();
+        let open: Vec<&Arc<Member>> = open.into_iter().filter(|member| wanted(&member.node)).collect();
+        if open.is_empty() {
+            return Standing::Out(self.retry_after(able));
+        }
+        let room: Vec<&Arc<Member>> = open.into_iter().filter(|member| member.has_room(work)).collect();
+        let Some(tier) = room.iter().map(|member| member.tier).min() else { return Standing::Full };
+        let room: Vec<&Arc<Member>> = room.into_iter().filter(|member| member.tier == tier).collect();
+        Standing::Picked(self.pick(&room, plan, at))
+    }
+
+    /// Lets the policy choose among `members`, of which there is one at least.
+    fn pick(&self, members: &[&Arc<Member>], plan: &Plan, at: usize) -> Box<Pick> {
+        let stage = &plan.stages[at];
+        let chooser = plan.chooser(stage);
+        let candidates: Vec<Candidate<'_>> = members.iter().map(|member| member.candidate()).collect();
+        // A policy may be someone else's code; one that panics, or points beyond the end, has chosen the first.
+        let choice = catch_unwind(AssertUnwindSafe(|| chooser.policy.pick(&chooser.work, &candidates)));
+        let (position, reason) = match choice {
+            Ok(choice) if choice.at < members.len() => (choice.at, choice.reason),
+            Ok(_) => (0, Cow::Borrowed("the first one: the policy chose none that there is")),
+            Err(_) => {
+                tracing::error!("the balancer's policy panicked; the first backend that may be asked is");
+                (0, Cow::Borrowed("the first one: the policy panicked"))
+            }
+        };
+        let reason = match (&stage.because, members) {
+            (None, [_]) => Cow::Borrowed("the only one"),
+            (None, _) => reason,
+            (Some(because), [_]) => because.clone(),
+            (Some(because), _) => Cow::Owned(format!("{because}; {reason}")),
+        };
+        Box::new(Pick::new(members[position].clone(), plan, at, reason))
+    }
+
+    fn able(&self, stage: &Stage) -> Able {
+        let in_group = |member: &Arc<Member>| stage.group.is_none() || stage.group == member.group;
+        let working = |(_, member): &(usize, &Arc<Member>)| in_group(member) && member.is_working();
+        let working = || self.members.iter().enumerate().filter(working);
+        let Some(model) = &stage.model else {
+            let all: Vec<usize> = working().map(|(index, _)| index).collect();
+            return if all.is_empty() { Able::None } else { Able::These(all) };
+        };
+        let (mut by_name, mut any, mut unlearned) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, member) in working() {
+            match member.serves(model) {
+                Serves::ByName => by_name.push(index),
+                Serves::AnyName => any.push(index),
+                Serves::Unknown => unlearned.push(index),
+                Serves::No => {}
+            }
+        }
+        // A backend that takes every name answers with the one model that it has: right only where nobody has this one.
+        match (by_name.is_empty(), any.is_empty(), unlearned.len()) {
+            (false, _, _) => Able::These(by_name),
+            (true, false, 0) => Able::These(any),
+            // Somebody would have it who is not to be asked: that passes, unlike a name that nobody knows.
+            (true, true, 0) if self.members.iter().all(|member| !member.is_working()) => Able::These(by_name),
+            (true, true, 0) if self.members.iter().any(|member| in_group(member) && member.rests(model)) => {
+                Able::These(by_name)
+            }
+            (true, true, 0) => Able::None,
+            // Whatever the only one that may have it says is the truth.
+            (true, true, 1) => Able::These(unlearned),
+            (true, _, _) => Able::Unlearned { unlearned, any },
+        }
+    }
+
+    /// When the first of these is tried again.
+    fn retry_after<'a>(&self, members: impl Iterator<Item = &'a Arc<Member>>) -> Duration {
+        let next = members.map(|member| member.node.health().next_chance()).min();
+        next.map_or(MIN_RETRY_AFTER, |next| next.saturating_duration_since(Instant::now()).max(MIN_RETRY_AFTER))
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    pub(crate) fn with_models<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
+        match &self.models {
+            Some(models) => f(models),
+            None => f(&self.node.models()),
+        }
+    }
+
+    pub(crate) fn serves(&self, model: &str) -> Serves {
+        self.with_models(|models| models.serves(model))
+    }
+
+    /// Whether it is to have requests at all.
+    pub(crate) fn is_working(&self) -> bool {
+        self.node.weight() > 0 && !self.node.is_draining()
+    }
+
+    /// Whether it has `model` and is only kept from working.
+    fn rests(&self, model: &str) -> bool {
+        !self.is_working() && matches!(self.serves(model), Serves::ByName | Serves::AnyName)
+    }
+
+    /// Whether one more request may be there. One that is larger than all that may be there goes where nothing else is.
+    fn has_room(&self, work: &Work) -> bool {
+        let in_flight = self.node.in_flight();
+        let tokens = self.node.tokens().saturating_add(work.tokens());
+        self.max_concurrent.is_none_or(|max| in_flight < max)
+            && self.max_tokens.is_none_or(|max| tokens <= max || in_flight == 0)
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        let node = &self.node;
+        Candidate {
+            backend: &self.backend,
+            index: node.index,
+            weight: f64::from(node.weight()),
+            in_flight: node.in_flight(),
+            tokens_in_flight: node.tokens(),
+            tokens_waiting: node.tokens_waiting(),
+            latency: node.latency(),
+            tried: node.is_tried(),
+        }
+    }
+
+    /// Whether it is asked for usage by a request that has a place for it.
+    pub(crate) fn question(&self) -> Question {
+        self.node.question(self.inject_usage)
+    }
+}
