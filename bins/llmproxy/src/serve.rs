@@ -2,9 +2,13 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use llmproxy_config::{Config, LoadOptions, load};
+use llmproxy_config::{Config, LoadOptions, ServerConfig, load};
 use llmproxy_stack::{BindError, Options, Runtime, Server, StartError};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    task::JoinHandle,
+};
 
 use crate::{
     EX_USAGE,
@@ -15,6 +19,9 @@ use crate::{
 
 /// After the streams are over, how long records may take to reach their receivers.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an administrator's request may take that is under way at the end.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
 /// `llmproxy serve`.
 pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
@@ -34,8 +41,12 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
         let (address, tls) = (listening.address, listening.tls);
         tracing::info!(%address, tls, backends = config.backends.len(), auth = config.auth.enabled, "listening");
     }
+    let admin = Admin::start(&config, &runtime).await?;
     let shutdown = signals.wait(runtime.clone(), args.clone(), config);
     server.run(runtime.service(), shutdown).await;
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
     let left = runtime.shutdown(FLUSH_TIMEOUT).await;
     if left > 0 {
         tracing::warn!(
@@ -45,6 +56,37 @@ pub(crate) async fn run(args: &ConfigArgs) -> Result<ExitCode, String> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Administration on a listener of its own. It stays until the last stream is over: how that goes can be looked at.
+struct Admin {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Listens, if the configuration says so.
+    async fn start(config: &Config, runtime: &Runtime) -> Result<Option<Self>, String> {
+        let Some(listen) = config.admin_listen() else { return Ok(None) };
+        let only = ServerConfig { listen: listen.to_owned(), shutdown_timeout: ADMIN_GRACE, ..ServerConfig::default() };
+        let server = Server::bind(&only, runtime.stop_flag()).await;
+        let server = server.map_err(|error| explain_bind(&error).replace("server.listen", "admin.listen"))?;
+        let address = server.local_addr().map_err(|error| error.to_string())?;
+        tracing::info!(%address, "listening for administrators");
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        Ok(Some(Self { stop, served: tokio::spawn(server.run(runtime.admin_service(), stopped)) }))
+    }
+
+    async fn stop(self) {
+        let Self { stop, served } = self;
+        let _ = stop.send(());
+        let _ = served.await;
+    }
 }
 
 /// The signals that the proxy listens to.

@@ -2,9 +2,11 @@
 
 use std::sync::{OnceLock, Weak};
 
+use metrics::gauge;
 use tokio::sync::Notify;
 
 use crate::{
+    metrics::QUEUE_WAITING,
     pool::Pool,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -31,7 +33,9 @@ impl Hub {
     /// So many requests are in the line. Said before the last look for room, so that either that look or whoever makes room
     /// just then sees the other.
     pub(crate) fn set_waiting(&self, waiting: usize) {
-        self.waiting.store(waiting, Ordering::SeqCst);
+        if self.waiting.swap(waiting, Ordering::SeqCst) != waiting {
+            gauge!(QUEUE_WAITING).set(waiting as f64);
+        }
     }
 
     pub(crate) fn is_waiting(&self) -> bool {

@@ -6,6 +6,11 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub const BACKEND_UP: &str = "llmproxy_backend_up";
 /// Requests at a backend whose answers have not ended; label `backend`.
 pub const IN_FLIGHT: &str = "llmproxy_in_flight";
+/// Requests in the line before backends that are full.
+pub const QUEUE_WAITING: &str = "llmproxy_queue_waiting";
+/// Requests that were refused because every backend was full; label `reason`, `full` where the line was full too, or
+/// `timeout`.
+pub const QUEUE_REFUSED: &str = "llmproxy_queue_refused_total";
 /// Attempts after the first one; labels `backend` (the one that failed) and `reason`.
 pub const RETRIES: &str = "llmproxy_retries_total";
 /// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
@@ -18,6 +23,8 @@ pub const INJECTION_REFUSED: &str = "llmproxy_usage_injection_refused_total";
 pub fn describe() {
     describe_gauge!(BACKEND_UP, "Whether the backend is up (1) or out (0)");
     describe_gauge!(IN_FLIGHT, Unit::Count, "Requests at the backend whose answers have not ended");
+    describe_gauge!(QUEUE_WAITING, Unit::Count, "Requests in the line before backends that are full");
+    describe_counter!(QUEUE_REFUSED, Unit::Count, "Requests refused because every backend was full, by the reason");
     describe_counter!(RETRIES, Unit::Count, "Attempts that followed one that failed, by the backend and how it failed");
     describe_counter!(HEALTH_CHANGES, Unit::Count, "How often the backend came up or went out");
     describe_counter!(INJECTION_REFUSED, Unit::Count, "How often the backend was found not to take include_usage");

@@ -10,6 +10,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use llmproxy_core::Backend;
+use metrics::counter;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     hub::Hub,
     injection::Question,
     line::{Class, Line, Served, Ticket, Turn},
+    metrics::QUEUE_REFUSED,
     models::{ModelInfo, Serves},
     node::{InFlight, Node},
     plan::Plan,
@@ -52,8 +54,18 @@ pub struct BackendStatus {
     pub out: Option<Cause>,
     /// Whether it gets no more requests because an administrator has said so.
     pub draining: bool,
+    /// Backends of a lower tier are asked first.
+    pub tier: u32,
+    /// The group that rules may name.
+    pub group: Option<Arc<str>>,
     /// Requests whose answers have not ended.
     pub in_flight: usize,
+    /// The most there may be.
+    pub max_concurrent: Option<usize>,
+    /// Tokens of their prompts and answers, as expected.
+    pub tokens_in_flight: u64,
+    /// The models that it serves, as far as it says.
+    pub models: Vec<String>,
     /// How long a first byte takes there.
     pub latency: Option<Duration>,
 }
@@ -159,7 +171,12 @@ impl Pool {
                     up,
                     out,
                     draining: node.is_draining(),
+                    tier: member.tier,
+                    group: member.group.clone(),
                     in_flight: node.in_flight(),
+                    max_concurrent: member.max_concurrent,
+                    tokens_in_flight: node.tokens(),
+                    models: member.with_models(|models| models.entries().map(|(name, _)| name.clone()).collect()),
                     latency: node.latency(),
                 }
             })
@@ -336,6 +353,7 @@ impl Pool {
             self.hub.set_waiting(line.len());
             let Some((ticket, turn)) = entered else {
                 let retry_after = line.retry_after(now);
+                counter!(QUEUE_REFUSED, "reason" => "full").increment(1);
                 return Err(BalanceError::QueueFull { retry_after });
             };
             (Place { pool: self, ticket }, turn, began + queue.timeout)
@@ -362,7 +380,10 @@ impl Pool {
                     // Its turn may have come in this moment.
                     return match turn.try_recv() {
                         Ok(Turn::Go(pick)) => Ok(Some(pick)),
-                        _ => Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after }),
+                        _ => {
+                            counter!(QUEUE_REFUSED, "reason" => "timeout").increment(1);
+                            Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after })
+                        }
                     };
                 }
             }

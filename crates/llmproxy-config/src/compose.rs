@@ -18,7 +18,7 @@ use llmproxy_usage::Stores;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    Config, Mistake, Warning,
+    Config, ListenerConfig, Mistake, Warning,
     table::{self, Kind},
     tree,
 };
@@ -60,6 +60,12 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         inspect: InspectConfig::default(),
         sse: SseConfig::default(),
     };
+    if config.admin.enabled && config.admin.token.is_empty() {
+        warnings.push(Warning::new(
+            "admin.token",
+            "is empty, so nothing is administered over HTTP; write a long random text",
+        ));
+    }
     let streams: Streams = parts.block("routing");
     // Where only others are named, there is none at the default address.
     if !config.server.listeners.is_empty() && tree::get(&dict, &["server", "listen"]).is_none() {
@@ -84,6 +90,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("logging", config.logging.validate());
     parts.found("metrics", config.metrics.validate());
     parts.found("auth", config.auth.validate());
+    parts.found("admin", wrong_listener(&config));
     parts.found("rate_limit", config.rate_limit.validate());
     parts.found("backends", validate_backends(&config.backends));
     parts.found("backends", unusable_authorities(&config.backends));
@@ -104,6 +111,13 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
 }
 
 /// Files of certificates that can't be read, or have none.
+/// Of the listener for administration.
+fn wrong_listener(config: &Config) -> Vec<(String, String)> {
+    let Some(listen) = config.admin_listen() else { return Vec::new() };
+    let listener = ListenerConfig { listen: listen.to_owned(), ..ListenerConfig::default() };
+    listener.address().err().map(|message| ("listen".to_owned(), message)).into_iter().collect()
+}
+
 fn unusable_authorities(backends: &[BackendConfig]) -> Vec<(String, String)> {
     let files = backends.iter().enumerate().filter_map(|(index, backend)| Some((index, backend.ca_file.as_ref()?)));
     let problem = |path: &Path| match fs::read(path) {

@@ -1,7 +1,6 @@
 //! The whole configuration: every part's own type, under the name that its block has in the file.
 
-use std::path::PathBuf;
-
+use llmproxy_admin::AdminConfig;
 use llmproxy_auth::AuthConfig;
 use llmproxy_balancer::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
 use llmproxy_metering::{AbortConfig, InspectConfig, MeteringConfig, PricingConfig};
@@ -87,14 +86,6 @@ pub enum CustomLabel {
     UserId,
 }
 
-/// The `admin:` block.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct AdminConfig {
-    /// The builtin key store's database, and that of a usage reporter of type builtin.
-    pub db_path: PathBuf,
-}
-
 /// Which paths pass beside those of an inference API.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -106,6 +97,11 @@ pub struct PathsConfig {
 // === impl Config ===
 
 impl Config {
+    /// Where administration has a listener of its own, if it has one.
+    pub fn admin_listen(&self) -> Option<&str> {
+        Some(self.admin.listen.as_str()).filter(|listen| self.admin.is_served() && !listen.is_empty())
+    }
+
     /// The keys that differ from `old` and that only a restart puts in force: the listener's and the program's own log.
     ///
     /// ```
@@ -128,6 +124,7 @@ impl Config {
             ("server.max_header_bytes", new.max_header_bytes != was.max_header_bytes),
             ("server.max_headers", new.max_headers != was.max_headers),
             ("server.shutdown_timeout", new.shutdown_timeout != was.shutdown_timeout),
+            ("admin.listen", self.admin_listen() != old.admin_listen()),
             ("usage.ledger.path", self.usage.ledger.path != old.usage.ledger.path),
             ("log", self.log != old.log),
         ]
@@ -160,19 +157,6 @@ impl MetricsConfig {
 impl Default for MetricsConfig {
     fn default() -> Self {
         Self { enabled: true, path: Self::DEFAULT_PATH.into(), custom_labels: Vec::new() }
-    }
-}
-
-// === impl AdminConfig ===
-
-impl AdminConfig {
-    /// Beside the working directory's configuration.
-    pub const DEFAULT_DB_PATH: &str = "./data/keys.db";
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self { db_path: Self::DEFAULT_DB_PATH.into() }
     }
 }
 

@@ -59,7 +59,7 @@ mod table;
 mod tree;
 mod walk;
 
-pub use config::{AdminConfig, Config, CustomLabel, MetricsConfig, PathsConfig};
+pub use config::{Config, CustomLabel, MetricsConfig, PathsConfig};
 pub use cors::{AllowedOrigin, CorsConfig};
 pub use error::{LoadError, Mistake, Warning};
 pub use listener::{ClientAuth, ListenAddress, ListenerConfig, TlsConfig};

@@ -65,8 +65,6 @@ fn a_file_of_the_go_program_starts_and_says_what_it_should_say() {
     assert!(config.usage.enabled);
     let paths: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
     let expected = [
-        "admin.enabled",
-        "admin.token",
         "listen",
         "load_balance_strategy",
         "log.file.max_backups",

@@ -45,6 +45,7 @@ pub mod metrics;
 
 mod access;
 mod access_log;
+mod admin;
 mod around;
 mod connection;
 mod cors;

@@ -42,6 +42,12 @@ struct Inner {
     pages: Arc<[AllowedOrigin]>,
 }
 
+/// What operators have beside the API.
+pub(crate) struct Beside<'a> {
+    pub(crate) metrics_path: Option<&'a str>,
+    pub(crate) admin: Option<Router>,
+}
+
 type Answered = Result<Response, Infallible>;
 type Stack = Box<dyn Fn(Request<Body>) -> BoxFuture<'static, Answered> + Send + Sync>;
 
@@ -61,7 +67,7 @@ impl Routes {
         stack: S,
         auth: AuthLayer,
         models: Models,
-        metrics_path: Option<&str>,
+        beside: Beside<'_>,
         cors: Option<&CorsLayer>,
     ) -> Self
     where
@@ -74,6 +80,10 @@ impl Routes {
             None => (router, boxed(stack)),
         };
         // After that: what operators read is no page's business.
+        let Beside { metrics_path, admin } = beside;
+        if let Some(admin) = admin {
+            router = router.merge(admin);
+        }
         if let Some(path) = metrics_path {
             let shared = shared.clone();
             router = router.route(path, get(async move || render(&shared)));

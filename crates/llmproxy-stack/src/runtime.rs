@@ -30,6 +30,7 @@ use tower::{Service, ServiceBuilder};
 use crate::{
     access::{AccessLayer, AccessSettings},
     access_log::AccessLog,
+    admin::Admin,
     around::AroundLayer,
     cors::CorsLayer,
     counting::Counting,
@@ -40,7 +41,7 @@ use crate::{
     paths::{Paths, PathsLayer},
     refusals::Refusals,
     respond::RespondLayer,
-    routes::Routes,
+    routes::{Beside, Routes},
 };
 
 /// Answers of small requests of our own (health, lists of models, webhooks) are read up to this size.
@@ -95,6 +96,7 @@ pub struct Runtime {
     shared: Arc<Shared>,
     clients: Arc<Clients>,
     balancer: Arc<Balancer>,
+    admin: Admin,
     policy: Option<Arc<dyn Policy>>,
     limiter: Arc<RateLimiter>,
     budget: BodyBudget,
@@ -193,6 +195,7 @@ impl Runtime {
             shared,
             clients,
             balancer: Balancer::new(client),
+            admin: Admin::default(),
             policy: options.policy,
             limiter,
             budget: BodyBudget::new(config.inspect.max_buffered_bytes),
@@ -266,6 +269,17 @@ impl Runtime {
             .layer(AroundLayer)
             // The newest stack that validated; streams in flight keep theirs.
             .service(self.live.clone())
+    }
+
+    /// Administration as a service, for a listener of its own (`admin.listen`). It follows every reload, and knows nothing but
+    /// 404 where the configuration has no such listener.
+    pub fn admin_service(
+        &self,
+    ) -> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
+    + Clone
+    + Send
+    + use<> {
+        self.admin.clone()
     }
 
     /// Set by the server when it cuts what is still open; exchanges end by [`llmproxy_core::End::Shutdown`] then.
@@ -347,7 +361,8 @@ impl Runtime {
         let metrics_path = config.metrics.enabled.then_some(config.metrics.path.as_str());
         // Outside of the routes too: a refusal that a page can't read is no answer to it.
         let cors = CorsLayer::new(&config.server.cors);
-        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), metrics_path, cors.as_ref()));
+        let beside = Beside { metrics_path, admin: self.admin.apply(&config.admin, &self.balancer) };
+        self.handle.swap(Routes::new(&self.shared, stack, auth, Models(pool), beside, cors.as_ref()));
         *current = Current { keys, access, tokenizers };
         Ok(())
     }

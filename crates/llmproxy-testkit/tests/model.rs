@@ -192,3 +192,43 @@ async fn thirty_words_take_a_second() {
     let took = started.elapsed();
     assert!((1.0..1.4).contains(&took.as_secs_f64()), "{took:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_in_the_batch_waits_and_its_metrics_say_so() {
+    let server = ModelServer::builder().batch(1).prefill(Duration::ZERO).start().await.unwrap();
+    let ask = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true, "max_tokens": 30, "ignore_eos": true});
+    let mut first = Client::connect(server.addr()).await;
+    first.send_json("/v1/chat/completions", &[], &ask).await;
+    first.piece().await.unwrap();
+    let mut second = Client::connect(server.addr()).await;
+    second.send_json("/v1/chat/completions", &[], &ask).await;
+    assert_eq!(second.head().await.status, 200, "the head comes before its turn");
+    let metrics = Client::connect(server.addr()).await.get("/metrics").await.text();
+    for line in ["vllm:num_requests_running{", "vllm:num_requests_waiting{"] {
+        let line = metrics.lines().find(|text| text.starts_with(line)).unwrap();
+        assert!(line.ends_with(" 1.0"), "{line}");
+    }
+    let started = tokio::time::Instant::now();
+    first.read_to_end().await;
+    second.read_to_end().await;
+    assert!(started.elapsed().as_secs_f64() > 1.5, "one after the other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_takes_its_time_but_for_what_was_read_before() {
+    let server = ModelServer::builder().prefill_rate(100.0).prefill(Duration::ZERO).cache(1000).start().await.unwrap();
+    let system = "word ".repeat(320);
+    let turn = async |question: &str| {
+        let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": question}]);
+        let ask = json!({"messages": messages, "max_tokens": 1, "stream": true});
+        let started = tokio::time::Instant::now();
+        let mut client = Client::connect(server.addr()).await;
+        client.send_json("/v1/chat/completions", &[], &ask).await;
+        client.read_to_end().await;
+        started.elapsed().as_secs_f64()
+    };
+    let (first, second) = (turn("one").await, turn("two").await);
+    assert!((3.2..3.6).contains(&first), "{first}");
+    assert!(second < 0.4, "{second}");
+    assert_eq!(server.cached(), 320);
+}

@@ -1,5 +1,6 @@
 //! The whole proxy over real sockets: the real binary between scripted backends and scripted clients.
 
+mod admin;
 mod asking;
 mod backpressure;
 mod balance;
@@ -22,6 +23,7 @@ mod injection;
 mod last_event;
 mod ledger;
 mod limits;
+mod line;
 mod malicious;
 mod measures;
 mod nonsense;

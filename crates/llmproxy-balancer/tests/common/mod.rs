@@ -16,7 +16,7 @@ use llmproxy_balancer::{
     BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, Pool, QueueConfig, RoutingConfig,
 };
 use llmproxy_core::{BoxBody, BoxError, Call, Edits, End, Ended, Endpoint, Exchange, HttpClient, RequestBody, Target};
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 pub(crate) type Answer = Response<BalanceBody<BoxBody>>;
 type Script = Arc<Mutex<dyn FnMut(&Target) -> Reply + Send>>;
@@ -152,9 +152,20 @@ impl Proxy {
         model: Option<&str>,
         body: RequestBody,
     ) -> (Arc<Exchange>, Result<Answer, BoxError>) {
+        self.ask_sized(model, body, 0).await
+    }
+
+    /// The same, with a prompt of so many tokens.
+    pub(crate) async fn ask_sized(
+        &self,
+        model: Option<&str>,
+        body: RequestBody,
+        prompt_estimate: u64,
+    ) -> (Arc<Exchange>, Result<Answer, BoxError>) {
         let exchange = Exchange::new();
         let mut call = Call::new(Endpoint::of("/v1/chat/completions"));
         call.model = model.map(Into::into);
+        call.prompt_estimate = prompt_estimate;
         exchange.set_call(call);
         let mut request = Request::post(Uri::from_static("/v1/chat/completions")).body(body).expect("a good request");
         request.extensions_mut().insert(exchange.clone());
@@ -175,8 +186,9 @@ impl Proxy {
                 }
             }
         });
-        let answer = BalanceLayer::new(self.pool.clone()).layer(inner).oneshot(request).await;
-        (exchange, answer)
+        // Boxed, so that whoever asks may be a task of its own.
+        let proxy = BoxCloneSyncService::new(BalanceLayer::new(self.pool.clone()).layer(inner));
+        (exchange, proxy.oneshot(request).await)
     }
 
     /// Requests in flight at each backend.

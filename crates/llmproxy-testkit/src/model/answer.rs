@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     ask::{Ask, ToolCall},
+    engine::Place,
     quote, respond,
     text::{self, Babble},
     unix_seconds,
@@ -71,6 +72,7 @@ async fn stream(shared: &Shared, ask: &Ask, frame: &Frame, seen: &Seen, mut wire
     let mut headers = vec![("content-type", "text/event-stream; charset=utf-8")];
     headers.extend(seen.header("x-request-id").map(|id| ("x-request-id", id)));
     wire.head(200, &headers).await?;
+    let Some(_place) = admitted(shared, ask, &mut wire).await else { return Ok(()) };
     let mut choices: Vec<_> = (0..ask.choices).map(|index| Choice::new(shared, ask, index)).collect();
     let mut pace = Pace::new(shared);
     if !pace.wait(&mut wire).await {
@@ -101,7 +103,17 @@ async fn stream(shared: &Shared, ask: &Ask, frame: &Frame, seen: &Seen, mut wire
     wire.finish().await
 }
 
+/// A place in the batch, its prompt read; `None` if the client has left before.
+async fn admitted<'a>(shared: &'a Shared, ask: &Ask, wire: &mut Wire) -> Option<Place<'a>> {
+    tokio::select! {
+        biased;
+        () = wire.client_gone() => None,
+        place = shared.engine.admit(ask) => Some(place),
+    }
+}
+
 async fn whole(shared: &Shared, ask: &Ask, frame: &Frame, seen: &Seen, mut wire: Wire) -> io::Result<()> {
+    let Some(_place) = admitted(shared, ask, &mut wire).await else { return Ok(()) };
     let mut choices: Vec<_> = (0..ask.choices).map(|index| (Choice::new(shared, ask, index), String::new())).collect();
     let mut pace = Pace::new(shared);
     let mut completion = 0;

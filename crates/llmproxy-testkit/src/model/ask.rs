@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Refusal, Shared, text};
+use super::{Refusal, Shared, engine::BLOCK, text};
 use crate::Seen;
 
 /// The longest answer, over all its choices: a server without a model must not be made to talk for ever either.
@@ -30,6 +30,8 @@ pub(super) struct Ask {
     pub(super) prompt_tokens: u64,
     /// What the answer depends on.
     pub(super) prompt_hash: u64,
+    /// Its leading words in blocks, each a hash of the block and all before it.
+    pub(super) blocks: Vec<u64>,
     pub(super) tool: Option<ToolCall>,
 }
 
@@ -47,7 +49,13 @@ impl Ask {
         let (json, model) = shared.read(seen)?;
         let mut prompt_tokens = 0;
         let mut prompt_hash = shared.seed;
+        let mut blocks = Vec::new();
+        let mut before = text::hash_text(shared.seed, &model);
         let mut prompt = |part: &str, extra: u64| {
+            for block in part.split_whitespace().collect::<Vec<_>>().chunks_exact(BLOCK) {
+                before = block.iter().fold(before, |before, word| text::hash_text(before, word));
+                blocks.push(before);
+            }
             prompt_tokens += text::count(part) + extra;
             prompt_hash = text::hash_text(prompt_hash, part);
         };
@@ -93,6 +101,7 @@ impl Ask {
             ignore_eos: json["ignore_eos"] == true,
             prompt_tokens,
             prompt_hash,
+            blocks,
             tool: if chat { ToolCall::wanted(&json) } else { None },
         })
     }

@@ -3,6 +3,7 @@
 mod answer;
 mod ask;
 mod embed;
+mod engine;
 mod text;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 use serde_json::Value;
 
-use self::{ask::Ask, text::Source};
+use self::{ask::Ask, engine::Engine, text::Source};
 use crate::{Backend, Counts, Seen, Wire};
 
 /// A fast reader's pace.
@@ -26,7 +27,7 @@ const WORDS_PER_SECOND: f64 = 30.0;
 const PREFILL: Duration = Duration::from_millis(120);
 
 /// A server that speaks OpenAI's API as vLLM does on the wire, and says something at a human pace: chat, completions,
-/// embeddings, models, tool calls, streams with and without usage. Counts true: a word is a token, and the usage that it
+/// embeddings, models, tool calls, streams with and without usage, and vLLM's own measures of its load. Counts true: a word is a token, and the usage that it
 /// reports is the number of words that it took and gave. Stops when its client leaves.
 ///
 /// What it says depends on nothing but its seed and the prompt.
@@ -58,6 +59,9 @@ pub struct ModelServerBuilder {
     prefill: Duration,
     text: Option<String>,
     seed: u64,
+    batch: usize,
+    prefill_rate: f64,
+    cache: usize,
 }
 
 #[derive(Debug)]
@@ -70,6 +74,7 @@ struct Shared {
     seed: u64,
     ids: AtomicU64,
     generated: AtomicU64,
+    engine: Engine,
 }
 
 /// An answer that is an error, in vLLM's shape.
@@ -91,6 +96,9 @@ impl ModelServer {
             prefill: PREFILL,
             text: None,
             seed: 0,
+            batch: usize::MAX,
+            prefill_rate: f64::INFINITY,
+            cache: 0,
         }
     }
 
@@ -107,6 +115,11 @@ impl ModelServer {
     /// Words generated since it started.
     pub fn generated(&self) -> u64 {
         self.shared.generated.load(Ordering::Relaxed)
+    }
+
+    /// Words of prompts that it had read before, and so did not read again. See [`ModelServerBuilder::cache`].
+    pub fn cached(&self) -> u64 {
+        self.shared.engine.cached()
     }
 
     /// Connections and requests; `abandoned` counts the answers whose client left, which stopped them.
@@ -161,6 +174,26 @@ impl ModelServerBuilder {
         self
     }
 
+    /// How many answers may be under way at a time; whoever comes then waits, first come first served. Any number by
+    /// default.
+    pub fn batch(mut self, answers: usize) -> Self {
+        self.batch = answers;
+        self
+    }
+
+    /// How many words of prompts it reads in a second, one prompt after the other. All at once by default.
+    pub fn prefill_rate(mut self, words: f64) -> Self {
+        self.prefill_rate = words;
+        self
+    }
+
+    /// How many blocks of 16 words of prompts it remembers: a prompt that begins with what it remembers is read from there.
+    /// None by default.
+    pub fn cache(mut self, blocks: usize) -> Self {
+        self.cache = blocks;
+        self
+    }
+
     /// Starts it on a free port of loopback.
     ///
     /// # Errors
@@ -195,6 +228,7 @@ impl ModelServerBuilder {
             seed: self.seed,
             ids: AtomicU64::new(1),
             generated: AtomicU64::new(0),
+            engine: Engine::new(self.batch, self.prefill_rate, self.cache),
         });
         let theirs = shared.clone();
         let script = move |seen, wire| -> futures_util::future::BoxFuture<'static, io::Result<()>> {
@@ -207,7 +241,7 @@ impl ModelServerBuilder {
 async fn serve(shared: Arc<Shared>, seen: Seen, wire: Wire) -> io::Result<()> {
     let path = seen.path.split('?').next().unwrap_or_default();
     let allowed = match path {
-        "/health" | "/v1/models" => "GET",
+        "/health" | "/v1/models" | "/metrics" => "GET",
         "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" => "POST",
         _ => return respond(wire, &seen, 404, &[], r#"{"detail":"Not Found"}"#).await,
     };
@@ -217,6 +251,10 @@ async fn serve(shared: Arc<Shared>, seen: Seen, wire: Wire) -> io::Result<()> {
     }
     match path {
         "/health" => respond(wire, &seen, 200, &[], "").await,
+        "/metrics" => {
+            let text = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
+            wire.respond(200, &text, shared.engine.metrics(&shared.models[0])).await
+        }
         "/v1/models" => respond(wire, &seen, 200, &[], &shared.model_list()).await,
         "/v1/embeddings" => match embed::answer(&shared, &seen) {
             Ok(body) => respond(wire, &seen, 200, &[], &body).await,

@@ -1,0 +1,97 @@
+//! Backends that are full, and who waits for them.
+
+use std::time::Duration;
+
+use llmproxy_testkit::{Backend, Client, DONE};
+use serde_json::{Value, json};
+
+use crate::harness::Proxy;
+
+fn ask() -> Value {
+    json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]})
+}
+
+#[tokio::test]
+async fn the_next_stream_waits_for_the_last_byte_of_the_one_before() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\n",
+        backend.url()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut first = Client::connect(proxy.address()).await;
+    first.send_json("/v1/chat/completions", &[], &ask()).await;
+    let (_, mut wire) = requests.next().await;
+    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+    assert_eq!(first.head().await.status, 200);
+    let mut second = Client::connect(proxy.address()).await;
+    second.send_json("/v1/chat/completions", &[], &ask()).await;
+    while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(backend.counts().in_progress, 1);
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    let (_, mut wire) = requests.next().await;
+    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    assert_eq!(second.read_to_end().await.status, 200);
+    proxy.ended().await;
+    assert_eq!(proxy.metrics().await.sum("llmproxy_queue_waiting", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn whoever_finds_no_place_is_told_when_to_come_back() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\nqueue: {{max_waiting: 1, timeout: 300ms}}\n",
+        backend.url()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut first = Client::connect(proxy.address()).await;
+    first.send_json("/v1/chat/completions", &[], &ask()).await;
+    let _held = requests.next().await;
+    let mut second = Client::connect(proxy.address()).await;
+    second.send_json("/v1/chat/completions", &[], &ask()).await;
+    while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let third = Client::connect(proxy.address()).await.post_json("/v1/chat/completions", &ask()).await;
+    let second = second.read_to_end().await;
+    for (answer, code) in [(third, "queue_full"), (second, "queue_timeout")] {
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!(code)));
+        let after: u64 = answer.header("retry-after").expect("it says when").parse().expect("seconds");
+        assert!((1..=60).contains(&after), "{after}");
+    }
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum("llmproxy_queue_refused_total", &["full"]), 1.0);
+    assert_eq!(metrics.sum("llmproxy_queue_refused_total", &["timeout"]), 1.0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_line_asks_no_backend() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\n",
+        backend.url()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut first = Client::connect(proxy.address()).await;
+    first.send_json("/v1/chat/completions", &[], &ask()).await;
+    let (_, mut wire) = requests.next().await;
+    let mut leaves = Client::connect(proxy.address()).await;
+    leaves.send_json("/v1/chat/completions", &[], &ask()).await;
+    while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(leaves);
+    proxy.ended().await;
+    assert_eq!(proxy.metrics().await.sum("llmproxy_queue_waiting", &[]), 0.0);
+    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    assert_eq!(first.read_to_end().await.status, 200);
+    proxy.ended().await;
+    assert_eq!(backend.counts().requests, 1, "the one that left was never sent");
+}
