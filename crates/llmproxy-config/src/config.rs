@@ -142,7 +142,8 @@ impl MetricsConfig {
 
     /// Everything that is wrong with the block: the key below `metrics`, and what is allowed.
     pub fn validate(&self) -> Vec<(String, String)> {
-        let taken = matches!(self.path.as_str(), "/" | "/health" | "/ready") || self.path.starts_with("/v1/");
+        let taken = matches!(self.path.as_str(), "/" | "/health" | "/ready")
+            || ["/v1/", "/admin/"].iter().any(|prefix| self.path.starts_with(prefix));
         let message = match self.path.as_str() {
             path if !path.starts_with('/') || path.contains(['?', '#', ' ', '{', '}', '*', ':']) => {
                 "must be a path like /metrics".to_owned()
