@@ -88,7 +88,8 @@ pub struct Call {
     pub max_output: Option<u64>,
     /// How much is asked for, where it is not measured in tokens.
     pub units: Option<Units>,
-    /// Whom the request says that it is for (`user`), where it says so.
+    /// Whom the request says that it is for, where it says so: what has the same name belongs together. The first of
+    /// `prompt_cache_key`, `user` and `safety_identifier`, or Anthropic's `metadata.user_id`; no more than 512 bytes of it.
     pub user: Option<Arc<str>>,
     /// Where in its body the prompt stands, where it was read and has one.
     pub prompt: Option<Prompt>,
@@ -100,7 +101,7 @@ pub struct Call {
 ///
 /// ```
 /// let body = r#"{"messages":[{"role":"user","content":"hi"}],"model":"m"}"#;
-/// let prompt = llmproxy_core::Prompt { before: [None, None], text: 12..43, opening: 13..42 };
+/// let prompt = llmproxy_core::Prompt { before: [None, None], text: 12..44, opening: 12..43 };
 /// assert_eq!(&body[prompt.text], r#"[{"role":"user","content":"hi"}]"#);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -27,23 +27,76 @@ const BASE64: [bool; 256] = {
     }
 };
 
+/// What a byte outside of strings and numbers begins.
+#[derive(Clone, Copy)]
+enum Kind {
+    Other,
+    Digit,
+    Quote,
+    Mark,
+}
+
+const KINDS: [Kind; 256] = {
+    let mut table = [Kind::Other; 256];
+    let mut byte = 0_u8;
+    loop {
+        table[byte as usize] = match byte {
+            b'0'..=b'9' => Kind::Digit,
+            b'"' => Kind::Quote,
+            b'{' | b'}' | b'[' | b']' | b':' | b',' => Kind::Mark,
+            _ => Kind::Other,
+        };
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
+/// What a scan shows of JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    /// A string, as it is written, without its quotes.
+    String(&'a [u8]),
+    /// A bracket, a brace, a colon or a comma.
+    Mark(u8),
+}
+
 /// The tokens of a piece of valid JSON.
 pub(crate) fn tokens(json: &str) -> u64 {
+    scan(json, |_, _| ())
+}
+
+/// The same for one whose pieces someone wants to see; each with the place behind it.
+pub(crate) fn scan<'a>(json: &'a str, mut see: impl FnMut(Piece<'a>, usize)) -> u64 {
     let (mut text, mut numbers) = (0, 0);
-    let mut rest = json.as_bytes();
-    let mut in_number = false;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        let digit = byte.is_ascii_digit();
-        numbers += u64::from(digit && !in_number);
-        in_number = digit || (in_number && matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-'));
-        if byte == b'"' {
-            let (size, len) = string(rest);
-            text += size;
-            rest = rest.get(len..).unwrap_or_default();
+    let json = json.as_bytes();
+    let mut at = 0;
+    while let Some(&byte) = json.get(at) {
+        at += 1;
+        match KINDS[usize::from(byte)] {
+            Kind::Other => {}
+            Kind::Mark => see(Piece::Mark(byte), at),
+            Kind::Digit => {
+                numbers += 1;
+                let more = json[at..].iter().position(|byte| !is_of_number(*byte));
+                at = more.map_or(json.len(), |more| at + more);
+            }
+            Kind::Quote => {
+                let rest = &json[at..];
+                let (size, len) = string(rest);
+                text += size;
+                at += len;
+                see(Piece::String(rest.get(..len.saturating_sub(1)).unwrap_or_default()), at);
+            }
         }
     }
     text.div_ceil(BYTES_PER_TOKEN) + numbers
+}
+
+/// Whether a number goes on with it.
+fn is_of_number(byte: u8) -> bool {
+    byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-')
 }
 
 /// The size of a string's text and the length of its JSON, from behind its first quote on, its last quote included.

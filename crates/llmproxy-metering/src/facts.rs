@@ -2,15 +2,17 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use llmproxy_core::{Api, Call, Edits, Endpoint, Insertion, Work};
+use llmproxy_core::{Api, Call, Edits, Endpoint, Insertion, Needs, Work};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-use crate::{InspectError, answer::Dialect, estimate};
+use crate::{InspectError, answer::Dialect};
 
+mod needs;
+mod prompt;
 pub(crate) mod units;
 
 const WHOLE_MEMBER: &str = r#""stream_options":{"include_usage":true},"#;
@@ -21,6 +23,8 @@ const ONLY_VALUE: &str = "true";
 
 /// The longest name of a model, in bytes. It is kept in records and lines of logs, which outlive the body that it came in.
 pub(crate) const MAX_MODEL: usize = 512;
+/// The longest name of whom a request is for; of a longer one the beginning counts.
+const MAX_USER: usize = 512;
 
 /// The keys that decide what becomes of a request.
 const DECIDING: [&str; 3] = ["model", "stream", "stream_options"];
@@ -33,13 +37,32 @@ struct Members<'a> {
     stream_options: Option<&'a RawValue>,
     n: Option<u64>,
     max_output: Option<u64>,
-    prompt: u64,
+    prompt: prompt::Values<'a>,
+    users: Users<'a>,
+    images: bool,
+    json_schema: bool,
     /// What is read out, or embedded.
     input: Option<&'a RawValue>,
     /// What is ranked or scored.
     documents: Option<&'a RawValue>,
     duplicate: Option<&'static str>,
     misspelt: Option<(&'static str, String)>,
+}
+
+/// Where it may stand whom a request is for.
+#[derive(Default)]
+struct Users<'a> {
+    prompt_cache_key: Option<&'a RawValue>,
+    user: Option<&'a RawValue>,
+    safety_identifier: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+}
+
+/// Anthropic's `metadata`.
+#[derive(Deserialize)]
+struct Metadata<'a> {
+    #[serde(borrow)]
+    user_id: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -91,7 +114,7 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
     let mut call = Call::new(endpoint);
     call.stream = streams_by_default(endpoint);
     call.body_bytes = body.len() as u64;
-    let members: Members<'_> = match serde_json::from_slice(body) {
+    let members = match read(endpoint, body) {
         Ok(members) => members,
         Err(_) if !strict => return Ok((call, Edits::default())),
         Err(error) => {
@@ -135,7 +158,14 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
     if call.stream && generates && Dialect::of(endpoint).takes_stream_options() {
         (call.asked_usage, edits.include_usage) = usage_edit(members.stream_options, body);
     }
-    call.prompt_estimate = members.prompt;
+    call.prompt_estimate = members.prompt.tokens;
+    call.prompt = members.prompt.prompt(body);
+    call.user = members.users.name(endpoint);
+    call.needs = Needs {
+        tools: members.prompt.has_tools(),
+        images: members.images || members.prompt.images,
+        json_schema: members.json_schema,
+    };
     call.max_output = members.max_output.map(|max| max.saturating_mul(members.n.unwrap_or(1).max(1)));
     Ok((call, edits))
 }
@@ -175,6 +205,11 @@ fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     Deserialize::deserialize(deserializer).map(Some)
 }
 
+/// Whether it is a list with something in it.
+fn is_filled(raw: &RawValue) -> bool {
+    raw.get().strip_prefix('[').is_some_and(|inside| !inside.trim_ascii_start().starts_with(']'))
+}
+
 /// Where `raw` stands in `body`, of which it was read.
 fn range_of(raw: &RawValue, body: &[u8]) -> Option<Range<usize>> {
     let start = (raw.get().as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
@@ -191,7 +226,8 @@ fn count(raw: &RawValue) -> Option<u64> {
 // === impl Members ===
 
 impl<'a> Members<'a> {
-    fn add(&mut self, key: &str, value: &'a RawValue) {
+    fn add(&mut self, endpoint: Endpoint, key: &str, value: &'a RawValue) {
+        self.json_schema |= needs::is_shape(endpoint, key, value);
         match key {
             "model" => self.decide("model", value, |members| &mut members.model),
             "stream" => self.decide("stream", value, |members| &mut members.stream),
@@ -207,11 +243,15 @@ impl<'a> Members<'a> {
             "documents" | "texts" | "text_2" => self.documents = Some(value),
             "prompt" | "input" | "inputs" => {
                 self.input = Some(value);
-                self.prompt += estimate::tokens(value.get());
+                self.prompt.add(key, value);
             }
-            "messages" | "system" | "instructions" | "tools" | "functions" => {
-                self.prompt += estimate::tokens(value.get());
-            }
+            "messages" | "system" | "instructions" | "tools" | "functions" => self.prompt.add(key, value),
+            // Ollama's, beside a prompt.
+            "images" => self.images = is_filled(value),
+            "user" => self.users.user = Some(value),
+            "safety_identifier" => self.users.safety_identifier = Some(value),
+            "prompt_cache_key" => self.users.prompt_cache_key = Some(value),
+            "metadata" => self.users.metadata = Some(value),
             // Servers written in Go accept a key in any case, and the last one counts.
             _ => {
                 if let Some(param) = DECIDING.into_iter().find(|param| folds_to(key, param)) {
@@ -243,28 +283,47 @@ fn folds_to(key: &str, param: &str) -> bool {
     key.chars().map(|char| if char == 'ſ' { 's' } else { char.to_ascii_lowercase() }).eq(param.chars())
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+// === impl Users ===
 
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
+impl Users<'_> {
+    /// Who it is, the narrowest first: what shares a `prompt_cache_key` shares its beginning, and clients that have one for
+    /// each conversation send it there.
+    fn name(&self, endpoint: Endpoint) -> Option<Arc<str>> {
+        let metadata = self.metadata.filter(|_| endpoint.api() == Api::Anthropic);
+        let metadata = metadata.and_then(|raw| serde_json::from_str::<Metadata<'_>>(raw.get()).ok());
+        let user_id = metadata.and_then(|metadata| metadata.user_id);
+        let all = [self.prompt_cache_key, self.user, self.safety_identifier, user_id];
+        all.into_iter().flatten().find_map(|raw| {
+            let Key(name) = serde_json::from_str(raw.get()).ok()?;
+            (!name.is_empty()).then(|| name[..name.floor_char_boundary(MAX_USER)].into())
+        })
+    }
+}
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
+/// Reads the members of an object.
+fn read(endpoint: Endpoint, body: &[u8]) -> Result<Members<'_>, serde_json::Error> {
+    struct Object(Endpoint);
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members::default();
-                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-                    members.add(&key, value);
-                }
-                Ok(members)
-            }
+    impl<'de> Visitor<'de> for Object {
+        type Value = Members<'de>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
         }
 
-        deserializer.deserialize_map(Object)
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+            let mut members = Members::default();
+            while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+                members.add(self.0, &key, value);
+            }
+            Ok(members)
+        }
     }
+
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let members = deserializer.deserialize_map(Object(endpoint))?;
+    deserializer.end()?;
+    Ok(members)
 }
 
 #[cfg(test)]

@@ -238,3 +238,33 @@ fn a_name_that_no_model_has_is_refused() {
         assert_eq!(refused(path, &body(513)).param(), Some("model"));
     }
 }
+
+#[test]
+fn whom_a_request_is_for_is_found_where_clients_say_it() {
+    let check = |path, body: &str, expected| assert_eq!(found(path, body).0.user.as_deref(), expected, "{path} {body}");
+    check(CHAT, r#"{"user":"alice"}"#, Some("alice"));
+    check(CHAT, r#"{"user":"al\u0069ce"}"#, Some("alice"));
+    check(CHAT, r#"{"safety_identifier":"s"}"#, Some("s"));
+    check(CHAT, r#"{"safety_identifier":"s","user":"alice"}"#, Some("alice"));
+    check("/v1/responses", r#"{"user":"alice","prompt_cache_key":"talk-7"}"#, Some("talk-7"));
+    check("/v1/responses", r#"{"user":"alice","prompt_cache_key":null}"#, Some("alice"));
+    check("/v1/messages", r#"{"metadata":{"user_id":"u_session_7"}}"#, Some("u_session_7"));
+    check(CHAT, r#"{"metadata":{"user_id":"a note of the client's"}}"#, None);
+    for body in [r#"{"user":""}"#, r#"{"user":7}"#, r#"{"user":["a"]}"#, r#"{"metadata":"x"}"#, "{}"] {
+        check("/v1/messages", body, None);
+    }
+    let long = found(CHAT, &format!(r#"{{"user":"{}"}}"#, "é".repeat(300))).0.user;
+    assert_eq!(long.as_deref(), Some(&*"é".repeat(256)), "not more than 512 bytes, and whole characters");
+}
+
+#[test]
+fn tools_are_needed_where_there_are_some() {
+    let check = |path, body: &str, expected| assert_eq!(found(path, body).0.needs.tools, expected, "{path} {body}");
+    for path in [CHAT, "/v1/responses", "/v1/messages", "/api/chat"] {
+        check(path, r#"{"tools":[{"name":"f"}]}"#, true);
+        check(path, r#"{"tools": [ ]}"#, false);
+        check(path, r#"{"tools":null}"#, false);
+        check(path, r#"{"messages":[{"tools":[{}]}]}"#, false);
+    }
+    check(CHAT, r#"{"functions":[{"name":"f"}]}"#, true);
+}
