@@ -173,6 +173,9 @@ pub(crate) enum KeysCommand {
         /// What is billed when its holder leaves an answer; what metering.on_abort says without it
         #[arg(long, value_name = "WHAT", value_parser = ["delivered", "drain"])]
         on_abort: Option<String>,
+        /// A word that routing.rules may route its requests by
+        #[arg(long, value_name = "WORD")]
+        tag: Option<String>,
         /// When it stops being valid, such as 2027-01-01T00:00:00Z
         #[arg(long, value_name = "TIME")]
         expires_at: Option<String>,

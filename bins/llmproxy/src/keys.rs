@@ -38,7 +38,7 @@ pub(crate) async fn run(args: KeysArgs) -> Result<ExitCode, String> {
 
 async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<ExitCode, String> {
     match command {
-        KeysCommand::Create { name, user_id, models, on_abort, expires_at } => {
+        KeysCommand::Create { name, user_id, models, on_abort, tag, expires_at } => {
             let expires_at = expires_at
                 .map(|text| {
                     text.parse::<Timestamp>()
@@ -49,8 +49,15 @@ async fn execute(store: &KeyStore, path: &Path, command: KeysCommand) -> Result<
                 return Err("--name is empty; a key is found and revoked by its name, so give it one".into());
             }
             let on_abort = on_abort.as_deref().and_then(OnAbort::from_name);
-            let key =
-                NewKey { name: Some(name), user_id, allowed_models: models, on_abort, expires_at, ..NewKey::default() };
+            let key = NewKey {
+                name: Some(name),
+                user_id,
+                allowed_models: models,
+                on_abort,
+                tag,
+                expires_at,
+                ..NewKey::default()
+            };
             let created = store.create(key).await.map_err(|error| error.to_string())?;
             // The key alone on standard output, so that a script can take it.
             writeln!(std::io::stdout(), "{}", created.key).map_err(|error| {
@@ -113,6 +120,7 @@ fn describe(key: &KeyEntry) -> Value {
         "user_id": key.user_id.as_deref(),
         "allowed_models": key.allowed_models.as_deref(),
         "on_abort": key.on_abort.map(OnAbort::as_str),
+        "tag": key.tag.as_deref(),
         "starts_at": key.starts_at.map(|time| time.to_string()),
         "expires_at": key.expires_at.map(|time| time.to_string()),
         "created_at": key.created_at.map(|time| time.to_string()),

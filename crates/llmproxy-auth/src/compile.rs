@@ -134,6 +134,7 @@ fn static_key(config: &StaticKeyConfig, path: &str, mistakes: &mut Vec<Mistake>)
     entry.starts_at = starts_at?;
     entry.expires_at = expires_at?;
     entry.on_abort = config.on_abort;
+    entry.tag = some_text(&config.tag);
     entry.addresses.allowed = allowed;
     entry.addresses.denied = denied;
     if !config.allowed_models.is_empty() && !config.allowed_models.iter().any(|model| model == "*") {

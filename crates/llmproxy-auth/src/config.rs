@@ -123,6 +123,9 @@ pub struct StaticKeyConfig {
     pub allowed_models: Vec<String>,
     /// What is billed when its holder leaves an answer. Default: what the meter's own configuration says.
     pub on_abort: Option<OnAbort>,
+    /// What its requests may be routed by; means nothing else. Default: none.
+    #[serde(deserialize_with = "text")]
+    pub tag: String,
     /// When it ends to be valid, as RFC 3339. Default: never.
     pub expires_at: Option<String>,
     /// When it begins to be valid, as RFC 3339. Default: at once.

@@ -67,6 +67,8 @@ pub struct KeyEntry {
     pub allowed_models: Option<Arc<BTreeSet<String>>>,
     /// What is billed when its holder leaves an answer, where the key says so itself.
     pub on_abort: Option<OnAbort>,
+    /// What its requests may be routed by, in the operator's words.
+    pub tag: Option<Arc<str>>,
     /// When it begins to be valid.
     pub starts_at: Option<Timestamp>,
     /// When it ends to be valid.
@@ -193,6 +195,7 @@ impl KeyEntry {
             addresses: AddressRules::default(),
             allowed_models: None,
             on_abort: None,
+            tag: None,
             starts_at: None,
             expires_at: None,
             created_at: None,
@@ -222,6 +225,7 @@ impl KeyEntry {
             .with_masked_key(masked)
             .with_shared_models(self.allowed_models.clone())
             .with_on_abort(self.on_abort)
+            .with_tag(self.tag.clone())
     }
 }
 

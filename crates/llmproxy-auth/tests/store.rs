@@ -48,7 +48,7 @@ async fn a_store_of_version_1_is_taken_over_where_it_is() {
     let old = store.create(NewKey::named("alice")).await.unwrap();
     store.close().await;
     let mut version_1 = raw(&path).await;
-    sqlx::raw_sql("ALTER TABLE llmproxy_keys DROP COLUMN on_abort; PRAGMA user_version = 1")
+    sqlx::raw_sql("ALTER TABLE llmproxy_keys DROP COLUMN on_abort; ALTER TABLE llmproxy_keys DROP COLUMN tag; PRAGMA user_version = 1")
         .execute(&mut version_1)
         .await
         .unwrap();
@@ -88,6 +88,7 @@ async fn everything_about_a_key_is_there_after_a_restart() {
         allowed_ips: vec![parse_net("10.0.0.0/8").unwrap()],
         denied_ips: vec![parse_net("fd00::1").unwrap()],
         on_abort: Some(OnAbort::Drain),
+        tag: Some(" batch ".into()),
         starts_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
         expires_at: Some("2999-01-01T00:00:00.5Z".parse().unwrap()),
     };
@@ -100,6 +101,7 @@ async fn everything_about_a_key_is_there_after_a_restart() {
     assert_eq!(entry.name.as_deref(), Some("alice"));
     assert_eq!(entry.allowed_models.as_ref().unwrap().len(), 2);
     assert_eq!(entry.on_abort, Some(OnAbort::Drain));
+    assert_eq!(entry.caller(created.key.as_bytes()).tag().map(|tag| &**tag), Some("batch"));
     assert_eq!(store.list().len(), 1);
 }
 

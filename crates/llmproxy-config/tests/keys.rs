@@ -78,7 +78,7 @@ fn shown(config: &Config) -> String {
         .map(|key| {
             let status =
                 key.status.as_ref().map_or_else(|| "Name(\"active\")".to_owned(), |status| format!("{status:?}"));
-            let more = (&key.starts_at, &key.expires_at, key.on_abort);
+            let more = (&key.starts_at, &key.expires_at, key.on_abort, &key.tag);
             format!("{} {status} {:?} {:?} {:?} {more:?}", key.key, key.allowed_ips, key.denied_ips, key.allowed_models)
         })
         .collect();

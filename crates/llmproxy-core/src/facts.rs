@@ -21,6 +21,7 @@ pub struct Caller {
     masked_key: Option<Arc<str>>,
     allowed_models: Option<Arc<BTreeSet<String>>>,
     on_abort: Option<OnAbort>,
+    tag: Option<Arc<str>>,
 }
 
 /// What a client is billed that leaves before the end of its answer, and what becomes of the rest.
@@ -262,6 +263,12 @@ impl Caller {
         self
     }
 
+    /// Sets what the operator has written at the key to route by; it means nothing else.
+    pub fn with_tag(mut self, tag: Option<Arc<str>>) -> Self {
+        self.tag = tag;
+        self
+    }
+
     /// The key's name.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -290,6 +297,11 @@ impl Caller {
     /// What is billed when this caller leaves an answer, where its key says so itself.
     pub fn on_abort(&self) -> Option<OnAbort> {
         self.on_abort
+    }
+
+    /// What the operator has written at the key to route by.
+    pub fn tag(&self) -> Option<&Arc<str>> {
+        self.tag.as_ref()
     }
 
     /// Whether this caller may use `model`.

@@ -10,7 +10,7 @@ use std::{
 use http::{Method, Request, Response};
 use http_body::Body;
 use llmproxy_core::{
-    BoxError, Exchange,
+    BoxError, Exchange, FlowKey,
     body::{Hold, ObserveFuture, Observed, observe},
 };
 use pin_project_lite::pin_project;
@@ -87,6 +87,10 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let exchange = Exchange::of(request.extensions_mut());
+        // Whether limits are on or not: whoever routes is told of a caller what its key says, and no more.
+        if let Some(tag) = exchange.caller().and_then(|caller| caller.tag()) {
+            exchange.set_flow(FlowKey { tag: Some(tag.clone()) });
+        }
         // Nothing is generated for what is not posted; a WebSocket, whose tokens nobody counts, is none of it either.
         let checked = if *request.method() == Method::POST {
             self.limiter.check(exchange.caller(), exchange.call(), exchange.client_ip())

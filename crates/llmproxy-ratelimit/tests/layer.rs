@@ -288,3 +288,29 @@ async fn without_limits_an_answer_passes_as_it_is() {
     let limiter = RateLimiter::new(&RateLimitConfig::default());
     assert!(answer(&limiter, Empty::<Bytes>::new()).await.headers().is_empty());
 }
+
+#[tokio::test]
+async fn whoever_routes_is_told_what_the_key_says_and_no_more() {
+    async fn check(limiter: Arc<RateLimiter>, caller: Option<Caller>, expected: Option<&str>) {
+        let mut request = Request::post("/v1/chat/completions").body(()).unwrap();
+        let exchange = Exchange::of(request.extensions_mut());
+        if let Some(caller) = caller {
+            exchange.set_caller(caller);
+        }
+        let service = RateLimitLayer::new(limiter).layer(service_fn(async |request: Request<()>| {
+            let exchange = request.extensions().get::<Arc<Exchange>>().unwrap();
+            let tag = exchange.flow().and_then(|flow| flow.tag.clone());
+            Ok::<_, BoxError>(
+                Response::builder().header("seen", tag.as_deref().unwrap_or("-")).body(Full::<Bytes>::default())?,
+            )
+        }));
+        let answer = service.oneshot(request).await.unwrap();
+        assert_eq!(answer.headers()["seen"], expected.unwrap_or("-"));
+    }
+    let off = || RateLimiter::new(&RateLimitConfig::default());
+    let batch = || Some(Caller::named("alice").with_tag(Some("batch".into())));
+    check(off(), batch(), Some("batch")).await;
+    check(limiter(), batch(), Some("batch")).await;
+    check(off(), Some(Caller::named("alice")), None).await;
+    check(off(), None, None).await;
+}

@@ -121,10 +121,10 @@ async fn keys_are_made_listed_and_revoked_while_the_proxy_runs() {
 }
 
 #[tokio::test]
-async fn a_key_may_say_what_is_billed_when_its_holder_leaves() {
+async fn a_key_may_say_what_is_billed_when_its_holder_leaves_and_where_its_requests_go() {
     let folder = Folder::new();
     assert!(run(&folder, &["keys", "create", "--name", "alice"]).await.status.success());
-    let output = run(&folder, &["keys", "create", "--name", "bob", "--on-abort", "drain"]).await;
+    let output = run(&folder, &["keys", "create", "--name", "bob", "--on-abort", "drain", "--tag", "batch"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     let output = run(&folder, &["keys", "create", "--name", "carol", "--on-abort", "never"]).await;
     assert!(!output.status.success());
@@ -132,6 +132,7 @@ async fn a_key_may_say_what_is_billed_when_its_holder_leaves() {
     let listed = text(&run(&folder, &["keys", "list", "--json"]).await.stdout);
     let mut listed: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     listed.sort_by_key(|key| key["name"].to_string());
-    let told: Vec<_> = listed.iter().map(|key| (&key["name"], &key["on_abort"])).collect();
-    assert_eq!(told, [(&json!("alice"), &Value::Null), (&json!("bob"), &json!("drain"))]);
+    let told: Vec<_> = listed.iter().map(|key| (&key["name"], &key["on_abort"], &key["tag"])).collect();
+    let expected = [(json!("alice"), json!(null), json!(null)), (json!("bob"), json!("drain"), json!("batch"))];
+    assert_eq!(told, expected.each_ref().map(|(name, on_abort, tag)| (name, on_abort, tag)));
 }

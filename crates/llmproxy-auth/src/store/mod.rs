@@ -83,6 +83,8 @@ pub struct NewKey {
     pub allowed_models: Vec<String>,
     /// What is billed when its holder leaves an answer; `None` is for the meter's configuration to say.
     pub on_abort: Option<OnAbort>,
+    /// What its requests may be routed by.
+    pub tag: Option<String>,
     /// Where it may be used from; empty means everywhere.
     pub allowed_ips: Vec<IpNet>,
     /// Where it may not be used from.
@@ -316,6 +318,7 @@ impl NewKey {
             entry.allowed_models = Some(Arc::new(BTreeSet::from_iter(self.allowed_models)));
         }
         entry.on_abort = self.on_abort;
+        entry.tag = text(self.tag);
         entry.starts_at = self.starts_at;
         entry.expires_at = self.expires_at;
         entry.created_at = Some(Timestamp::now());

@@ -10,7 +10,7 @@ use sqlx::{Connection, Row, SqliteConnection, sqlite::SqliteRow};
 use crate::{AddressRules, KeyEntry, KeyHash, KeyStatus, KeyStoreError};
 
 /// The version that is written into the file; a file with a higher one is not touched.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// Makes the table where it is missing, and adds what a version of before did not have.
 pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), KeyStoreError> {
@@ -43,12 +43,17 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), Key
     )
     .execute(&mut *transaction)
     .await?;
-    // Version 1 had no such column, and the table above, which is version 1's, has none either.
-    let has = sqlx::query("SELECT 1 FROM pragma_table_info('llmproxy_keys') WHERE name = 'on_abort'");
-    if has.fetch_optional(&mut *transaction).await?.is_none() {
-        sqlx::raw_sql("ALTER TABLE llmproxy_keys ADD COLUMN on_abort TEXT").execute(&mut *transaction).await?;
+    // Version 1 had neither, version 2 the first, and the table above, which is version 1's, has none of the two.
+    for (column, add) in [
+        ("on_abort", "ALTER TABLE llmproxy_keys ADD COLUMN on_abort TEXT"),
+        ("tag", "ALTER TABLE llmproxy_keys ADD COLUMN tag TEXT"),
+    ] {
+        let has = sqlx::query("SELECT 1 FROM pragma_table_info('llmproxy_keys') WHERE name = ?").bind(column);
+        if has.fetch_optional(&mut *transaction).await?.is_none() {
+            sqlx::raw_sql(add).execute(&mut *transaction).await?;
+        }
     }
-    sqlx::raw_sql("PRAGMA user_version = 2").execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 3").execute(&mut *transaction).await?;
     Ok(transaction.commit().await?)
 }
 
@@ -86,8 +91,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, entry: &KeyEntry) 
     let nets = |nets: &[IpNet]| json(nets.iter().map(IpNet::to_string));
     let done = sqlx::query(
         "INSERT OR IGNORE INTO llmproxy_keys (key_hash, fingerprint, masked, name, user_id, status, allowed_models,
-            allowed_ips, denied_ips, starts_at, expires_at, created_at, updated_at, on_abort)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            allowed_ips, denied_ips, starts_at, expires_at, created_at, updated_at, on_abort, tag)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(entry.hash().as_bytes().to_vec())
     .bind(entry.fingerprint().to_string())
@@ -103,6 +108,7 @@ pub(super) async fn insert(connection: &mut SqliteConnection, entry: &KeyEntry) 
     .bind(text(entry.created_at.unwrap_or(now)))
     .bind(text(now))
     .bind(entry.on_abort.map(OnAbort::as_str))
+    .bind(entry.tag.as_deref().map(str::to_owned))
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
@@ -153,6 +159,7 @@ fn entry(row: &SqliteRow) -> Result<KeyEntry, String> {
         Some(name) => Some(OnAbort::from_name(&name).ok_or("on_abort is not one that is known")?),
         None => None,
     };
+    entry.tag = shared("tag")?;
     entry.starts_at = time("starts_at")?;
     entry.expires_at = time("expires_at")?;
     entry.created_at = time("created_at")?;

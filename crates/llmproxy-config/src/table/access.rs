@@ -59,6 +59,7 @@ pub(super) const KEYS: &[Key] = &[
     key("auth.pipeline[].static.keys[].status", Scalar, "active", "active, disabled, expired or quota_exceeded; or 0, 1, 3, 2 for these"),
     key("auth.pipeline[].static.keys[].allowed_models", Texts, "", "the models that it may use; all when left out"),
     key("auth.pipeline[].static.keys[].on_abort", Word(&ON_ABORT), "", "what is billed when its holder leaves an answer; what metering.on_abort says when left out"),
+    key("auth.pipeline[].static.keys[].tag", Text, "", "a word that routing.rules may route its requests by"),
     key("auth.pipeline[].static.keys[].allowed_ips", Texts, "[]", "addresses or networks that it may be used from; all when left out"),
     key("auth.pipeline[].static.keys[].denied_ips", Texts, "[]", "addresses or networks that it may not be used from"),
     key("auth.pipeline[].static.keys[].starts_at", Text, "", "from when it counts (RFC 3339)"),
