@@ -165,6 +165,8 @@ pub struct RetryConfig {
     pub max_wait: Duration,
     /// By how much each wait is longer than the one before.
     pub multiplier: f64,
+    /// How many attempts may follow others, as a share of all requests of the last ten seconds; three a second more always may.
+    pub budget: f64,
     /// After what another attempt is made: `connect`, `reset`, `timeout`, `5xx` and statuses.
     pub retry_on: Vec<RetryOn>,
 }
@@ -208,6 +210,8 @@ pub const DEFAULT_MAX_WAITING: usize = 1000;
 pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Three more attempts.
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
+/// A fifth: what one of several backends fails at can be done by the others, what all fail at does not get much more.
+pub const DEFAULT_RETRY_BUDGET: f64 = 0.2;
 /// 1 s.
 pub const DEFAULT_INITIAL_WAIT: Duration = Duration::from_secs(1);
 /// 10 s.
@@ -295,6 +299,7 @@ impl Default for RetryConfig {
             initial_wait: DEFAULT_INITIAL_WAIT,
             max_wait: DEFAULT_MAX_WAIT,
             multiplier: DEFAULT_MULTIPLIER,
+            budget: DEFAULT_RETRY_BUDGET,
             retry_on: DEFAULT_RETRY_ON.map(RetryOn::new).to_vec(),
         }
     }

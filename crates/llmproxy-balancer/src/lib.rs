@@ -74,6 +74,7 @@
 pub mod metrics;
 
 mod balancer;
+mod budget;
 mod check;
 mod config;
 mod error;
@@ -99,9 +100,10 @@ pub use balancer::Balancer;
 pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
     DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT,
-    DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_ON,
-    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, HealthCheckConfig, InjectUsage, LoadBalance, QueueConfig, RetryConfig,
-    RetryOn, RoutingConfig, validate_backends, validate_health_check, validate_queue, validate_routing,
+    DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET,
+    DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, HealthCheckConfig, InjectUsage, LoadBalance,
+    QueueConfig, RetryConfig, RetryOn, RoutingConfig, validate_backends, validate_health_check, validate_queue,
+    validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;

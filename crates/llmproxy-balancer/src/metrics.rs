@@ -13,6 +13,9 @@ pub const QUEUE_WAITING: &str = "llmproxy_queue_waiting";
 pub const QUEUE_REFUSED: &str = "llmproxy_queue_refused_total";
 /// Attempts after the first one; labels `backend` (the one that failed) and `reason`.
 pub const RETRIES: &str = "llmproxy_retries_total";
+/// Attempts that would have followed one that failed, had the budget of retries not been spent; labels `backend` (the one that
+/// failed) and `reason`.
+pub const RETRIES_REFUSED: &str = "llmproxy_retries_refused_total";
 /// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
 pub const HEALTH_CHANGES: &str = "llmproxy_backend_health_changes_total";
 
@@ -26,6 +29,11 @@ pub fn describe() {
     describe_gauge!(QUEUE_WAITING, Unit::Count, "Requests in the line before backends that are full");
     describe_counter!(QUEUE_REFUSED, Unit::Count, "Requests refused because every backend was full, by the reason");
     describe_counter!(RETRIES, Unit::Count, "Attempts that followed one that failed, by the backend and how it failed");
+    describe_counter!(
+        RETRIES_REFUSED,
+        Unit::Count,
+        "Attempts that were not made because routing.retry.budget was spent"
+    );
     describe_counter!(HEALTH_CHANGES, Unit::Count, "How often the backend came up or went out");
     describe_counter!(INJECTION_REFUSED, Unit::Count, "How often the backend was found not to take include_usage");
 }

@@ -14,6 +14,7 @@ use metrics::counter;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
+    budget::Budget,
     error::BalanceError,
     health::Cause,
     hub::Hub,
@@ -39,6 +40,7 @@ pub struct Pool {
     hub: Arc<Hub>,
     /// Held for a pick and its count, which are one step: else requests that come together all see the same emptiest backend.
     line: Mutex<Line>,
+    pub(crate) retries: Budget,
 }
 
 /// How one backend is doing, for people and metrics.
@@ -124,7 +126,8 @@ impl Pick {
 
 impl Pool {
     pub(crate) fn new(view: View, hub: Arc<Hub>) -> Arc<Self> {
-        let pool = Arc::new(Self { view: ArcSwap::from_pointee(view), hub, line: Mutex::default() });
+        let pool =
+            Arc::new(Self { view: ArcSwap::from_pointee(view), hub, line: Mutex::default(), retries: Budget::new() });
         pool.hub.connect(Arc::downgrade(&pool));
         pool
     }

@@ -41,6 +41,8 @@ pub(crate) struct Retry {
     initial_wait: Duration,
     max_wait: Duration,
     multiplier: f64,
+    /// The share of the requests that may be followed by another attempt.
+    pub(crate) budget: f64,
     triggers: Vec<Trigger>,
 }
 
@@ -130,6 +132,7 @@ impl Retry {
             initial_wait: config.initial_wait,
             max_wait: config.max_wait,
             multiplier: config.multiplier,
+            budget: config.budget,
             triggers: config.retry_on.iter().filter_map(|word| Trigger::parse(word).ok()).collect(),
         }
     }
@@ -141,13 +144,18 @@ impl Retry {
     }
 
     /// How long to wait before a backend that has failed is asked again, for the `nth` time (from 0); at least `floor`,
-    /// what the backend itself asked for, as far as that is not beyond the longest wait.
-    pub(crate) fn wait(&self, nth: u32, floor: Option<Duration>) -> Duration {
+    /// what the backend itself asked for. `None` where that is longer than anyone waits here: then the client is told.
+    pub(crate) fn wait(&self, nth: u32, floor: Duration) -> Option<Duration> {
+        if floor > self.max_wait {
+            return None;
+        }
         let factor = self.multiplier.powi(i32::try_from(nth).unwrap_or(i32::MAX));
         let wait = Duration::try_from_secs_f64(self.initial_wait.as_secs_f64() * factor).unwrap_or(self.max_wait);
-        // Between half and the whole, so that requests that failed together do not come back together.
-        let wait = wait.min(self.max_wait).mul_f64(0.5 + fastrand::f64() / 2.0);
-        wait.max(floor.unwrap_or_default()).min(self.max_wait)
+        // Between half and the whole, so that requests that failed together do not come back together; nor do they where
+        // all were told the same time.
+        let part = fastrand::f64() / 2.0;
+        let wait = wait.min(self.max_wait).mul_f64(0.5 + part);
+        Some(wait.max(floor + self.initial_wait.mul_f64(part)).min(self.max_wait))
     }
 }
 
@@ -205,15 +213,20 @@ mod tests {
     fn waits_grow_up_to_the_longest() {
         let retry = retry();
         for (nth, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 10), (400, 10)] {
-            let (wait, whole) = (retry.wait(nth, None), Duration::from_secs(whole));
+            let (wait, whole) = (retry.wait(nth, Duration::ZERO).unwrap(), Duration::from_secs(whole));
             assert!(wait >= whole / 2 && wait <= whole, "{nth}: {wait:?}");
         }
     }
 
     #[test]
-    fn a_backend_that_asks_for_patience_gets_it_up_to_the_longest_wait() {
-        assert_eq!(retry().wait(0, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(retry().wait(0, Some(Duration::from_secs(700))), Duration::from_secs(10));
+    fn a_backend_that_asks_for_patience_gets_it_or_is_not_asked_again() {
+        let seconds = Duration::from_secs_f64;
+        for _ in 0..100 {
+            let wait = retry().wait(0, seconds(7.0)).unwrap();
+            assert!(wait >= seconds(7.0) && wait <= seconds(7.5), "{wait:?}");
+        }
+        assert_eq!(retry().wait(0, seconds(10.0)), Some(seconds(10.0)));
+        assert_eq!(retry().wait(0, seconds(10.1)), None);
     }
 
     #[test]

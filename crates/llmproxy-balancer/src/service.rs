@@ -25,7 +25,7 @@ use crate::{
     error::BalanceError,
     flight::{Flight, Upload},
     injection::Question,
-    metrics::RETRIES,
+    metrics::{RETRIES, RETRIES_REFUSED},
     node::Node,
     peek::Peeked,
     plan::{Asked, Plan},
@@ -93,10 +93,16 @@ enum Outcome<B> {
 /// What came of the attempts so far.
 #[derive(Default)]
 struct Tried {
-    failed: Vec<(Arc<Node>, Failure)>,
+    failed: Vec<Failed>,
     waits: u32,
-    /// The shortest time that a backend which failed asked for.
-    retry_after: Option<Duration>,
+}
+
+/// An attempt that came to nothing.
+struct Failed {
+    node: Arc<Node>,
+    failure: Failure,
+    /// When the backend wants to be asked again, if it said so.
+    not_before: Option<Instant>,
 }
 
 // === impl Balance ===
@@ -130,6 +136,7 @@ where
         }
         let mut tried = Tried::default();
         let mut kept = None;
+        self.pool.retries.request();
         let (mut pick, waited) = match self.pool.pick_now(&plan) {
             Some(pick) => (pick?, Duration::ZERO),
             None => {
@@ -165,8 +172,19 @@ where
             if !retries_left || request.is_none() || !view.retry.is_wanted(failure) {
                 break last;
             }
-            let Some(next) = Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await else { break last };
             let name = member.backend.name.clone();
+            // What is our own mistake makes no backend do more than it would have done.
+            let is_charged = failure != Failure::Credentials;
+            if is_charged && !self.pool.retries.take(view.retry.budget) {
+                counter!(RETRIES_REFUSED, "backend" => name, "reason" => failure.as_str()).increment(1);
+                break last;
+            }
+            let Some(next) = Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await else {
+                if is_charged {
+                    self.pool.retries.give_back();
+                }
+                break last;
+            };
             counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
             kept = last.ok();
             pick = next;
@@ -236,23 +254,25 @@ where
 }
 
 /// A backend for the next attempt: at once if there is one that has not failed in this request, for the same model or
-/// else for one that may stand in for it; else after a wait one that has, rather not the one that failed last. `None` if
-/// no other attempt makes sense.
+/// else for one that may stand in for it; else after a wait one that has, rather not the one that failed last, and none
+/// before the time that it asked for. `None` if no other attempt makes sense.
 async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
-    let is_other = |node: &Arc<Node>| tried.failed.iter().all(|(failed, _)| !Arc::ptr_eq(failed, node));
+    let is_other = |node: &Arc<Node>| tried.of(node).next().is_none();
     if let Some(pick) = pool.pick_again(plan, stage, is_other) {
         return Some(pick);
     }
     // Credentials do not get better by waiting.
-    let worth_it = |node: &Arc<Node>| {
-        let mut failures = tried.failed.iter().filter(|(failed, _)| Arc::ptr_eq(failed, node)).peekable();
-        failures.peek().is_some() && failures.all(|(_, failure)| *failure != Failure::Credentials)
-    };
-    if !tried.failed.iter().any(|(node, _)| worth_it(node)) {
-        return None;
-    }
-    sleep(view.retry.wait(tried.waits, tried.retry_after)).await;
-    let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|(failed, _)| Arc::ptr_eq(failed, node));
+    let is_curable = |node: &Arc<Node>| tried.of(node).all(|failed| failed.failure != Failure::Credentials);
+    let now = Instant::now();
+    let curable = tried.failed.iter().filter(|failed| is_curable(&failed.node));
+    let floor = curable
+        .map(|failed| tried.not_before(&failed.node).map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
+        .min()?;
+    sleep(view.retry.wait(tried.waits, floor)?).await;
+    let now = Instant::now();
+    let is_due = |node: &Arc<Node>| tried.not_before(node).is_none_or(|then| then <= now);
+    let worth_it = |node: &Arc<Node>| !is_other(node) && is_curable(node) && is_due(node);
+    let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|failed| Arc::ptr_eq(&failed.node, node));
     let pick = pool
         .pick_again(plan, stage, is_other)
         .or_else(|| pool.pick_again(plan, stage, |node| worth_it(node) && !just_failed(node)))
@@ -369,8 +389,18 @@ where
 
 impl Tried {
     fn note<B>(&mut self, member: &Member, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
-        self.failed.push((member.node.clone(), failure));
         let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
-        self.retry_after = self.retry_after.into_iter().chain(asked).min();
+        let not_before = asked.and_then(|after| Instant::now().checked_add(after));
+        self.failed.push(Failed { node: member.node.clone(), failure, not_before });
+    }
+
+    /// The attempts at this backend.
+    fn of(&self, node: &Arc<Node>) -> impl Iterator<Item = &Failed> {
+        self.failed.iter().filter(move |failed| Arc::ptr_eq(&failed.node, node))
+    }
+
+    /// The time before which it does not want to be asked again.
+    fn not_before(&self, node: &Arc<Node>) -> Option<Instant> {
+        self.of(node).filter_map(|failed| failed.not_before).max()
     }
 }

@@ -2,13 +2,20 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use common::{Proxy, Reply, answer, asked, body, editable, events, pool_of, text, unchecked};
+use common::{Checks, Proxy, Reply, answer, asked, backends, body, editable, events, pool_of, text, unchecked};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
-    BackendConfig, Balance, BalanceError, Cause, Commit, LoadBalance, RetryConfig, RetryOn, RoutingConfig,
+    BackendConfig, Balance, BalanceError, Balancer, Cause, Commit, HealthCheckConfig, LoadBalance, QueueConfig,
+    RetryConfig, RetryOn, RoutingConfig,
 };
 use llmproxy_core::{End, Ended, RequestBody, cause_ref};
 use tokio::time::Instant;
@@ -229,6 +236,125 @@ async fn a_wait_is_at_least_as_long_as_the_backend_asks() {
     let before = Instant::now();
     proxy.ask().await.1.unwrap();
     assert_eq!(before.elapsed().as_secs(), 7);
+}
+
+/// An answer that asks for patience.
+fn busy(seconds: &str) -> Reply {
+    let mut busy = answer(503, "busy");
+    busy.headers_mut().insert("retry-after", seconds.parse().expect("a good value"));
+    Reply::Answer(busy)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_asks_for_more_patience_than_there_is_is_not_asked_again() {
+    let proxy = Proxy::new(unchecked(&[1], &routing()), |_| busy("60"));
+    let before = Instant::now();
+    let (exchange, response) = proxy.ask().await;
+    let response = response.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"60".parse().unwrap()));
+    assert_eq!(text(response).await.unwrap(), "busy");
+    assert_eq!((asked(&exchange).len(), before.elapsed()), (1, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_while_we_wait_ends_it() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let proxy = Proxy::new(unchecked(&[1], &routing()), move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        busy("5")
+    });
+    let (_, is_kept) = tokio::join!(tokio::time::timeout(Duration::from_secs(1), proxy.ask()), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        proxy.in_flight() == [1]
+    });
+    assert!(is_kept, "its answer is kept until there is a better one");
+    assert_eq!(proxy.in_flight(), [0]);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_backend_is_given_the_time_that_it_asks_for() {
+    let mut first = ["a", "b"].to_vec();
+    let proxy = Proxy::new(unchecked(&[1, 1], &routing()), move |target| {
+        let name = &*target.backend.name;
+        match first.iter().position(|waiting| *waiting == name) {
+            Some(at) => busy(if first.remove(at) == "a" { "9" } else { "2" }),
+            None => Reply::Answer(answer(200, name)),
+        }
+    });
+    let before = Instant::now();
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+    // The first one failed longer ago, and would be asked before the other one had it not asked for so long.
+    assert_eq!(asked(&exchange), ["a", "b", "b"]);
+    assert_eq!(before.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_fail_a_share_of_the_requests_is_sent_again_and_no_more() {
+    let config =
+        RetryConfig { max_retries: 1, budget: 0.2, retry_on: vec![RetryOn::new("429")], ..RetryConfig::default() };
+    let proxy =
+        Proxy::new(unchecked(&[1, 1], &retry(config)), |target| Reply::Answer(answer(429, &target.backend.name)));
+    let mut attempts = Vec::new();
+    for _ in 0..100 {
+        let (exchange, response) = proxy.ask().await;
+        let last = asked(&exchange).pop().unwrap();
+        assert_eq!(text(response.unwrap()).await.unwrap(), last, "the last answer is the client's");
+        attempts.push(asked(&exchange).len());
+    }
+    assert_eq!(attempts[..30], [2; 30], "who is alone may always");
+    assert_eq!(attempts.iter().sum::<usize>(), 100 + 30 + 100 / 5);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(asked(&proxy.ask().await.0).len(), 2, "and later again");
+}
+
+/// No share, so that what is always allowed is soon spent.
+fn no_share() -> RoutingConfig {
+    let on_429 = vec![RetryOn::new("429")];
+    retry(RetryConfig { max_retries: 1, budget: 0.0, retry_on: on_429, ..RetryConfig::default() })
+}
+
+/// How many retries so many requests come to.
+async fn retried(proxy: &Proxy, requests: usize) -> usize {
+    let mut retried = 0;
+    for _ in 0..requests {
+        retried += asked(&proxy.ask_with(None, RequestBody::whole("{}")).await.0).len() - 1;
+    }
+    retried
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_put_in_force_makes_no_budget_anew() {
+    let (backends, health) = (backends(&[1, 1]), HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() });
+    let balancer = Balancer::new(Checks::default().client());
+    let apply = || balancer.apply(&backends, &no_share(), &health, &QueueConfig::default());
+    let proxy = Proxy::new(apply(), |_| Reply::Answer(answer(429, "busy")));
+    assert_eq!(retried(&proxy, 40).await, 30);
+    apply();
+    assert_eq!(retried(&proxy, 40).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_credentials_of_ours_nor_the_question_for_usage_are_charged() {
+    let mut backends = backends(&[1, 1]);
+    backends[0].headers.insert("authorization".into(), "Bearer ours".into());
+    let mut requests = 0;
+    let proxy = Proxy::new(pool_of(&backends, &no_share()), move |target| {
+        requests += 1;
+        match &*target.backend.name {
+            _ if requests <= 70 => Reply::Answer(answer(429, "busy")),
+            "a" => Reply::Answer(answer(401, "who?")),
+            _ if target.inject_usage => Reply::Answer(answer(400, "what is that?")),
+            name => Reply::Answer(answer(200, name)),
+        }
+    });
+    assert_eq!(retried(&proxy, 40).await, 30, "from here on none is left");
+    let (exchange, response) = proxy.ask_with(None, editable()).await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+    assert_eq!(asked(&exchange), ["a", "b", "b"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -110,6 +110,9 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
     if !retry.multiplier.is_finite() || retry.multiplier < 1.0 {
         wrong("retry.multiplier", format!("is {}; must be 1 or more", retry.multiplier));
     }
+    if !retry.budget.is_finite() || retry.budget < 0.0 {
+        wrong("retry.budget", format!("is {}; must be a share of the requests, such as 0.2, or 0", retry.budget));
+    }
     if retry.max_wait < retry.initial_wait {
         wrong("retry.max_wait", "is shorter than `retry.initial_wait`; make it at least as long".into());
     }
@@ -216,6 +219,7 @@ mod tests {
         let mut config = RoutingConfig { timeout: Duration::ZERO, ..RoutingConfig::default() };
         config.model_mapping.insert("gpt-4".into(), String::new());
         config.retry.multiplier = 0.5;
+        config.retry.budget = -0.1;
         config.retry.max_wait = Duration::ZERO;
         config.retry.retry_on = ["connect", "sometimes", "999", "429"].map(RetryOn::new).to_vec();
         assert_eq!(
@@ -224,6 +228,7 @@ mod tests {
                 "timeout",
                 "model_mapping.gpt-4",
                 "retry.multiplier",
+                "retry.budget",
                 "retry.max_wait",
                 "retry.retry_on[1]",
                 "retry.retry_on[2]"

@@ -124,6 +124,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("routing.retry.max_wait", Duration, "10s", "the longest such wait"),
     key("routing.retry.multiplier", Number, "2", "by what it grows"),
+    key("routing.retry.budget", Number, "0.2", "how many more attempts there may be in all, as a share of the requests of the last ten seconds; three a second always may"),
     key(
         "routing.retry.retry_on",
         Texts,
