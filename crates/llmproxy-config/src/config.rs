@@ -86,12 +86,14 @@ pub enum CustomLabel {
     UserId,
 }
 
-/// Which paths pass beside those of an inference API.
+/// What of `routing` is not about backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct PathsConfig {
     /// By whole segments: `/pooling` lets `/pooling` and `/pooling/x` pass.
     pub allow_paths: Vec<String>,
+    /// Whether answers say which backend gave them, and after how many attempts.
+    pub explain: bool,
 }
 
 // === impl Config ===

@@ -114,7 +114,7 @@ pub use exchange::{Exchange, StopFlag};
 pub use facts::{Attempt, Backend, Call, Caller, FlowKey, Hop, Needs, OnAbort, Prompt, Target};
 pub use hold::EndHold;
 pub use pattern::Pattern;
-pub use record::{Cost, End, TokenUsage, UsageRecord, UsageSource, UsageSources};
+pub use record::{Cost, End, RouteStep, TokenUsage, UsageRecord, UsageSource, UsageSources};
 pub use request::{BoxBody, Edits, Form, Insertion, RequestBody};
 pub use sink::{UsageSink, sink_fn};
 pub use suggest::nearest;

@@ -1,13 +1,13 @@
 //! What an exchange came to.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use http::Method;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Endpoint, Exchange, Units, nanos};
+use crate::{Attempt, Endpoint, Exchange, Units, nanos};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,6 +96,32 @@ pub struct Cost {
     pub currency: Arc<str>,
 }
 
+/// One attempt of an exchange: which backend was asked, why that one, and what came of it.
+///
+/// ```
+/// let step = llmproxy_core::RouteStep {
+///     backend: "gpu-1".into(),
+///     reason: "the fewest requests".into(),
+///     status: None,
+///     error: Some("connection refused".into()),
+/// };
+/// assert!(!serde_json::to_string(&step)?.contains("status"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStep {
+    /// The backend's name.
+    pub backend: Arc<str>,
+    /// Why this one, in words.
+    pub reason: Cow<'static, str>,
+    /// The status that it answered with, if it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// What went wrong instead, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Arc<str>>,
+}
+
 /// What one exchange came to: the unit of accounting. Made once by the meter, given to every sink.
 ///
 /// ```
@@ -167,6 +193,9 @@ pub struct UsageRecord {
     pub backend_url: Option<Arc<str>>,
     /// How many times a backend was asked: 1 and one more for each retry.
     pub attempts: u32,
+    /// Whom it went to, one after the other, and why. Of more than [`RouteStep::MOST`] the first ones and the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<RouteStep>,
     /// The status that the client was given; 499 where it left before one was known.
     pub status: u16,
     /// How it ended.
@@ -209,6 +238,39 @@ pub struct UsageRecord {
     /// for its body and for a backend.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "nanos::option")]
     pub proxy_time: Option<Duration>,
+}
+
+// === impl RouteStep ===
+
+impl RouteStep {
+    /// So many are in a record at most.
+    pub const MOST: usize = 8;
+    /// The longest text of a step, in bytes; of a longer one the beginning is kept.
+    const MOST_TEXT: usize = 256;
+
+    /// Those that a record has of `attempts`: the last one is always among them.
+    fn of(attempts: &[Attempt]) -> Vec<Self> {
+        let left_out = attempts.len().saturating_sub(Self::MOST);
+        let first = attempts.len().min(Self::MOST).saturating_sub(1);
+        let kept = attempts[..first].iter().chain(&attempts[first + left_out..]);
+        kept.map(|attempt| Self {
+            backend: attempt.backend.name.clone(),
+            reason: match &attempt.reason {
+                reason if reason.len() > Self::MOST_TEXT => Cow::Owned(cut(reason).to_owned()),
+                reason => reason.clone(),
+            },
+            status: attempt.status.map(|status| status.as_u16()),
+            error: match &attempt.error {
+                Some(error) if error.len() > Self::MOST_TEXT => Some(cut(error).into()),
+                error => error.clone(),
+            },
+        })
+        .collect()
+    }
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(RouteStep::MOST_TEXT)]
 }
 
 // === impl TokenUsage ===
@@ -308,6 +370,7 @@ impl UsageRecord {
             backend: None,
             backend_url: None,
             attempts: 1,
+            route: Vec::new(),
             status: 200,
             end: End::Complete,
             error: None,
@@ -331,6 +394,7 @@ impl UsageRecord {
         let call = exchange.call();
         let caller = exchange.caller();
         let backend = exchange.backend();
+        let attempts = exchange.attempts();
         let prompt = call.map(|call| call.prompt_estimate).filter(|tokens| *tokens > 0);
         Self {
             request_id: exchange.id(),
@@ -346,7 +410,8 @@ impl UsageRecord {
             stream: call.is_some_and(|call| call.stream),
             backend: backend.as_ref().map(|backend| backend.name.clone()),
             backend_url: backend.map(|backend| backend.url_text().into()),
-            attempts: u32::try_from(exchange.attempts().len()).unwrap_or(u32::MAX),
+            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+            route: RouteStep::of(&attempts),
             usage: prompt.map(|prompt| TokenUsage { prompt, ..TokenUsage::default() }),
             usage_source: prompt.map(|_| UsageSources::both(UsageSource::Estimated)),
             latency: exchange.elapsed(),

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use llmproxy_core::{Cost, End, Endpoint, TokenUsage, UnitKind, Units, UsageRecord, UsageSource, UsageSources};
+use llmproxy_core::{
+    Backend, Cost, End, Endpoint, Exchange, RouteStep, Target, TokenUsage, UnitKind, Units, UsageRecord, UsageSource,
+    UsageSources,
+};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -29,6 +32,10 @@ fn full() -> UsageRecord {
         backend: Some("a".into()),
         backend_url: Some("http://a:8000".into()),
         attempts: 2,
+        route: vec![
+            RouteStep { backend: "b".into(), reason: "its turn".into(), status: None, error: Some("reset".into()) },
+            RouteStep { backend: "a".into(), reason: "the only one".into(), status: Some(200), error: None },
+        ],
         status: 499,
         end: End::ClientGone,
         error: Some("connection reset\n".into()),
@@ -122,4 +129,26 @@ fn what_every_record_has_is_not_made_up() {
         let error = serde_json::from_value::<UsageRecord>(Value::Object(members)).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
+}
+
+#[test]
+fn of_many_attempts_the_first_ones_and_the_last_are_kept() {
+    let exchange = Exchange::new();
+    let long = "é".repeat(200);
+    let steps = || UsageRecord::of(&exchange, &http::Method::POST, &"/v1/chat/completions".into()).route;
+    let target = |number: usize| {
+        let backend = Arc::new(Backend::new(&format!("http://b{number}")).unwrap());
+        Target { backend, model: None, inject_usage: false }
+    };
+    assert_eq!(steps(), []);
+    for number in 0..20 {
+        let attempt = exchange.begin_attempt(&target(number), format!("{number}{long}").into());
+        exchange.finish_attempt(attempt, Err(long.as_str().into()));
+        let expected: Vec<usize> = if number < 8 { (0..=number).collect() } else { (0..7).chain([number]).collect() };
+        let names: Vec<_> = steps().iter().map(|step| step.backend.to_string()).collect();
+        assert_eq!(names, expected.iter().map(|number| format!("http://b{number}")).collect::<Vec<_>>());
+    }
+    let last = steps().pop().unwrap();
+    assert_eq!((last.reason.len(), last.error.map(|error| error.len()), last.status), (256, Some(256), None));
+    assert_eq!(UsageRecord::of(&exchange, &http::Method::POST, &"/".into()).attempts, 20);
 }

@@ -27,6 +27,8 @@ use crate::{
     respond::Refusal,
 };
 
+const X_BACKEND: HeaderName = HeaderName::from_static("x-llmproxy-backend");
+const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-llmproxy-attempts");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's own id is returned, logged and recorded; longer ones than this are cut off from that.
 const MAX_CLIENT_ID: usize = 128;
@@ -61,6 +63,8 @@ pub(crate) struct AccessSettings {
     /// Proxies before us whose word about where a request comes from is believed.
     pub(crate) trusted: Vec<IpNet>,
     pub(crate) log: Option<Arc<AccessLog>>,
+    /// Whether answers say who gave them.
+    pub(crate) explain: bool,
 }
 
 /// Makes [`Access`].
@@ -107,11 +111,12 @@ pub(crate) struct AccessObserver {
 }
 
 pin_project! {
-    /// Puts the request's id on the answer.
+    /// Puts the request's id on the answer, and who gave it.
     pub(crate) struct AccessFuture<F> {
         #[pin]
         inner: ObserveFuture<F, AccessObserver>,
         exchange: Arc<Exchange>,
+        explain: bool,
     }
 }
 
@@ -197,7 +202,8 @@ where
             status: None,
             error: None,
         };
-        AccessFuture { inner: observe(self.inner.call(request), observer), exchange }
+        let explain = settings.explain;
+        AccessFuture { inner: observe(self.inner.call(request), observer), exchange, explain }
     }
 }
 
@@ -213,6 +219,7 @@ where
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
         set_request_id(this.exchange, response.headers_mut());
+        explain(this.exchange, *this.explain, response.headers_mut());
         Poll::Ready(Ok(response))
     }
 }
@@ -297,5 +304,22 @@ fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
     };
     if let Some(value) = value {
         headers.insert(X_REQUEST_ID, value);
+    }
+}
+
+/// Who gave the answer, where that is to be said and a backend was asked. What a backend says under these names never
+/// passes: it would be taken for ours.
+fn explain(exchange: &Exchange, is_wanted: bool, headers: &mut HeaderMap) {
+    headers.remove(X_BACKEND);
+    headers.remove(X_ATTEMPTS);
+    if !is_wanted {
+        return;
+    }
+    let Some(backend) = exchange.backend() else { return };
+    headers.insert(X_ATTEMPTS, exchange.attempts().len().into());
+    // A name may have letters that no header can.
+    let name = backend.name.chars().map(|char| if matches!(char, ' '..='~') { char } else { '?' });
+    if let Ok(name) = HeaderValue::try_from(name.collect::<String>()) {
+        headers.insert(X_BACKEND, name);
     }
 }

@@ -354,6 +354,7 @@ impl Runtime {
         self.shared.pool.store(Arc::new(Some(pool.clone())));
         self.access.settings.store(Arc::new(AccessSettings {
             trusted: config.server.trusted_proxies.clone(),
+            explain: config.routing_paths.explain,
             log: access.as_ref().map(|(_, log)| log.clone()),
         }));
         let counters = self.counting.counters(&config.metering, tokenizers.clone());

@@ -34,6 +34,7 @@ pub(crate) const NAMES: &[&str] = &[
     "reasoning_tokens",
     "request_body",
     "request_id",
+    "route",
     "schema",
     "served_model",
     "status_code",

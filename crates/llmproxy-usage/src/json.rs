@@ -158,6 +158,7 @@ impl Serialize for Json<'_> {
         map.set_known("reasoning_tokens", usage.reasoning)?;
         map.set_known("request_body", self.request_body.as_ref())?;
         map.set("request_id", Text(record.request_id))?;
+        map.set_known("route", Some(&record.route).filter(|route| !route.is_empty()))?;
         map.set("schema", SCHEMA)?;
         map.set_known("served_model", record.served_model.as_deref())?;
         map.set("status_code", record.status)?;

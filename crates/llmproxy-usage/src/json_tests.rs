@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
-use llmproxy_core::{End, Endpoint, TokenUsage, UnitKind, UsageSources};
+use llmproxy_core::{End, Endpoint, RouteStep, TokenUsage, UnitKind, UsageSources};
 use serde_json::json;
 
 use super::*;
@@ -26,6 +26,7 @@ fn check(schema: &Value, value: &Value, at: &str, wrong: &mut Vec<String>) {
                 "object" => value.is_object(),
                 "string" => value.is_string(),
                 "boolean" => value.is_boolean(),
+                "array" => value.is_array(),
                 "integer" => value.is_u64() || value.is_i64(),
                 "number" => value.is_number(),
                 other => panic!("{other}"),
@@ -43,6 +44,12 @@ fn check(schema: &Value, value: &Value, at: &str, wrong: &mut Vec<String>) {
                         None => complain(format!("{name} is not in the schema")),
                     }
                 }
+                true
+            }
+            "maxItems" => value.as_array().is_some_and(|list| list.len() as u64 <= rule.as_u64().unwrap()),
+            "items" => {
+                let items = value.as_array().into_iter().flatten().enumerate();
+                below.extend(items.map(|(index, value)| (rule, value, format!("{at}[{index}]"))));
                 true
             }
             other => panic!("this test does not know the word {other}"),
@@ -80,6 +87,11 @@ fn everything() -> UsageRecord {
         stream: true,
         backend: text("gpu-1"),
         backend_url: text("http://gpu-1"),
+        attempts: 2,
+        route: vec![
+            RouteStep { backend: "b".into(), reason: "its turn".into(), status: None, error: text("reset") },
+            RouteStep { backend: "gpu-1".into(), reason: "the only one".into(), status: Some(200), error: None },
+        ],
         error: text("reset"),
         usage: Some(TokenUsage { prompt: 7, completion: 21, cached: Some(4), reasoning: Some(3) }),
         delivered_tokens: Some(20),
@@ -161,6 +173,9 @@ fn what_does_not_fit_the_schema_is_found() {
     check("latency_ms", json!(1.5));
     check("attempts", json!(-1));
     check("end", json!("lost"));
+    check("route", json!([{"backend": "a"}]));
+    check("route", json!([{"backend": "a", "reason": "its turn", "why": 1}]));
+    check("route", json!(vec![json!({"backend": "a", "reason": "its turn"}); 9]));
     check("schema", json!(2));
     check("usage", json!({"prompt_tokens": 1, "completion_tokens": 2}));
     let mut record = to_json(&nothing());
@@ -171,7 +186,12 @@ fn what_does_not_fit_the_schema_is_found() {
 #[test]
 fn every_field_is_described() {
     let schema = schema();
-    let fields = ["/properties", "/properties/usage/properties", "/properties/units/properties"];
+    let fields = [
+        "/properties",
+        "/properties/usage/properties",
+        "/properties/units/properties",
+        "/properties/route/items/properties",
+    ];
     for (name, field) in fields.iter().flat_map(|at| schema.pointer(at).unwrap().as_object().unwrap()) {
         let description = field["description"].as_str().unwrap_or_default();
         assert!(description.ends_with('.'), "{name}");

@@ -4,7 +4,9 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use llmproxy_core::{Cost, End, Endpoint, TokenUsage, UnitKind, Units, UsageRecord, UsageSource, UsageSources};
+use llmproxy_core::{
+    Cost, End, Endpoint, RouteStep, TokenUsage, UnitKind, Units, UsageRecord, UsageSource, UsageSources,
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -40,6 +42,8 @@ pub(crate) struct Delivered {
     reasoning_tokens: Option<u64>,
     request_body: Option<Box<RawValue>>,
     request_id: Uuid,
+    #[serde(default)]
+    route: Vec<RouteStep>,
     schema: u32,
     served_model: Option<Arc<str>>,
     status_code: u16,
@@ -98,6 +102,7 @@ impl Delivered {
             stream: self.is_stream,
             backend_url: known(self.backend_url),
             attempts: self.attempts,
+            route: self.route,
             status: self.status_code,
             end: self.end,
             error: self.error,

@@ -111,6 +111,12 @@ pub(super) const KEYS: &[Key] = &[
         "[]",
         "paths that pass beside the usual ones, by whole segments: `/pooling` passes /pooling and /pooling/x",
     ),
+    key(
+        "routing.explain",
+        Switch,
+        "false",
+        "whether answers say by x-llmproxy-backend which backend gave them, and by x-llmproxy-attempts how many were asked",
+    ),
     key("routing.model_mapping", Map, "", "models by other names"),
     key("routing.model_mapping.*", Text, "", "the model that a request for this name is served by"),
     block("routing.retry", "whether another backend is tried when one fails before its answer is the client's"),
@@ -124,7 +130,12 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("routing.retry.max_wait", Duration, "10s", "the longest such wait"),
     key("routing.retry.multiplier", Number, "2", "by what it grows"),
-    key("routing.retry.budget", Number, "0.2", "how many more attempts there may be in all, as a share of the requests of the last ten seconds; three a second always may"),
+    key(
+        "routing.retry.budget",
+        Number,
+        "0.2",
+        "how many more attempts there may be in all, as a share of the requests of the last ten seconds; three a second always may",
+    ),
     key(
         "routing.retry.retry_on",
         Texts,
