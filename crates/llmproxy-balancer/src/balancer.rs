@@ -13,7 +13,7 @@ use crate::{
     metrics::BACKEND_UP,
     models::Models,
     node::Node,
-    plan::Planner,
+    plan::{Planner, Scope},
     policy::{Policy, policy},
     pool::Pool,
     retry::Retry,
@@ -64,7 +64,7 @@ type Identity = (String, usize);
 struct State {
     entries: HashMap<Identity, Entry>,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
-    policies: Vec<(LoadBalance, Arc<dyn Policy>)>,
+    policies: Vec<((Scope, LoadBalance), Arc<dyn Policy>)>,
 }
 
 #[derive(Debug)]
@@ -221,13 +221,18 @@ impl Balancer {
 impl State {
     fn view(&mut self, members: Vec<Arc<Member>>, routing: &RoutingConfig, queue: &QueueConfig) -> View {
         let mut old = std::mem::take(&mut self.policies);
-        let chosen = routing.load_balance;
-        let known = old.iter().position(|(strategy, _)| *strategy == chosen);
-        let policy = known.map_or_else(|| policy(chosen, routing), |at| old.swap_remove(at).1);
-        self.policies.push((chosen, policy.clone()));
+        let mut policies = |scope: Scope, strategy: LoadBalance| {
+            let chosen = (scope, strategy);
+            let known = old.iter().position(|(known, _)| *known == chosen);
+            let policy = known.map_or_else(|| policy(strategy, routing), |at| old.swap_remove(at).1);
+            self.policies.push((chosen, policy.clone()));
+            policy
+        };
+        let backends: Vec<Arc<Backend>> = members.iter().map(|member| member.backend.clone()).collect();
+        let planner = Planner::new(routing, &backends, &mut policies);
         View {
             members,
-            planner: Planner::new(routing, policy),
+            planner,
             retry: Retry::new(&routing.retry),
             commit: routing.commit,
             commit_after: routing.commit_after,

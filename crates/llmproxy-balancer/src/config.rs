@@ -1,5 +1,8 @@
 //! What an operator may write about backends, routing and health checks.
 
+mod models;
+mod routes;
+mod rules;
 mod validate;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -7,6 +10,10 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use llmproxy_core::{Backend, duration};
 use serde::{Deserialize, Deserializer, de};
 
+pub use models::{FallbackConfig, ModelConfig};
+pub(crate) use models::{Named, resolve};
+pub use routes::{RouteFindings, validate_routes};
+pub use rules::{MatchConfig, RuleConfig};
 pub use validate::{validate_backends, validate_health_check, validate_queue, validate_routing};
 
 /// One entry of `backends`.
@@ -102,6 +109,12 @@ pub struct RoutingConfig {
     pub commit_after: Duration,
     /// Names that clients may use for models: `gpt-4: qwen2.5-32b-instruct`.
     pub model_mapping: BTreeMap<String, String>,
+    /// Models by other names, and what stands in for them.
+    pub models: BTreeMap<String, ModelConfig>,
+    /// Requests that go another way than the model alone would send them.
+    pub rules: Vec<RuleConfig>,
+    /// What stands in for models and backends, as older files say it.
+    pub fallback: Vec<FallbackConfig>,
     /// When and how often another attempt is made.
     pub retry: RetryConfig,
 }
@@ -276,6 +289,9 @@ impl Default for RoutingConfig {
             commit: Commit::default(),
             commit_after: DEFAULT_COMMIT_AFTER,
             model_mapping: BTreeMap::new(),
+            models: BTreeMap::new(),
+            rules: Vec::new(),
+            fallback: Vec::new(),
             retry: RetryConfig::default(),
         }
     }

@@ -4,6 +4,8 @@
 //! configuration put in force gives a [`Pool`], and [`BalanceLayer`] sends requests to it:
 //!
 //! - Among the backends that serve the model and are not out, a [`Policy`] picks one. Weights count in all of them.
+//! - Rules, aliases and fallbacks say which model and which group of backends that is, and what stands in where none of
+//!   them is to be had.
 //! - A request counts as in flight to its last byte, or until it is dropped.
 //! - An attempt that fails before its answer is the client's may be followed by another: at once at another backend,
 //!   after a wait at one that has failed before, and never if the body can't be sent again. When all fail, the client
@@ -101,9 +103,9 @@ pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
     DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT,
     DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET,
-    DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, HealthCheckConfig, InjectUsage, LoadBalance,
-    QueueConfig, RetryConfig, RetryOn, RoutingConfig, validate_backends, validate_health_check, validate_queue,
-    validate_routing,
+    DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, FallbackConfig, HealthCheckConfig, InjectUsage,
+    LoadBalance, MatchConfig, ModelConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig, RuleConfig,
+    validate_backends, validate_health_check, validate_queue, validate_routes, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;

@@ -24,8 +24,8 @@ pub(crate) struct Line {
     rate: Rate,
 }
 
-/// Requests of one class can be served by the same backends.
-pub(crate) type Class = (Option<Arc<str>>, Option<Arc<str>>);
+/// Requests of one class can be served by the same backends: those for one model, of one group, or a single one.
+pub(crate) type Class = (Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
 
 /// A request in the line.
 #[derive(Debug)]

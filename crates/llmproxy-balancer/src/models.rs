@@ -17,7 +17,7 @@ const DEFAULT_TAG: &str = ":latest";
 /// A model that clients may ask for, as `/v1/models` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// The name to ask for: a backend's model or an alias of `routing.model_mapping`.
+    /// The name to ask for: a backend's model, an alias, or a name that a rule is for.
     pub id: String,
     /// The names of the backends that serve it.
     pub backends: Vec<Arc<str>>,
@@ -117,6 +117,16 @@ impl Models {
             Self::Unknown => true,
             Self::Any(entries) if entries.is_empty() => true,
             Self::Listed(entries) | Self::Any(entries) => lists(entries, model),
+        }
+    }
+
+    /// What it says of `model`.
+    pub(crate) fn entry(&self, model: &str) -> Option<&Entry> {
+        match self {
+            Self::Unknown => None,
+            Self::Listed(entries) | Self::Any(entries) => {
+                entries.get(model).or_else(|| entries.get(&format!("{model}{DEFAULT_TAG}")))
+            }
         }
     }
 

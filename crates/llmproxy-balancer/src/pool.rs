@@ -21,7 +21,7 @@ use crate::{
     injection::Question,
     line::{Class, Line, Served, Ticket, Turn},
     metrics::QUEUE_REFUSED,
-    models::{ModelInfo, Serves},
+    models::ModelInfo,
     node::{InFlight, Node},
     plan::Plan,
     view::{MIN_RETRY_AFTER, Member, Standing, View},
@@ -202,27 +202,24 @@ impl Pool {
                 }
             });
         }
-        for (alias, model) in view.planner.aliases() {
-            let mut info = all.get(&**model).cloned().unwrap_or_default();
-            info.id.clone_from(alias);
-            if info.backends.is_empty() {
-                // Not in any list; there may still be backends that accept every name.
-                let able = working().filter(|member| member.serves(model) == Serves::AnyName);
-                info.backends = able.map(|member| member.backend.name.clone()).collect();
+        for shown in view.planner.shown() {
+            if !shown.hides && all.contains_key(shown.name) {
+                continue;
             }
-            if !info.backends.is_empty() {
-                all.insert(alias.clone(), info);
+            // The first choice that anyone has, else what stands in for it.
+            if let Some(info) = shown.stages.iter().find_map(|stage| view.info(shown.name, stage)) {
+                all.insert(shown.name.to_owned(), info);
             }
         }
         all.into_values().collect()
     }
 
-    /// Whether `model` is an alias or a backend lists it, or there is one that has no list. Not what a backend with a list
-    /// takes besides, which may be any name.
+    /// Whether `model` is an alias, or a rule's own name, or a backend lists it, or there is one that has no list. Not what
+    /// a backend with a list takes besides, which may be any name.
     pub fn knows(&self, model: &str) -> bool {
         let view = self.view();
         let may_own = |member: &Arc<Member>| member.with_models(|models| models.may_own(model));
-        view.planner.is_alias(model) || view.members.iter().any(may_own)
+        view.planner.is_known(model) || view.members.iter().any(may_own)
     }
 
     /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.
@@ -262,17 +259,17 @@ impl Pool {
         }
     }
 
-    /// A backend for a further attempt, one that `wanted` says and that is neither out nor full; of the stage `from` or a
-    /// later one.
+    /// A backend for a further attempt, one that `wanted` says for a stage and that is neither out nor full; of the stage
+    /// `from` or a later one.
     pub(crate) fn pick_again(
         &self,
         plan: &Plan,
         from: usize,
-        wanted: impl Fn(&Arc<Node>) -> bool,
+        wanted: impl Fn(usize, &Arc<Node>) -> bool,
     ) -> Option<Box<Pick>> {
         let _step = self.line();
         let view = self.view();
-        (from..plan.stages.len()).find_map(|stage| match view.look_at_any(plan, stage, &wanted) {
+        (from..plan.stages.len()).find_map(|stage| match view.look_at_any(plan, stage, |node| wanted(stage, node)) {
             Standing::Picked(pick) => Some(pick),
             _ => None,
         })
@@ -340,6 +337,10 @@ impl Pool {
             // What hinders the first choice is what the client is told.
             let (error, soon) = none.unwrap_or((found.0, false));
             none = Some((error, soon || found.1));
+            if found.1 && !learned {
+                // Before anything stands in for it.
+                break;
+            }
         }
         let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false);
         let (error, soon) = none.unwrap_or_else(unplanned);
@@ -395,7 +396,7 @@ impl Pool {
 }
 
 fn class(stage: &crate::plan::Stage) -> Class {
-    (stage.model.clone(), stage.group.clone())
+    (stage.model.clone(), stage.group.clone(), stage.backend.clone())
 }
 
 // === impl Place ===

@@ -99,6 +99,8 @@ struct Tried {
 
 /// An attempt that came to nothing.
 struct Failed {
+    /// Of the plan.
+    stage: usize,
     node: Arc<Node>,
     failure: Failure,
     /// When the backend wants to be asked again, if it said so.
@@ -166,7 +168,7 @@ where
                 }
                 Outcome::Failed { failure, last } => (failure, last),
             };
-            tried.note(&member, failure, &last);
+            tried.note(stage, &member, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
             let last = last.or_else(|error| kept.take().ok_or(error));
             if !retries_left || request.is_none() || !view.retry.is_wanted(failure) {
@@ -196,7 +198,7 @@ where
     fn plan(&self, view: &View, request: &Option<(Parts, RequestBody)>, exchange: &Exchange) -> Arc<Plan> {
         let (head, body) = request.as_ref().expect("it has not gone anywhere yet");
         let body = if let RequestBody::Replay(body, _) = body { Some(body) } else { None };
-        let asked = Asked { head, call: exchange.call(), body };
+        let asked = Asked { head, call: exchange.call(), flow: exchange.flow(), body };
         Arc::new(view.planner.plan(asked, self.policy.as_ref()))
     }
 
@@ -254,29 +256,35 @@ where
 }
 
 /// A backend for the next attempt: at once if there is one that has not failed in this request, for the same model or
-/// else for one that may stand in for it; else after a wait one that has, rather not the one that failed last, and none
-/// before the time that it asked for. `None` if no other attempt makes sense.
+/// else for one that may stand in for it, or one that has failed with another model only; else after a wait one that has
+/// failed, rather not the one that failed last, and none before the time that it asked for. `None` if no other attempt
+/// makes sense.
 async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
-    let is_other = |node: &Arc<Node>| tried.of(node).next().is_none();
-    if let Some(pick) = pool.pick_again(plan, stage, is_other) {
-        return Some(pick);
-    }
-    // Credentials do not get better by waiting.
+    let is_other = |_, node: &Arc<Node>| tried.of(node).next().is_none();
+    // Credentials do not get better by waiting, nor by another model.
     let is_curable = |node: &Arc<Node>| tried.of(node).all(|failed| failed.failure != Failure::Credentials);
+    let is_due = |node: &Arc<Node>, now| tried.not_before(node).is_none_or(|then| then <= now);
     let now = Instant::now();
+    let with_another_model = |at: usize, node: &Arc<Node>| {
+        let is_same = |failed: &Failed| plan.stages[failed.stage].model == plan.stages[at].model;
+        is_curable(node) && is_due(node, now) && !tried.of(node).any(is_same)
+    };
+    let pick = pool.pick_again(plan, stage, is_other).or_else(|| pool.pick_again(plan, stage, with_another_model));
+    if pick.is_some() {
+        return pick;
+    }
     let curable = tried.failed.iter().filter(|failed| is_curable(&failed.node));
     let floor = curable
         .map(|failed| tried.not_before(&failed.node).map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
         .min()?;
     sleep(view.retry.wait(tried.waits, floor)?).await;
     let now = Instant::now();
-    let is_due = |node: &Arc<Node>| tried.not_before(node).is_none_or(|then| then <= now);
-    let worth_it = |node: &Arc<Node>| !is_other(node) && is_curable(node) && is_due(node);
+    let worth_it = |node: &Arc<Node>| tried.of(node).next().is_some() && is_curable(node) && is_due(node, now);
     let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|failed| Arc::ptr_eq(&failed.node, node));
     let pick = pool
         .pick_again(plan, stage, is_other)
-        .or_else(|| pool.pick_again(plan, stage, |node| worth_it(node) && !just_failed(node)))
-        .or_else(|| pool.pick_again(plan, stage, worth_it))
+        .or_else(|| pool.pick_again(plan, stage, |_, node| worth_it(node) && !just_failed(node)))
+        .or_else(|| pool.pick_again(plan, stage, |_, node| worth_it(node)))
         .or_else(|| pool.insist(plan, stage, worth_it));
     tried.waits += 1;
     pick
@@ -388,10 +396,10 @@ where
 // === impl Tried ===
 
 impl Tried {
-    fn note<B>(&mut self, member: &Member, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
+    fn note<B>(&mut self, stage: usize, member: &Member, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
         let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
         let not_before = asked.and_then(|after| Instant::now().checked_add(after));
-        self.failed.push(Failed { node: member.node.clone(), failure, not_before });
+        self.failed.push(Failed { stage, node: member.node.clone(), failure, not_before });
     }
 
     /// The attempts at this backend.

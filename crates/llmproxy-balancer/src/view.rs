@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::{
     config::{Commit, InjectUsage, QueueConfig},
     injection::Question,
-    models::{Models, Serves},
+    models::{ModelInfo, Models, Serves},
     node::Node,
     plan::{Plan, Planner, Stage},
     policy::{Candidate, Work},
@@ -154,8 +154,8 @@ impl View {
     }
 
     fn able(&self, stage: &Stage) -> Able {
-        let in_group = |member: &Arc<Member>| stage.group.is_none() || stage.group == member.group;
-        let working = |(_, member): &(usize, &Arc<Member>)| in_group(member) && member.is_working();
+        let admitted = |member: &Arc<Member>| stage.admits(&member.backend, member.group.as_ref());
+        let working = |(_, member): &(usize, &Arc<Member>)| admitted(member) && member.is_working();
         let working = || self.members.iter().enumerate().filter(working);
         let Some(model) = &stage.model else {
             let all: Vec<usize> = working().map(|(index, _)| index).collect();
@@ -176,7 +176,7 @@ impl View {
             (true, false, 0) => Able::These(any),
             // Somebody would have it who is not to be asked: that passes, unlike a name that nobody knows.
             (true, true, 0) if self.members.iter().all(|member| !member.is_working()) => Able::These(by_name),
-            (true, true, 0) if self.members.iter().any(|member| in_group(member) && member.rests(model)) => {
+            (true, true, 0) if self.members.iter().any(|member| admitted(member) && member.rests(model)) => {
                 Able::These(by_name)
             }
             (true, true, 0) => Able::None,
@@ -184,6 +184,28 @@ impl View {
             (true, true, 1) => Able::These(unlearned),
             (true, _, _) => Able::Unlearned { unlearned, any },
         }
+    }
+
+    /// What to show under `name` of a model that this stage is for; `None` where nobody has it.
+    pub(crate) fn info(&self, name: &str, stage: &Stage) -> Option<ModelInfo> {
+        let model = stage.model.as_deref()?;
+        let admitted = |member: &&Arc<Member>| stage.admits(&member.backend, member.group.as_ref());
+        let working = || self.members.iter().filter(|member| member.is_working()).filter(admitted);
+        let of = |serves: Serves| working().filter(move |member| member.serves(model) == serves);
+        let mut info = ModelInfo { id: name.to_owned(), ..ModelInfo::default() };
+        for member in of(Serves::ByName) {
+            info.backends.push(member.backend.name.clone());
+            member.with_models(|models| {
+                let Some(entry) = models.entry(model) else { return };
+                info.created = info.created.or(entry.created);
+                info.owned_by = info.owned_by.take().or_else(|| entry.owned_by.clone());
+            });
+        }
+        if info.backends.is_empty() {
+            // Not in any list; there may still be backends that accept every name.
+            info.backends = of(Serves::AnyName).map(|member| member.backend.name.clone()).collect();
+        }
+        Some(info).filter(|info| !info.backends.is_empty())
     }
 
     /// When the first of these is tried again.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use llmproxy_core::Backend;
 
-use super::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
+use super::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig, models, rules};
 use crate::retry::Trigger;
 
 /// All mistakes in `backends`: each the key's path below `backends` (`[0].url`), and what is wrong with it. No text quotes
@@ -92,18 +92,14 @@ pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
     mistakes
 }
 
-/// All mistakes in `routing`: each the key's path below `routing`, and what is wrong with it.
+/// All mistakes in `routing`: each the key's path below `routing`, and what is wrong with it. What it says of backends is
+/// held against them by [`validate_routes`](super::validate_routes).
 pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
     let mut mistakes = Vec::new();
     let mut wrong = |key: &str, message: String| mistakes.push((key.to_owned(), message));
     for (key, duration) in [("timeout", config.timeout), ("connect_timeout", config.connect_timeout)] {
         if duration.is_zero() {
             wrong(key, "must be longer than 0".into());
-        }
-    }
-    for (alias, model) in &config.model_mapping {
-        if alias.trim().is_empty() || model.trim().is_empty() {
-            wrong(&format!("model_mapping.{alias}"), "must map a name to a model, and neither may be empty".into());
         }
     }
     let retry = &config.retry;
@@ -121,6 +117,8 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
             wrong(&format!("retry.retry_on[{position}]"), message);
         }
     }
+    mistakes.extend(models::validate(config));
+    mistakes.extend(rules::validate(&config.rules));
     mistakes
 }
 
@@ -165,7 +163,7 @@ pub fn validate_health_check(config: &HealthCheckConfig) -> Vec<(String, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LoadBalance, RetryOn};
+    use crate::config::{LoadBalance, RetryOn, RuleConfig};
 
     fn keys(mistakes: Vec<(String, String)>) -> Vec<String> {
         mistakes.into_iter().map(|(key, _)| key).collect()
@@ -218,6 +216,7 @@ mod tests {
     fn all_mistakes_of_the_routing_are_told_at_once() {
         let mut config = RoutingConfig { timeout: Duration::ZERO, ..RoutingConfig::default() };
         config.model_mapping.insert("gpt-4".into(), String::new());
+        config.rules.push(RuleConfig::default());
         config.retry.multiplier = 0.5;
         config.retry.budget = -0.1;
         config.retry.max_wait = Duration::ZERO;
@@ -226,12 +225,13 @@ mod tests {
             keys(validate_routing(&config)),
             [
                 "timeout",
-                "model_mapping.gpt-4",
                 "retry.multiplier",
                 "retry.budget",
                 "retry.max_wait",
                 "retry.retry_on[1]",
-                "retry.retry_on[2]"
+                "retry.retry_on[2]",
+                "model_mapping.gpt-4",
+                "rules[0]"
             ]
         );
     }
