@@ -8,7 +8,7 @@ use figment::{
 };
 use llmproxy_balancer::{
     BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig, validate_backends, validate_health_check,
-    validate_queue, validate_routing,
+    validate_queue, validate_routes, validate_routing,
 };
 use llmproxy_core::duration;
 use llmproxy_metering::{InspectConfig, MeteringConfig};
@@ -95,6 +95,10 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("backends", validate_backends(&config.backends));
     parts.found("backends", unusable_authorities(&config.backends));
     parts.found("routing", validate_routing(&config.routing));
+    // Where others may be found, what no backend of the file is or has may be theirs.
+    let is_complete = tree::get(&dict, &["discovery", "enabled"]).and_then(Value::to_bool) != Some(true);
+    let routes = validate_routes(&config.backends, &config.routing, is_complete);
+    parts.found("routing", routes.mistakes);
     parts.found("routing", config.routing_paths.validate());
     parts.found("health_check", validate_health_check(&config.health_check));
     parts.found("queue", validate_queue(&config.queue));
@@ -107,6 +111,8 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     if config.sse.gap_timeout.is_zero() {
         parts.found("routing", vec![("gap_timeout".into(), "must be longer than 0".into())]);
     }
+    let doubts = routes.warnings.into_iter();
+    warnings.extend(doubts.map(|(key, message)| Warning::new(format!("routing.{key}"), message)));
     config
 }
 

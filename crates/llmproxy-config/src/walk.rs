@@ -139,7 +139,13 @@ impl Walk {
             if matches!(value, Value::Empty(..)) {
                 continue;
             }
-            if let Some(value) = self.scalar(entry, value, Place { path: &join(at.path, &name), ..at }) {
+            let path = join(at.path, &name);
+            let at = Place { path: &path, ..at };
+            let value = match entry.kind {
+                Kind::Block => self.map(value, &pattern, at),
+                _ => self.scalar(entry, value, at),
+            };
+            if let Some(value) = value {
                 kept.insert(name, value);
             }
         }

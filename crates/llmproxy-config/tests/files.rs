@@ -216,6 +216,62 @@ fn routing_that_is_off_is_left_at_its_defaults() {
 }
 
 #[test]
+fn rules_aliases_and_fallbacks_are_read_as_they_are_written() {
+    let text = "
+backends:
+  - {url: 'http://a', name: gpu-1, group: big, models: [qwen2.5-32b]}
+  - {url: 'http://b', group: small, models: [qwen2.5-7b]}
+routing:
+  models:
+    gpt-4: {to: qwen2.5-32b, fallbacks: qwen2.5-7b}
+    qwen2.5-7b: {load_balance: least_connections}
+  rules:
+    - name: long
+      match: {model: 'gpt-*', min_prompt_tokens: 4000, tools: yes, header: {X-Kind: batch}}
+      group: big
+  fallback:
+    - {models: ['llama*'], primary: gpu-1, fallback: ['http://b/v1']}
+";
+    let Loaded { config, warnings } = load_str(text, &options()).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let routing = &config.routing;
+    assert_eq!(routing.models["gpt-4"].fallbacks, ["qwen2.5-7b"]);
+    assert_eq!(format!("{:?}", routing.models["qwen2.5-7b"].load_balance), "Some(LeastConnections)");
+    let conditions = &routing.rules[0].conditions;
+    assert_eq!((conditions.min_prompt_tokens, conditions.tools), (Some(4000), Some(true)));
+    assert!(conditions.header["X-Kind"].matches("batch"));
+    assert_eq!(routing.fallback[0].primary.as_deref(), Some("gpu-1"));
+}
+
+#[test]
+fn what_routing_names_and_no_backend_is_or_has_is_told() {
+    let text = "
+backends: [{url: 'http://a', group: big, models: [qwen]}]
+routing:
+  model_mapping: {gpt-4: qwem}
+  models: {o1: qwen, o3: {to: qwen, fallbacks: [qwen]}}
+  rules: [{match: {tag: '', model: a}, group: bgi}, {match: {modle: x, model: b}, group: big}, {match: {model: m}, group: ''}]
+  fallback: [{primary: 'http://c', fallback: [x]}]
+";
+    let error = load_str(text, &LoadOptions { strict: true, ..options() }).unwrap_err();
+    let paths: Vec<&str> = error.mistakes().iter().map(|mistake| mistake.path.as_str()).collect();
+    let expected = [
+        "routing.fallback[0].primary",
+        "routing.models.o1",
+        "routing.models.o3.fallbacks[0]",
+        "routing.rules[0].group",
+        "routing.rules[0].match.tag",
+        "routing.rules[1].match.modle",
+        "routing.rules[2].group",
+    ];
+    assert_eq!(paths, expected, "{error}");
+
+    let text = "backends: [{url: 'http://a', models: [qwen]}]\nrouting: {model_mapping: {gpt-4: qwem}}\n";
+    let warnings = load_str(text, &options()).unwrap().warnings;
+    assert_eq!(warnings[0].to_string(), "routing.model_mapping.gpt-4: no backend has `qwem` among its models");
+}
+
+#[test]
 fn a_pipeline_that_is_off_entry_by_entry_is_a_mistake() {
     let text = "backends: [{url: 'http://a'}]\nauth: {enabled: true, pipeline: [{type: lua, enabled: false}]}\n";
     let error = load_str(text, &options()).unwrap_err();

@@ -20,6 +20,9 @@ const BESIDE: &[(&str, &str)] = &[
     ("usage.reporters[]", "webhook: {url: 'http://a'}"),
     ("pricing.models[]", "models: [m]"),
     ("usage.reporters[].webhook", "url: 'http://a'"),
+    ("routing.fallback[]", "fallback: [m]"),
+    ("routing.models.*", "to: m"),
+    ("routing.rules[]", "model: m"),
 ];
 
 /// Values where the kind alone does not say what is allowed.
@@ -96,7 +99,7 @@ fn shown(config: &Config) -> String {
 /// A file with `value` at `path`, or with only what stands beside it.
 fn file(path: &str, value: Option<&str>) -> String {
     let body = below("", &path.split('.').collect::<Vec<_>>(), value);
-    let backends = if path.starts_with("backends") { "" } else { "backends: [{url: 'http://a'}], " };
+    let backends = if path.starts_with("backends") { "" } else { "backends: [{url: 'http://a', group: other}], " };
     format!("{{{backends}{body}}}")
 }
 

@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     Map,
     /// A string.
     Text,
-    /// The name of a file that protects something: empty is a mistake, not absent.
+    /// The name of a file that protects something, or what else must not be lost: empty is a mistake, not absent.
     File,
     /// A string that no message quotes.
     Secret,
