@@ -33,6 +33,7 @@ mod raw;
 mod realtime;
 mod refusals;
 mod reload;
+mod routes;
 mod sdk;
 mod seed;
 mod settings;

@@ -29,7 +29,9 @@ struct Conditions {
     tag: Option<Pattern>,
     min_prompt_tokens: Option<u64>,
     max_prompt_tokens: Option<u64>,
-    needs: [(Option<bool>, fn(&Needs) -> bool); 3],
+    tools: Option<bool>,
+    images: Option<bool>,
+    json_schema: Option<bool>,
     headers: Vec<(HeaderName, Pattern)>,
 }
 
@@ -43,11 +45,6 @@ impl Rule {
         policy: Option<Arc<dyn Policy>>,
     ) -> Self {
         let conditions = &config.conditions;
-        let needs: [(Option<bool>, fn(&Needs) -> bool); 3] = [
-            (conditions.tools, |needs| needs.tools),
-            (conditions.images, |needs| needs.images),
-            (conditions.json_schema, |needs| needs.json_schema),
-        ];
         Self {
             conditions: Conditions {
                 model: conditions.model.clone(),
@@ -55,7 +52,9 @@ impl Rule {
                 tag: conditions.tag.clone(),
                 min_prompt_tokens: conditions.min_prompt_tokens,
                 max_prompt_tokens: conditions.max_prompt_tokens,
-                needs,
+                tools: conditions.tools,
+                images: conditions.images,
+                json_schema: conditions.json_schema,
                 headers: headers(&conditions.header),
             },
             because: format!("rule `{label}`"),
@@ -86,16 +85,18 @@ impl Conditions {
             None => true,
             Some(pattern) => text.is_some_and(|text| pattern.matches(text)),
         };
+        let is = |wanted: Option<bool>, of: fn(&Needs) -> bool| {
+            wanted.is_none_or(|wanted| call.is_some_and(|call| of(&call.needs) == wanted))
+        };
         let tokens = call.map(|call| call.prompt_estimate);
         fits(&self.model, call.and_then(|call| call.model.as_deref()))
             && fits(&self.path, Some(head.uri.path()))
             && fits(&self.tag, flow.and_then(|flow| flow.tag.as_deref()))
             && self.min_prompt_tokens.is_none_or(|min| tokens.is_some_and(|tokens| tokens >= min))
             && self.max_prompt_tokens.is_none_or(|max| tokens.is_some_and(|tokens| tokens <= max))
-            && self
-                .needs
-                .iter()
-                .all(|(wanted, of)| wanted.is_none_or(|wanted| call.is_some_and(|call| of(&call.needs) == wanted)))
+            && is(self.tools, |needs| needs.tools)
+            && is(self.images, |needs| needs.images)
+            && is(self.json_schema, |needs| needs.json_schema)
             && self.headers.iter().all(|(name, pattern)| {
                 // What is no text is no value that anyone could have written.
                 let mut values = head.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
