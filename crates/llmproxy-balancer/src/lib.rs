@@ -69,6 +69,8 @@
 //! # Used alone
 //!
 //! - Without a [`Call`](llmproxy_core::Call) every backend is taken to be able, and aliases are not replaced.
+//! - What is not known of a request meets no condition of a rule: without a [`Call`](llmproxy_core::Call) only those about
+//!   the path and the headers are ever met, without a [`FlowKey`](llmproxy_core::FlowKey) none about a tag.
 //! - Without [`Edits`](llmproxy_core::Edits) in the body no usage event is asked for.
 //! - A body that was not read whole ([`RequestBody::Stream`](llmproxy_core::RequestBody::Stream)) is never sent again.
 //! - Without `llmproxy-sse` further in, an attempt has no limit of time, so that none fails by it.
