@@ -48,7 +48,7 @@ async fn a_model_that_stands_in_is_all_that_changes_in_the_request() {
     assert_eq!(chat(&mut client, &[], BODY).await, (200, json!("what-the-backend-says")));
     assert_eq!(bodies(&small), [BODY.replace("gpt-4", "small")]);
     let line = proxy.ended().await;
-    assert_eq!((&line["backend"], &line["model"]), (&json!("cpu"), &json!("gpt-4")), "{line}");
+    assert_eq!((&line["backend_url"], &line["model"]), (&json!(small.url()), &json!("gpt-4")), "{line}");
 
     // The first choice again, once it is there.
     let big = big.start(script::json(200, json!({"model": "big"})));
