@@ -30,7 +30,7 @@ fn backends() -> Vec<BackendConfig> {
 }
 
 fn routing(text: &str) -> RoutingConfig {
-    let routing: RoutingConfig = serde_json::from_str(text).unwrap();
+    let routing: RoutingConfig = serde_json::from_str(text).expect("as an operator writes it");
     let (mistakes, found) = (validate_routing(&routing), validate_routes(&backends(), &routing, true));
     assert!(mistakes.is_empty() && found.mistakes.is_empty(), "{mistakes:?} {found:?}");
     routing
@@ -56,7 +56,7 @@ async fn ask(proxy: &Proxy, model: &str) -> (Arc<Exchange>, Result<Answer, BoxEr
 async fn check(proxy: &Proxy, model: &str, expected: &[&str], status: u16) {
     let (exchange, response) = ask(proxy, model).await;
     assert_eq!(asked(&exchange), expected, "{model}");
-    assert_eq!(response.unwrap().status(), status, "{model}");
+    assert_eq!(response.expect("an answer").status(), status, "{model}");
 }
 
 const GPT4: &str = r#"{"retry":{"initial_wait":"0s","retry_on":["connect","reset","5xx"]},
@@ -186,11 +186,11 @@ async fn ask_like(pool: &Arc<Pool>, path: &'static str, change: impl FnOnce(&mut
     change(&mut call, &mut flow);
     exchange.set_call(call);
     exchange.set_flow(flow);
-    let mut request = http::Request::post(path).header("x-kind", "nightly").body(editable()).unwrap();
+    let mut request = http::Request::post(path).header("x-kind", "nightly").body(editable()).expect("a good request");
     request.extensions_mut().insert(exchange.clone());
     let backend = tower::service_fn(async |_: http::Request<RequestBody>| Ok::<_, BoxError>(answer(200, "")));
     let service = tower::Layer::layer(&llmproxy_balancer::BalanceLayer::new(pool.clone()), backend);
-    tower::ServiceExt::oneshot(service, request).await.unwrap();
+    tower::ServiceExt::oneshot(service, request).await.expect("an answer");
     exchange
 }
 
