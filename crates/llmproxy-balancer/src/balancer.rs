@@ -7,14 +7,14 @@ use std::{
 
 use crate::{
     check::{Checker, Settings, Task},
-    config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
+    config::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig},
     health::Rules,
     hub::Hub,
     metrics::BACKEND_UP,
     models::Models,
     node::Node,
     plan::{Planner, Scope},
-    policy::{Policy, policy},
+    policy::{Policy, Recipe},
     pool::Pool,
     retry::Retry,
     view::{Member, View},
@@ -64,7 +64,7 @@ type Identity = (String, usize);
 struct State {
     entries: HashMap<Identity, Entry>,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
-    policies: Vec<((Scope, LoadBalance), Arc<dyn Policy>)>,
+    policies: Vec<((Scope, Recipe), Arc<dyn Policy>)>,
 }
 
 #[derive(Debug)]
@@ -222,9 +222,9 @@ impl State {
     fn view(&mut self, members: Vec<Arc<Member>>, routing: &RoutingConfig, queue: &QueueConfig) -> View {
         let mut old = std::mem::take(&mut self.policies);
         let mut policies = |scope: Scope, strategy: LoadBalance| {
-            let chosen = (scope, strategy);
+            let chosen = (scope, Recipe::of(strategy, routing));
             let known = old.iter().position(|(known, _)| *known == chosen);
-            let policy = known.map_or_else(|| policy(strategy, routing), |at| old.swap_remove(at).1);
+            let policy = known.map_or_else(|| chosen.1.make(), |at| old.swap_remove(at).1);
             self.policies.push((chosen, policy.clone()));
             policy
         };

@@ -3,6 +3,7 @@
 mod models;
 mod routes;
 mod rules;
+mod session;
 mod validate;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -14,6 +15,7 @@ pub use models::{FallbackConfig, ModelConfig};
 pub(crate) use models::{Named, resolve};
 pub use routes::{RouteFindings, validate_routes};
 pub use rules::{MatchConfig, RuleConfig};
+pub use session::{DEFAULT_LOAD_FACTOR, DEFAULT_SESSION_HEADERS, SessionConfig};
 pub use validate::{validate_backends, validate_health_check, validate_queue, validate_routing};
 
 /// One entry of `backends`.
@@ -96,6 +98,8 @@ pub enum InjectUsage {
 pub struct RoutingConfig {
     /// How a backend is chosen among those that can do the work.
     pub load_balance: LoadBalance,
+    /// What tells one session from another, where sessions are what it is chosen by.
+    pub session: SessionConfig,
     /// The longest wait for the first byte of an answer, for backends that say nothing else.
     #[serde(with = "duration")]
     pub timeout: Duration,
@@ -143,11 +147,17 @@ pub enum LoadBalance {
     /// In turn, by weight.
     #[default]
     RoundRobin,
+    /// Any one, by weight.
+    Random,
     /// The one with the fewest requests in flight, up to the last byte, over its weight.
     #[serde(alias = "least_conn")]
     LeastConnections,
     /// The one whose first token comes soonest, over its weight.
     LatencyBased,
+    /// The one with the fewest tokens of prompts and answers still to be made, over its weight.
+    LeastTokens,
+    /// All requests of a session to the same one, as long as that has not too much to do.
+    Session,
 }
 
 /// `routing.commit`.
@@ -284,6 +294,7 @@ impl Default for RoutingConfig {
     fn default() -> Self {
         Self {
             load_balance: LoadBalance::default(),
+            session: SessionConfig::default(),
             timeout: Backend::DEFAULT_TIMEOUT,
             connect_timeout: Backend::DEFAULT_CONNECT_TIMEOUT,
             commit: Commit::default(),

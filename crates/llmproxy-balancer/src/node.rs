@@ -43,6 +43,8 @@ pub(crate) struct Node {
     /// Whether no configuration has it any more; requests may still be there.
     retired: AtomicBool,
     in_flight: AtomicUsize,
+    /// Of these, those whose answers have not begun.
+    waiting: AtomicUsize,
     /// Tokens of what is in flight, as expected.
     tokens: AtomicU64,
     /// Of these, those of prompts whose answers have not begun.
@@ -72,6 +74,8 @@ pub(crate) struct InFlight {
     node: Arc<Node>,
     /// By the name that it had when the request came, so that the metric goes down where it went up.
     shown: Gauge,
+    /// Whether its answer is still to begin.
+    waits: bool,
     /// What of it is still to be given back.
     prompt_waiting: u64,
     tokens: u64,
@@ -88,6 +92,7 @@ impl Node {
             backend: ArcSwap::new(backend),
             retired: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             tokens: AtomicU64::new(0),
             tokens_waiting: AtomicU64::new(0),
             shown: Mutex::default(),
@@ -148,6 +153,11 @@ impl Node {
         self.in_flight.load(Ordering::SeqCst)
     }
 
+    /// Requests whose answers have not begun.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Tokens of what is in flight, as expected.
     pub(crate) fn tokens(&self) -> u64 {
         self.tokens.load(Ordering::SeqCst)
@@ -162,11 +172,12 @@ impl Node {
     pub(crate) fn enter(self: &Arc<Self>, name: &Arc<str>, work: &Work) -> InFlight {
         let (prompt_waiting, tokens) = (work.prompt_tokens, work.tokens());
         self.in_flight.fetch_add(1, Ordering::SeqCst);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         self.tokens.fetch_add(tokens, Ordering::SeqCst);
         self.tokens_waiting.fetch_add(prompt_waiting, Ordering::Relaxed);
         let gauge = self.shown_as(name);
         gauge.increment(1);
-        InFlight { node: self.clone(), shown: gauge, prompt_waiting, tokens }
+        InFlight { node: self.clone(), shown: gauge, waits: true, prompt_waiting, tokens }
     }
 
     fn shown_as(&self, name: &Arc<str>) -> Gauge {
@@ -343,6 +354,9 @@ impl InFlight {
 
     /// Its answer has begun, so nobody waits behind its prompt any more.
     pub(crate) fn begun(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.node.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         self.node.tokens_waiting.fetch_sub(std::mem::take(&mut self.prompt_waiting), Ordering::Relaxed);
     }
 }

@@ -254,6 +254,7 @@ impl Member {
             index: node.index,
             weight: f64::from(node.weight()),
             in_flight: node.in_flight(),
+            waiting: node.waiting(),
             tokens_in_flight: node.tokens(),
             tokens_waiting: node.tokens_waiting(),
             latency: node.latency(),

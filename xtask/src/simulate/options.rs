@@ -6,7 +6,8 @@ use super::{
 };
 
 /// What `routing.load_balance` may say.
-pub(crate) const POLICIES: &[&str] = &["round_robin", "least_connections", "latency_based"];
+pub(crate) const POLICIES: &[&str] =
+    &["round_robin", "random", "least_connections", "latency_based", "least_tokens", "session"];
 
 /// What to run.
 #[derive(Clone, Debug)]

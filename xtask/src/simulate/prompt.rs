@@ -1,6 +1,7 @@
 //! What is in a request: the text that the proxy gets, and the blocks that a server makes of it.
 
 use bytes::Bytes;
+use llmproxy_core::Prompt;
 
 use super::cache::BLOCK;
 
@@ -57,6 +58,19 @@ pub(crate) fn body(pieces: &[Piece]) -> Bytes {
     body.into()
 }
 
+/// Where the prompt stands in such a request, as the proxy finds it.
+pub(crate) fn found(body: &[u8]) -> Option<Prompt> {
+    let find = |what: &[u8], from: usize| {
+        let at = body[from..].windows(what.len()).position(|bytes| bytes == what)?;
+        Some(from + at)
+    };
+    let text = find(b"[", 0)?..body.len() - 1;
+    // No text has a quote in it.
+    let user = find(br#"{"role":"user""#, text.start)?;
+    let opening = text.start + 1..find(b"}", user)? + 1;
+    Some(Prompt { before: [None, None], text, opening })
+}
+
 /// Scatters bits: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 pub(crate) fn mix(value: u64) -> u64 {
     let mut value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -91,6 +105,17 @@ mod tests {
         let other = hashes(&pieces(&[(1, 100), (4, 60), (3, 200)]));
         assert_eq!([shared(&first, &next), shared(&next, &other)], [10, 6]);
         assert_eq!(shared(&hashes(&pieces(&[(2, 60)])), &next[6..]), 0, "the same text elsewhere is another block");
+    }
+
+    #[test]
+    fn the_opening_ends_with_the_user_s_first_message() {
+        let system = Piece { role: "system", ..pieces(&[(1, 30)])[0] };
+        let said = [system, pieces(&[(2, 8)])[0], pieces(&[(3, 8)])[0]];
+        let [first, later] = [&said[..2], &said].map(body);
+        let [a, b] = [&first, &later].map(|body| found(body).unwrap());
+        assert_eq!(first[a.opening.clone()], later[b.opening]);
+        assert_eq!(a.opening, a.text.start + 1..a.text.end - 1, "nothing else was said yet");
+        assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&later[b.text]).is_ok_and(|all| all.len() == 3));
     }
 
     #[test]

@@ -261,6 +261,7 @@ fn request(job: Job, body: Bytes) -> Request<RequestBody> {
     call.stream = true;
     call.body_bytes = body.len() as u64;
     call.prompt_estimate = call.body_bytes / 4;
+    call.prompt = prompt::found(&body);
     exchange.set_call(call);
     let mut request = Request::new(RequestBody::whole(body));
     *request.method_mut() = http::Method::POST;

@@ -102,6 +102,22 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
             wrong(key, "must be longer than 0".into());
         }
     }
+    for (position, name) in config.session.headers.iter().enumerate() {
+        if name.parse::<HeaderName>().is_err() {
+            wrong(
+                &format!("session.headers[{position}]"),
+                format!("`{name}` is not a header name; write one like x-session-id"),
+            );
+        }
+    }
+    // RFC 6265: a cookie's name is a token, as a header's is.
+    if let Some(name) = config.session.cookie.as_deref().filter(|name| name.parse::<HeaderName>().is_err()) {
+        wrong("session.cookie", format!("`{name}` can't be the name of a cookie; name one, or leave it out"));
+    }
+    let factor = config.session.load_factor;
+    if !factor.is_finite() || factor < 1.0 {
+        wrong("session.load_factor", format!("is {factor}; must be 1 or more, 1.25 for a quarter more than its share"));
+    }
     let retry = &config.retry;
     if !retry.multiplier.is_finite() || retry.multiplier < 1.0 {
         wrong("retry.multiplier", format!("is {}; must be 1 or more", retry.multiplier));
@@ -259,6 +275,19 @@ mod tests {
                 .unwrap();
         assert_eq!(routing.load_balance, LoadBalance::LeastConnections);
         assert_eq!(routing.retry.retry_on, ["timeout", "5xx", "429"].map(RetryOn::new));
-        assert!(serde_json::from_str::<RoutingConfig>(r#"{"load_balance":"random"}"#).is_err());
+        assert!(serde_json::from_str::<RoutingConfig>(r#"{"load_balance":"fastest"}"#).is_err());
+    }
+
+    #[test]
+    fn a_session_is_told_by_names_that_there_can_be() {
+        let wrong: RoutingConfig =
+            serde_json::from_str(r#"{"session":{"headers":["x-chat","a b"],"cookie":"s=1","load_factor":0.9}}"#)
+                .unwrap();
+        assert_eq!(keys(validate_routing(&wrong)), ["session.headers[1]", "session.cookie", "session.load_factor"]);
+        let right: RoutingConfig = serde_json::from_str(
+            r#"{"load_balance":"session","session":{"headers":[],"cookie":"sid","load_factor":1}}"#,
+        )
+        .unwrap();
+        assert!(validate_routing(&right).is_empty());
     }
 }

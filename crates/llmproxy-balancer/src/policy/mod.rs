@@ -2,7 +2,10 @@
 
 mod latency_based;
 mod least_connections;
+mod least_tokens;
+mod random;
 mod round_robin;
+mod session;
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -12,9 +15,12 @@ use llmproxy_core::{Backend, Call};
 
 pub use latency_based::LatencyBased;
 pub use least_connections::LeastConnections;
+pub use least_tokens::LeastTokens;
+pub use random::Random;
 pub use round_robin::RoundRobin;
+pub use session::Session;
 
-use crate::config::{LoadBalance, RoutingConfig};
+use crate::config::{LoadBalance, RoutingConfig, SessionConfig};
 
 /// What an answer is taken to come to, in tokens, where nothing bounds it: as long as answers in chats commonly are.
 const COMMON_OUTPUT: u64 = 300;
@@ -93,6 +99,8 @@ pub struct Candidate<'a> {
     pub weight: f64,
     /// Requests whose answers have not ended.
     pub in_flight: usize,
+    /// Of these, those whose answers have not begun.
+    pub waiting: usize,
     /// Tokens of their prompts and answers, as expected.
     pub tokens_in_flight: u64,
     /// Tokens of the prompts among them whose answers have not begun: what a new prompt waits for.
@@ -112,12 +120,58 @@ pub struct Choice {
     pub reason: Cow<'static, str>,
 }
 
-/// The policy that a configuration names.
-pub(crate) fn policy(strategy: LoadBalance, _routing: &RoutingConfig) -> Arc<dyn Policy> {
-    match strategy {
-        LoadBalance::RoundRobin => Arc::new(RoundRobin::new()),
-        LoadBalance::LeastConnections => Arc::new(LeastConnections::new()),
-        LoadBalance::LatencyBased => Arc::new(LatencyBased::new()),
+/// All that a policy is made of: of two that are equal, one can do the work of both.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recipe {
+    strategy: LoadBalance,
+    session: Option<SessionConfig>,
+}
+
+/// The position of the one with the least cost; in turn among equals.
+fn cheapest<C: PartialOrd>(
+    candidates: &[Candidate<'_>],
+    ties: &RoundRobin,
+    cost: impl Fn(&Candidate<'_>) -> C,
+) -> usize {
+    let Some((first, rest)) = candidates.split_first() else { return 0 };
+    let (mut least, mut at, mut equals) = (cost(first), 0, 1);
+    for (position, candidate) in rest.iter().enumerate() {
+        let cost = cost(candidate);
+        if cost < least {
+            (least, at, equals) = (cost, position + 1, 1);
+        } else if cost == least {
+            equals += 1;
+        }
+    }
+    if equals < 2 {
+        return at;
+    }
+    let (positions, equals): (Vec<usize>, Vec<Candidate<'_>>) = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| cost(candidate) == least)
+        .map(|(position, candidate)| (position, *candidate))
+        .unzip();
+    positions[ties.next(&equals)]
+}
+
+// === impl Recipe ===
+
+impl Recipe {
+    /// What a configuration says of `strategy`.
+    pub(crate) fn of(strategy: LoadBalance, routing: &RoutingConfig) -> Self {
+        Self { strategy, session: (strategy == LoadBalance::Session).then(|| routing.session.clone()) }
+    }
+
+    pub(crate) fn make(&self) -> Arc<dyn Policy> {
+        match self.strategy {
+            LoadBalance::RoundRobin => Arc::new(RoundRobin::new()),
+            LoadBalance::Random => Arc::new(Random::new()),
+            LoadBalance::LeastConnections => Arc::new(LeastConnections::new()),
+            LoadBalance::LatencyBased => Arc::new(LatencyBased::new()),
+            LoadBalance::LeastTokens => Arc::new(LeastTokens::new()),
+            LoadBalance::Session => Arc::new(Session::new(&self.session.clone().unwrap_or_default())),
+        }
     }
 }
 
@@ -146,6 +200,7 @@ impl<'a> Candidate<'a> {
             index,
             weight: 1.0,
             in_flight: 0,
+            waiting: 0,
             tokens_in_flight: 0,
             tokens_waiting: 0,
             latency: None,
@@ -168,11 +223,13 @@ pub(crate) mod tests {
     use super::*;
 
     /// Backends of these weights, about which nothing else is known.
+    #[derive(Debug)]
     pub(crate) struct Field {
-        backend: Arc<Backend>,
+        backends: Vec<Arc<Backend>>,
         pub(crate) weights: Vec<f64>,
         pub(crate) in_flight: Vec<usize>,
         pub(crate) tokens: Vec<u64>,
+        pub(crate) waiting: Vec<u64>,
         pub(crate) latency: Vec<Option<Duration>>,
         pub(crate) tried: Vec<bool>,
     }
@@ -180,10 +237,13 @@ pub(crate) mod tests {
     impl Field {
         pub(crate) fn new(weights: &[u32]) -> Self {
             Self {
-                backend: Arc::new(Backend::new("http://a").unwrap()),
+                backends: (0..weights.len())
+                    .map(|index| Arc::new(Backend::new(&format!("http://{index}")).unwrap()))
+                    .collect(),
                 weights: weights.iter().map(|weight| f64::from(*weight)).collect(),
                 in_flight: vec![0; weights.len()],
                 tokens: vec![0; weights.len()],
+                waiting: vec![0; weights.len()],
                 latency: vec![None; weights.len()],
                 tried: vec![false; weights.len()],
             }
@@ -195,16 +255,22 @@ pub(crate) mod tests {
                     weight: self.weights[index],
                     in_flight: self.in_flight[index],
                     tokens_in_flight: self.tokens[index],
+                    tokens_waiting: self.waiting[index],
                     latency: self.latency[index],
                     tried: self.tried[index],
-                    ..Candidate::new(&self.backend, index)
+                    ..Candidate::new(&self.backends[index], index)
                 })
                 .collect()
         }
 
         /// Where the next request goes.
         pub(crate) fn pick(&self, policy: &dyn Policy) -> usize {
-            policy.pick(&Work::default(), &self.candidates()).at
+            self.pick_of(policy, &Work::default())
+        }
+
+        /// Where the next request goes, which is this one.
+        pub(crate) fn pick_of(&self, policy: &dyn Policy, work: &Work) -> usize {
+            policy.pick(work, &self.candidates()).at
         }
 
         /// How often each is picked in `rounds` picks.

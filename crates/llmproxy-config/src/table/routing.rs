@@ -3,8 +3,8 @@
 use super::{Key, Kind::*, Words, block, key};
 
 const STRATEGIES: Words = Words {
-    meant: &[("least_conn", "least_connections"), ("random", "round_robin")],
-    ..Words::of(&["round_robin", "least_connections", "latency_based"])
+    meant: &[("least_conn", "least_connections")],
+    ..Words::of(&["round_robin", "random", "least_connections", "latency_based", "least_tokens", "session"])
 };
 const INJECTION: Words = Words {
     meant: &[("true", "always"), ("on", "always"), ("false", "never"), ("off", "never")],
@@ -88,6 +88,20 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("routing.enabled", Switch, "true", "whether the rest of the block counts"),
     key("routing.load_balance", Word(&STRATEGIES), "round_robin", "how a backend is picked; weights count in each"),
+    block("routing.session", "what tells one session from another, with `load_balance: session`"),
+    key(
+        "routing.session.headers",
+        Texts,
+        "[x-session-id, x-session-affinity]",
+        "headers that may hold its key; without one: the cookie, the body's `user`, the opening of the conversation",
+    ),
+    key("routing.session.cookie", Text, "", "the cookie that may hold its key"),
+    key(
+        "routing.session.load_factor",
+        Number,
+        "1.25",
+        "how many times its share of the requests a backend may have before a session's next one goes to another",
+    ),
     key("routing.strategy", Word(&STRATEGIES), "", "the same").renamed("routing.load_balance"),
     key("routing.load_balance_strategy", Word(&STRATEGIES), "", "the same").renamed("routing.load_balance"),
     key(
