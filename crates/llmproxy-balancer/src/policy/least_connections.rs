@@ -1,8 +1,20 @@
 //! The one with the fewest requests in flight.
 
-use super::{Candidate, Choice, Policy, RoundRobin, Work};
+use super::{Candidate, Choice, Policy, RoundRobin, Work, cheapest};
 
-/// The one with the fewest requests in flight, up to their last bytes, over its weight; in turn among equals.
+/// The one with the fewest requests in flight, up to their last bytes, over its weight; among those that are not above
+/// their share the one where the fewest tokens of prompts wait.
+///
+/// The fewest of all is not the best where it does not matter: many requests in a row would go where some answers happen to
+/// have ended, and each waits behind the prompts of those before it, while elsewhere nobody waits.
+///
+/// What holds, with a backend's share being its weight's part of all that is in flight:
+///
+/// - No pick lifts a backend a whole request or more above its share, whatever was there before.
+/// - From nothing in flight, as long as requests only come, and have prompts of one size that all wait or none: every
+///   backend is less than one request from its share. With equal weights, whatever their prompts.
+///
+/// Answers that end may leave a backend as far below its share as chance will have it.
 #[derive(Debug, Default)]
 pub struct LeastConnections {
     ties: RoundRobin,
@@ -15,30 +27,32 @@ impl LeastConnections {
     pub fn new() -> Self {
         Self::default()
     }
-}
 
-impl LeastConnections {
-    fn least(&self, candidates: &[Candidate<'_>]) -> usize {
+    /// The position of the one to ask.
+    pub(super) fn least(&self, work: &Work, candidates: &[Candidate<'_>]) -> usize {
         // Where nobody is busy, loads say nothing, and requests that come one after the other still want their turn.
         if candidates.iter().all(|candidate| candidate.in_flight == 0) {
             return self.ties.next(candidates);
         }
-        let least =
-            candidates.iter().copied().reduce(|least, other| if is_less(&other, &least) { other } else { least });
-        let Some(least) = least else { return 0 };
-        let (positions, equals): (Vec<usize>, Vec<Candidate<'_>>) = candidates
-            .iter()
-            .enumerate()
-            .filter(|(_, candidate)| !is_less(&least, candidate))
-            .map(|(position, candidate)| (position, *candidate))
-            .unzip();
-        if let [only] = positions[..] { only } else { positions[self.ties.next(&equals)] }
+        let total = 1.0 + candidates.iter().map(|candidate| candidate.in_flight as f64).sum::<f64>();
+        let weights: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+        // Where nobody waits, this one's prompt is no reason to prefer whoever has the greatest weight.
+        let nobody_waits = candidates.iter().all(|candidate| candidate.tokens_waiting == 0);
+        let prompt = if nobody_waits { 0 } else { work.prompt_tokens };
+        // Some are below their shares of what there will be: all of them together are, by one. Among these, where nobody
+        // waits, it is the quota method of apportionment, which never strays a whole seat from a share (Balinski and Young,
+        // "The Quota Method of Apportionment", 1975).
+        cheapest(candidates, &self.ties, |candidate| {
+            let (load, weight) = (candidate.in_flight as f64, candidate.weight);
+            let waiting = candidate.tokens_waiting.saturating_add(prompt) as f64;
+            (load * weights >= total * weight, waiting / weight, (load + 1.0) / weight)
+        })
     }
 }
 
 impl Policy for LeastConnections {
-    fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
-        Choice::new(self.least(candidates), "fewest requests")
+    fn pick(&self, work: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        Choice::new(self.least(work, candidates), "fewest requests")
     }
 
     fn forget(&self, index: usize) {
@@ -46,17 +60,19 @@ impl Policy for LeastConnections {
     }
 }
 
-/// Compares the loads that the two would have with half a request more. With the request that is at hand counted whole,
-/// a heavy backend among many light ones gets too much; not counted at all, too little.
-fn is_less(a: &Candidate<'_>, b: &Candidate<'_>) -> bool {
-    let load = |candidate: &Candidate<'_>| 2.0 * candidate.in_flight as f64 + 1.0;
-    load(a) * b.weight < load(b) * a.weight
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::policy::tests::Field;
+
+    /// How many requests `field` has more than its share, for each backend.
+    fn above(field: &Field) -> Vec<f64> {
+        let (total, weights) = (field.in_flight.iter().sum::<usize>() as f64, field.weights.iter().sum::<f64>());
+        let shares = field.weights.iter().map(|weight| total * weight / weights);
+        field.in_flight.iter().zip(shares).map(|(load, share)| *load as f64 - share).collect()
+    }
 
     fn spread(weights: &[u32], streams: usize) -> Vec<usize> {
         let policy = LeastConnections::new();
@@ -96,5 +112,79 @@ mod tests {
         let mut field = Field::new(&[1, 1, 1]);
         field.in_flight = vec![2, 1, 1];
         assert_eq!(field.count(&LeastConnections::new(), 10), [0, 5, 5]);
+    }
+
+    #[test]
+    fn where_prompts_wait_the_next_does_not_as_long_as_another_one_is_below_its_share() {
+        let mut field = Field::new(&[1, 1, 1]);
+        (field.in_flight, field.waiting) = (vec![4, 5, 9], vec![800, 100, 0]);
+        assert_eq!(
+            field.pick(&LeastConnections::new()),
+            1,
+            "the third has more than its share, the first waits longer"
+        );
+        field.in_flight[1] = 9;
+        assert_eq!(field.pick(&LeastConnections::new()), 0, "the only one below its share");
+    }
+
+    proptest! {
+        #[test]
+        fn no_pick_lifts_a_backend_a_request_above_its_share(
+            weights in vec(1_u32..20, 1..7),
+            steps in vec((any::<bool>(), any::<prop::sample::Index>(), 0_u64..5000), 1..200),
+        ) {
+            let (policy, mut field) = (LeastConnections::new(), Field::new(&weights));
+            for (comes, which, prompt) in steps {
+                let at = which.index(weights.len());
+                match comes {
+                    true => {
+                        let work = Work { prompt_tokens: prompt, ..Work::default() };
+                        let picked = policy.pick(&work, &field.candidates()).at;
+                        field.in_flight[picked] += 1;
+                        field.waiting[picked] += prompt;
+                        prop_assert!(above(&field)[picked] < 1.0 - 1e-9, "{field:?}");
+                    }
+                    // Sometimes all that wait there have begun.
+                    false if field.in_flight[at] == 0 || prompt > 2500 => field.waiting[at] = 0,
+                    false => field.in_flight[at] -= 1,
+                }
+            }
+        }
+
+        #[test]
+        fn as_requests_come_all_stay_within_one_of_their_shares(
+            weights in vec(1_u32..20, 1..7),
+            prompt in 0_u64..5000,
+            wait in any::<bool>(),
+            turns in 0_usize..20,
+            count in 1_usize..150,
+        ) {
+            let (policy, mut field) = (LeastConnections::new(), Field::new(&weights));
+            // Whoever's turn it is when the first one comes.
+            field.count(&policy, turns);
+            let work = Work { prompt_tokens: prompt, ..Work::default() };
+            for _ in 0..count {
+                let picked = policy.pick(&work, &field.candidates()).at;
+                field.in_flight[picked] += 1;
+                field.waiting[picked] += if wait { prompt } else { 0 };
+                prop_assert!(above(&field).iter().all(|above| above.abs() < 1.0 - 1e-9), "{field:?}");
+            }
+        }
+
+        #[test]
+        fn with_equal_weights_they_do_whatever_the_prompts(
+            backends in 1_usize..8,
+            prompts in vec((0_u64..50_000, any::<prop::sample::Index>()), 1..150),
+        ) {
+            let (policy, mut field) = (LeastConnections::new(), Field::new(&vec![1; backends]));
+            for (prompt, begun) in prompts {
+                let work = Work { prompt_tokens: prompt, ..Work::default() };
+                let picked = policy.pick(&work, &field.candidates()).at;
+                field.in_flight[picked] += 1;
+                field.waiting[picked] += prompt;
+                field.waiting[begun.index(backends)] = 0;
+                prop_assert!(above(&field).iter().all(|above| above.abs() < 1.0 - 1e-9), "{field:?}");
+            }
+        }
     }
 }
