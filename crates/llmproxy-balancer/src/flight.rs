@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, response::Parts};
+use http::{StatusCode, header, response::Parts};
 use llmproxy_core::{
     BoxError, RequestBody,
     body::{Ending, Observe, Observed},
@@ -29,6 +29,8 @@ pub struct Flight {
     began: Instant,
     status: Option<StatusCode>,
     has_bytes: bool,
+    /// How many pieces of a stream have come; `None` where the answer is none, and comes as it pleases.
+    pieces: Option<u64>,
     /// Whether the failure is on the books; nothing good follows then.
     failed: bool,
     /// How the request's own body does, where it passes through.
@@ -53,7 +55,7 @@ struct Progress {
 
 impl Flight {
     pub(crate) fn new(in_flight: InFlight, upload: Upload) -> Self {
-        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, failed: false, upload }
+        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, pieces: None, failed: false, upload }
     }
 
     /// How the attempt failed by `error`.
@@ -91,6 +93,7 @@ impl Flight {
 impl Observe for Flight {
     fn head(&mut self, head: &Parts) {
         self.status = Some(head.status);
+        self.pieces = (head.status.is_success() && is_stream(head)).then_some(0);
         if !head.status.is_server_error() {
             if !head.status.is_success() {
                 self.node().answered();
@@ -110,6 +113,7 @@ impl Observe for Flight {
     }
 
     fn chunk(&mut self, _: &Bytes) {
+        self.pieces = self.pieces.map(|pieces| pieces + 1);
         if self.has_bytes {
             return;
         }
@@ -131,6 +135,9 @@ impl Observe for Flight {
                     self.node().answered();
                 }
                 self.node().succeeded();
+                if let Some(pieces) = self.pieces {
+                    self.in_flight.came_to(pieces);
+                }
             }
             Ending::Failed(error) => {
                 let failure = self.failure(error);
@@ -151,6 +158,14 @@ impl Observe for Flight {
             }
         }
     }
+}
+
+/// Whether this is the head of an answer that comes token by token.
+fn is_stream(head: &Parts) -> bool {
+    let content_type = head.headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    content_type.is_some_and(|content_type| {
+        content_type.starts_with(b"text/event-stream") || content_type.starts_with(b"application/x-ndjson")
+    })
 }
 
 // === impl Upload ===

@@ -6,6 +6,7 @@ use metrics::gauge;
 use tokio::sync::Notify;
 
 use crate::{
+    lengths::Lengths,
     metrics::QUEUE_WAITING,
     pool::Pool,
     sync::atomic::{AtomicUsize, Ordering},
@@ -17,6 +18,8 @@ use crate::{
 pub(crate) struct Hub {
     /// Tells whoever waits to learn what backends serve that something is known that was not.
     pub(crate) changed: Notify,
+    /// What answers came to.
+    pub(crate) lengths: Lengths,
     /// Requests in the line.
     waiting: AtomicUsize,
     pool: OnceLock<Weak<Pool>>,

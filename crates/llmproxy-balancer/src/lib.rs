@@ -88,6 +88,7 @@ mod hub;
 mod injection;
 mod latency;
 mod layer;
+mod lengths;
 mod line;
 mod models;
 mod node;

@@ -74,6 +74,8 @@ pub(crate) struct InFlight {
     node: Arc<Node>,
     /// By the name that it had when the request came, so that the metric goes down where it went up.
     shown: Gauge,
+    /// Its model's name there.
+    model: Option<Arc<str>>,
     /// Whether its answer is still to begin.
     waits: bool,
     /// What of it is still to be given back.
@@ -177,7 +179,7 @@ impl Node {
         self.tokens_waiting.fetch_add(prompt_waiting, Ordering::Relaxed);
         let gauge = self.shown_as(name);
         gauge.increment(1);
-        InFlight { node: self.clone(), shown: gauge, waits: true, prompt_waiting, tokens }
+        InFlight { node: self.clone(), shown: gauge, model: None, waits: true, prompt_waiting, tokens }
     }
 
     fn shown_as(&self, name: &Arc<str>) -> Gauge {
@@ -350,6 +352,18 @@ impl Node {
 impl InFlight {
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// What model it is for.
+    pub(crate) fn is_for(&mut self, model: Option<&Arc<str>>) {
+        self.model = model.cloned();
+    }
+
+    /// Its whole answer came in so many pieces.
+    pub(crate) fn came_to(&self, pieces: u64) {
+        if let Some(model) = &self.model {
+            self.node.hub.lengths.came_to(model, pieces);
+        }
     }
 
     /// Its answer has begun, so nobody waits behind its prompt any more.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use llmproxy_core::Backend;
+use llmproxy_core::{Backend, Call};
 use metrics::counter;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -110,7 +110,8 @@ struct Place<'a> {
 impl Pick {
     pub(crate) fn new(member: Arc<Member>, plan: &Plan, at: usize, reason: Cow<'static, str>) -> Self {
         let stage = &plan.stages[at];
-        let in_flight = member.node.enter(&member.backend.name, &plan.chooser(stage).work);
+        let mut in_flight = member.node.enter(&member.backend.name, &plan.chooser(stage).work);
+        in_flight.is_for(stage.model.as_ref());
         let model = stage.model.clone().filter(|_| stage.renamed);
         Self { member, in_flight, stage: at, model, reason, withdrawn: None }
     }
@@ -220,6 +221,13 @@ impl Pool {
         let view = self.view();
         let may_own = |member: &Arc<Member>| member.with_models(|models| models.may_own(model));
         view.planner.is_known(model) || view.members.iter().any(may_own)
+    }
+
+    /// Expects of this request's answer what others of its model came to, as far as `call` does not bound it.
+    pub(crate) fn foresee(&self, plan: &mut Plan, call: Option<&Call>) {
+        let Some(model) = plan.stages.first().and_then(|stage| stage.model.as_deref()) else { return };
+        let expected = self.hub.lengths.expected(model);
+        plan.choosers.iter_mut().for_each(|chooser| chooser.work.expect_output(call, expected));
     }
 
     /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.

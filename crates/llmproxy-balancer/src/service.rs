@@ -199,7 +199,9 @@ where
         let (head, body) = request.as_ref().expect("it has not gone anywhere yet");
         let body = if let RequestBody::Replay(body, _) = body { Some(body) } else { None };
         let asked = Asked { head, call: exchange.call(), flow: exchange.flow(), body };
-        Arc::new(view.planner.plan(asked, self.policy.as_ref()))
+        let mut plan = view.planner.plan(asked, self.policy.as_ref());
+        self.pool.foresee(&mut plan, exchange.call());
+        Arc::new(plan)
     }
 
     /// Calls the inner service, if it is ready, and leaves in `request` what another attempt would send.

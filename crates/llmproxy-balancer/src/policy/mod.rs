@@ -22,8 +22,8 @@ pub use session::Session;
 
 use crate::config::{LoadBalance, RoutingConfig, SessionConfig};
 
-/// What an answer is taken to come to, in tokens, where nothing bounds it: as long as answers in chats commonly are.
-const COMMON_OUTPUT: u64 = 300;
+/// What an answer is taken to come to, in tokens, before any is known and where nothing bounds it: as long as answers in chats commonly are.
+pub(crate) const COMMON_OUTPUT: u64 = 300;
 
 /// Chooses among backends that could all do the work.
 ///
@@ -180,8 +180,15 @@ impl Recipe {
 impl Work {
     /// Of what is asked for, as far as that is known.
     pub(crate) fn of(call: Option<&Call>, affinity: Affinity) -> Self {
-        let output_tokens = call.and_then(|call| call.max_output).map_or(COMMON_OUTPUT, |max| max.min(COMMON_OUTPUT));
-        Self { prompt_tokens: call.map_or(0, |call| call.prompt_estimate), output_tokens, affinity }
+        let prompt_tokens = call.map_or(0, |call| call.prompt_estimate);
+        let mut work = Self { prompt_tokens, output_tokens: 0, affinity };
+        work.expect_output(call, COMMON_OUTPUT);
+        work
+    }
+
+    /// Its answer is like others, of `expected` tokens, as far as `call` does not bound it.
+    pub(crate) fn expect_output(&mut self, call: Option<&Call>, expected: u64) {
+        self.output_tokens = call.and_then(|call| call.max_output).map_or(expected, |max| max.min(expected));
     }
 
     /// Of the prompt and the answer.
@@ -228,10 +235,23 @@ pub(crate) mod tests {
         backends: Vec<Arc<Backend>>,
         pub(crate) weights: Vec<f64>,
         pub(crate) in_flight: Vec<usize>,
+        /// Requests whose answers have not begun.
+        pub(crate) queue: Vec<usize>,
         pub(crate) tokens: Vec<u64>,
         pub(crate) waiting: Vec<u64>,
         pub(crate) latency: Vec<Option<Duration>>,
         pub(crate) tried: Vec<bool>,
+    }
+
+    #[test]
+    fn a_policy_is_another_one_where_what_it_is_made_of_is() {
+        let one = RoutingConfig::default();
+        let mut other = RoutingConfig { timeout: Duration::from_secs(7), ..RoutingConfig::default() };
+        assert_eq!(Recipe::of(LoadBalance::Session, &one), Recipe::of(LoadBalance::Session, &other));
+        other.session.cookie = Some("sid".into());
+        assert_ne!(Recipe::of(LoadBalance::Session, &one), Recipe::of(LoadBalance::Session, &other));
+        assert_eq!(Recipe::of(LoadBalance::Random, &one), Recipe::of(LoadBalance::Random, &other));
+        assert_ne!(Recipe::of(LoadBalance::Random, &one), Recipe::of(LoadBalance::RoundRobin, &one));
     }
 
     impl Field {
@@ -242,6 +262,7 @@ pub(crate) mod tests {
                     .collect(),
                 weights: weights.iter().map(|weight| f64::from(*weight)).collect(),
                 in_flight: vec![0; weights.len()],
+                queue: vec![0; weights.len()],
                 tokens: vec![0; weights.len()],
                 waiting: vec![0; weights.len()],
                 latency: vec![None; weights.len()],
@@ -254,6 +275,7 @@ pub(crate) mod tests {
                 .map(|index| Candidate {
                     weight: self.weights[index],
                     in_flight: self.in_flight[index],
+                    waiting: self.queue[index],
                     tokens_in_flight: self.tokens[index],
                     tokens_waiting: self.waiting[index],
                     latency: self.latency[index],

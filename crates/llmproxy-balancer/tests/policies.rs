@@ -1,0 +1,114 @@
+//! What policies read in a request, and what they are told of those before it.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests may panic as the tests do")]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::{answer, backends, events, pool_of, text, unchecked};
+use http::{Request, Response};
+use llmproxy_balancer::{
+    BackendConfig, BalanceLayer, Candidate, Choice, LoadBalance, Policy, Pool, RoutingConfig, Work,
+};
+use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody, Target};
+use tower::{Layer, ServiceExt, service_fn};
+
+fn by_session() -> RoutingConfig {
+    RoutingConfig { load_balance: LoadBalance::Session, ..RoutingConfig::default() }
+}
+
+/// The backend that a request of this session is answered by.
+async fn home(pool: &Arc<Pool>, session: &str) -> String {
+    let inner = service_fn(async |request: Request<RequestBody>| {
+        let name = request.extensions().get::<Target>().unwrap().backend.name.clone();
+        Ok::<_, BoxError>(answer(200, &name))
+    });
+    let request = Request::post("/v1/chat/completions").header("x-session-id", session);
+    let request = request.body(RequestBody::whole("{}")).unwrap();
+    text(BalanceLayer::new(pool.clone()).layer(inner).oneshot(request).await.unwrap()).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_stays_where_it_is_through_restarts_and_in_every_proxy() {
+    let one = unchecked(&[1, 1, 1], &by_session());
+    let mut turned: Vec<BackendConfig> = backends(&[1, 1, 1]);
+    turned.reverse();
+    let other = pool_of(&turned, &by_session());
+    let mut homes = Vec::new();
+    for session in 0..60 {
+        let session = session.to_string();
+        homes.push(home(&one, &session).await);
+        assert_eq!(home(&one, &session).await, homes[homes.len() - 1]);
+        assert_eq!(home(&other, &session).await, homes[homes.len() - 1]);
+    }
+    for name in ["a", "b", "c"] {
+        assert!(homes.iter().filter(|home| *home == name).count() > 8, "{homes:?}");
+    }
+}
+
+/// Takes the first and writes down what is expected.
+#[derive(Debug, Default)]
+struct Spy(Mutex<Vec<(u64, usize)>>);
+
+impl Policy for Spy {
+    fn pick(&self, work: &Work, candidates: &[Candidate<'_>]) -> Choice {
+        self.0.lock().unwrap().push((work.output_tokens, candidates[0].waiting));
+        Choice::new(0, "spied on")
+    }
+}
+
+/// Asks for an answer of `model`, with this bound, that is `response`; returns what was expected.
+async fn expected(pool: &Arc<Pool>, model: &str, max_output: Option<u64>, response: Response<BoxBody>) -> u64 {
+    let (spy, response) = (Arc::new(Spy::default()), Arc::new(Mutex::new(Some(response))));
+    let inner = service_fn(move |_: Request<RequestBody>| {
+        let response = response.lock().unwrap().take().unwrap();
+        async move { Ok::<_, BoxError>(response) }
+    });
+    let mut request = Request::new(RequestBody::whole("{}"));
+    let call = Call { model: Some(model.into()), max_output, ..Call::new(Endpoint::of("/v1/chat/completions")) };
+    Exchange::of(request.extensions_mut()).set_call(call);
+    let answer = BalanceLayer::new(pool.clone()).with_policy(spy.clone()).layer(inner).oneshot(request).await;
+    // Some of them break.
+    let _ = text(answer.unwrap()).await;
+    let seen = spy.0.lock().unwrap();
+    seen[0].0
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_streams_came_to_is_expected_of_the_next_one_of_that_model() {
+    let mut backends = backends(&[1]);
+    backends[0].models = vec!["m".into(), "n".into()];
+    let pool = pool_of(&backends, &RoutingConfig::default());
+    assert_eq!(
+        expected(&pool, "m", None, answer(200, "a JSON answer has one piece and any number of tokens")).await,
+        300
+    );
+    assert_eq!(expected(&pool, "m", None, events([Ok("1"), Err("broken")])).await, 300);
+    for _ in 0..200 {
+        expected(&pool, "m", None, events([Ok("1"), Ok("2"), Ok("3")])).await;
+    }
+    let end = || events([Ok("1"), Ok("2"), Ok("3")]);
+    assert_eq!(expected(&pool, "m", None, end()).await, 3);
+    assert_eq!(expected(&pool, "m", Some(2), end()).await, 2, "as far as the request does not bound it");
+    assert_eq!(expected(&pool, "m", Some(4096), end()).await, 3);
+    assert_eq!(expected(&pool, "n", Some(50), end()).await, 50, "nothing is known of that one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_until_its_first_byte() {
+    let routing = RoutingConfig { load_balance: LoadBalance::LatencyBased, ..RoutingConfig::default() };
+    let pool = unchecked(&[1], &routing);
+    let spy = Arc::new(Spy::default());
+    let layer = BalanceLayer::new(pool).with_policy(spy.clone());
+    let inner = || service_fn(async |_: Request<RequestBody>| Ok::<_, BoxError>(events([Ok("1"), Ok("2")])));
+    let ask = || layer.layer(inner()).oneshot(Request::new(RequestBody::whole("{}")));
+    let mut first = ask().await.unwrap();
+    let second = ask().await.unwrap();
+    http_body_util::BodyExt::frame(first.body_mut()).await.unwrap().unwrap();
+    let third = ask().await.unwrap();
+    drop((first, second, third));
+    drop(ask().await.unwrap());
+    let waiting: Vec<usize> = spy.0.lock().unwrap().iter().map(|(_, waiting)| *waiting).collect();
+    assert_eq!(waiting, [0, 1, 1, 0]);
+}
