@@ -1,13 +1,13 @@
-//! How long a backend takes to its first byte: a mean that forgets.
+//! How long a backend takes to its first byte: a mean that follows a rise at once and forgets it slowly, as the peak EWMA
+//! of Twitter's Finagle does.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A sample weighs this much at least, so that a busy backend's mean still follows.
-const MIN_SHARE: f64 = 0.1;
 /// Samples that are this far apart share the mean as 1 - 1/e to 1/e; and the mean of a backend that is not asked shrinks
-/// by the same factor in that time, so that one that was slow, or failed, is tried again some time.
+/// by the same factor in that time, so that one that was slow, or failed, is tried again some time. Longer than the time
+/// between two long prompts, so that the mean is about the worst of them and not about the last.
 const DECAY: Duration = Duration::from_secs(20);
 /// What a failure counts as: longer than people wait. A backend that fails fast must not look fast.
 const PENALTY: Duration = Duration::from_secs(30);
@@ -26,8 +26,9 @@ impl Latency {
     pub(crate) fn measured(&mut self, sample: Duration, now: Instant) {
         let sample = sample.as_secs_f64();
         let mean = self.mean.map_or(sample, |(mean, at)| {
-            let share = (1.0 - decay(now, at)).max(MIN_SHARE);
-            mean * (1.0 - share) + sample * share
+            let kept = decay(now, at);
+            // Whoever waits for the mean to find out that a backend has become slow sends it a crowd meanwhile.
+            if sample > mean { sample } else { mean * kept + sample * (1.0 - kept) }
         });
         self.mean = Some((mean, now));
     }
@@ -89,13 +90,27 @@ mod tests {
     }
 
     #[test]
-    fn old_samples_are_forgotten() {
+    fn a_rise_counts_at_once_and_is_forgotten_slowly() {
         let (mut latency, start) = (Latency::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        latency.measured(FAST, start);
         latency.measured(Duration::from_secs(10), start);
-        for step in 1..=100 {
-            latency.measured(FAST, start + Duration::from_millis(100 * step));
-        }
-        assert!(seconds(latency.estimate(start + Duration::from_secs(10))) < 0.2);
+        assert!((seconds(latency.estimate(start)) - 10.0).abs() < 1e-6);
+        (1..=5).for_each(|second| latency.measured(FAST, after(second)));
+        assert!((7.0..9.0).contains(&seconds(latency.estimate(after(5)))), "five good ones in five seconds are few");
+        (6..=120).for_each(|second| latency.measured(FAST, after(second)));
+        assert!(seconds(latency.estimate(after(120))) < 0.2);
+    }
+
+    #[test]
+    fn how_fast_it_forgets_is_a_matter_of_time_and_not_of_how_many_are_asked() {
+        let forgotten = |each: u64| {
+            let (mut latency, start) = (Latency::default(), Instant::now());
+            latency.measured(Duration::from_secs(10), start);
+            (1..=10_000 / each).for_each(|step| latency.measured(FAST, start + Duration::from_millis(each * step)));
+            seconds(latency.estimate(start + Duration::from_secs(10)))
+        };
+        assert!((forgotten(10) - forgotten(1000)).abs() < 0.05);
     }
 
     #[test]

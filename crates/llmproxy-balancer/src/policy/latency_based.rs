@@ -4,9 +4,11 @@ use std::cmp::Ordering;
 
 use super::{Candidate, Choice, Policy, Work};
 
-/// Of two taken at random, the one whose first byte comes sooner, over its weight.
+/// Of two taken at random, the one whose first byte can be expected sooner, over its weight.
 ///
-/// Two, because the fastest of all would get every request until the next measurement, and by then be the slowest.
+/// Two, because the fastest of all would get every request until the next measurement, and by then be the slowest. What is
+/// expected is the time that first bytes took there, a mean that follows a rise at once, times what is there now: a
+/// measurement tells of a request that has got its first byte, and those that came since have not.
 #[derive(Debug, Default)]
 pub struct LatencyBased {}
 
@@ -22,7 +24,9 @@ impl LatencyBased {
     fn cheaper(candidates: &[Candidate<'_>], assumed: f64, a: usize, b: usize) -> usize {
         let cost = |at: usize| {
             let candidate = &candidates[at];
-            candidate.latency.map_or(assumed, |latency| latency.as_secs_f64()) / candidate.weight
+            let latency = candidate.latency.map_or(assumed, |latency| latency.as_secs_f64());
+            // A request waits for those before it whose answers have not begun, and shares the server with all.
+            latency * (candidate.waiting as f64 + 1.0) * (candidate.in_flight as f64 + 1.0) / candidate.weight
         };
         let load = |at: usize| candidates[at].in_flight as f64 / candidates[at].weight;
         match cost(a).total_cmp(&cost(b)).then_with(|| load(a).total_cmp(&load(b))) {
@@ -53,7 +57,7 @@ impl Policy for LatencyBased {
         let b = (a + 1 + fastrand::usize(..candidates.len() - 1)) % candidates.len();
         let fastest = candidates.iter().filter_map(|candidate| candidate.latency).min();
         let at = Self::cheaper(candidates, fastest.unwrap_or_default().as_secs_f64(), a, b);
-        Choice::new(at, "the faster of two")
+        Choice::new(at, "the sooner of two")
     }
 }
 
@@ -80,6 +84,31 @@ mod tests {
         let mut field = Field::new(&[3, 1]);
         field.latency = vec![millis(200), millis(100)];
         assert_eq!(field.count(&LatencyBased::new(), 50), [50, 0]);
+    }
+
+    #[test]
+    fn what_is_there_now_counts_as_much_as_what_was_measured() {
+        let mut field = Field::new(&[1, 1]);
+        field.latency = vec![millis(100), millis(300)];
+        field.in_flight = vec![4, 1];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [50, 0]);
+        field.in_flight = vec![6, 1];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [0, 50]);
+        // Those that wait for their first byte count in both.
+        (field.in_flight, field.queue) = (vec![3, 3], vec![3, 0]);
+        assert_eq!(field.count(&LatencyBased::new(), 50), [0, 50]);
+    }
+
+    #[test]
+    fn no_herd_runs_to_the_fastest_between_two_measurements() {
+        let (policy, mut field) = (LatencyBased::new(), Field::new(&[1, 1, 1]));
+        field.latency = vec![millis(100), millis(150), millis(150)];
+        for _ in 0..60 {
+            let picked = field.pick(&policy);
+            field.in_flight[picked] += 1;
+            field.queue[picked] += 1;
+        }
+        assert!(field.in_flight.iter().all(|load| (12..30).contains(load)), "{field:?}");
     }
 
     #[test]
