@@ -85,8 +85,26 @@ fn a_conversation_is_known_by_its_opening_and_its_model() {
 /// Pinned: a session that moves with an update of the proxy has lost its cache, and two versions side by side disagree.
 #[test]
 fn keys_and_homes_are_the_same_in_every_process_and_version() {
-    assert_eq!(key(&[("x-session-id", "abc")], None, None), Some(5_543_184_245_457_485_078));
-    assert_eq!(homes(&Field::new(&[1, 1, 1, 1]), 16), [0, 3, 0, 3, 1, 2, 1, 3, 1, 1, 1, 3, 0, 3, 1, 2]);
+    assert_eq!(key(&[("x-session-id", "abc")], None, None), Some(7_431_479_699_503_227_426));
+    assert_eq!(homes(&Field::new(&[1, 1, 1, 1]), 16), [0, 0, 1, 0, 2, 1, 2, 2, 3, 0, 2, 3, 0, 1, 3, 0]);
+}
+
+#[test]
+fn every_byte_and_the_length_count() {
+    let of = |bytes: &[u8]| hash(Source::Header, &[bytes]);
+    let long = b"a session's key of some length, with a rest";
+    let mut seen: Vec<u64> = (0..=long.len()).map(|end| of(&long[..end])).collect();
+    seen.extend([&b"a\0"[..], b"a\0\0", b"a session\0", b"\0", b"\0\0"].map(of));
+    for at in 0..long.len() {
+        let mut other = *long;
+        other[at] ^= 1;
+        seen.push(of(&other));
+    }
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), count);
+    assert_ne!(hash(Source::Opening, &[b"ab", b"c"]), hash(Source::Opening, &[b"a", b"bc"]));
 }
 
 #[test]
