@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     check::{Checker, Settings, Task},
-    config::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig},
+    config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
     health::Rules,
     hub::Hub,
     metrics::BACKEND_UP,

@@ -104,7 +104,12 @@ mod view;
 pub use balancer::Balancer;
 pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
-    DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance, MatchConfig, ModelConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig, RuleConfig, validate_backends, validate_health_check, validate_queue, validate_routes, validate_routing, DEFAULT_LOAD_FACTOR, DEFAULT_SESSION_HEADERS, SessionConfig,
+    DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR, DEFAULT_MAX_RETRIES,
+    DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT,
+    DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT,
+    FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance, MatchConfig, ModelConfig, QueueConfig, RetryConfig,
+    RetryOn, RouteFindings, RoutingConfig, RuleConfig, SessionConfig, validate_backends, validate_health_check,
+    validate_queue, validate_routes, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;

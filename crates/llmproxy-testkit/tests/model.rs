@@ -196,7 +196,8 @@ async fn thirty_words_take_a_second() {
 #[tokio::test(start_paused = true)]
 async fn who_finds_no_place_in_the_batch_waits_and_its_metrics_say_so() {
     let server = ModelServer::builder().batch(1).prefill(Duration::ZERO).start().await.unwrap();
-    let ask = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true, "max_tokens": 30, "ignore_eos": true});
+    let ask =
+        json!({"messages": [{"role": "user", "content": "hi"}], "stream": true, "max_tokens": 30, "ignore_eos": true});
     let mut first = Client::connect(server.addr()).await;
     first.send_json("/v1/chat/completions", &[], &ask).await;
     first.piece().await.unwrap();

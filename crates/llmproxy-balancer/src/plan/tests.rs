@@ -13,7 +13,7 @@ fn planner(routing: &str) -> Planner {
         backend.name = name.into();
         Arc::new(backend)
     });
-    Planner::new(&routing, &backends, &mut |_, strategy| policy::policy(strategy, &routing))
+    Planner::new(&routing, &backends, &mut |_, strategy| policy::Recipe::of(strategy, &routing).make())
 }
 
 /// A request, and what is known of it.
