@@ -17,6 +17,7 @@ use crate::{
     policy::{Policy, Recipe},
     pool::Pool,
     retry::Retry,
+    signals::{self, Scraper},
     view::{Member, View},
 };
 use futures_util::future::join_all;
@@ -27,7 +28,7 @@ use metrics::gauge;
 /// The state of all backends: what is in flight there, how they are, what they serve, what policies know of them. One for
 /// the life of the process; its [`Pool`] shows what the newest configuration makes of it.
 ///
-/// The checks run as long as the balancer lives and the newest configuration has the backend.
+/// The checks, and the questions for load, run as long as the balancer lives and the newest configuration has the backend.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -71,6 +72,7 @@ struct State {
 struct Entry {
     node: Arc<Node>,
     checks: Option<(Arc<Checker>, Task)>,
+    scrapes: Option<(signals::Settings, Task)>,
 }
 
 // === impl Balancer ===
@@ -131,11 +133,14 @@ impl Balancer {
             gone.node.retire();
             state.policies.iter().for_each(|(_, policy)| policy.forget(gone.node.index));
         }
+        // Where there is only one there is nothing to choose.
+        let is_scraped = routing.load_signals.enabled && new.len() > 1;
         for (config, identity, backend, known) in new {
             let settings =
                 Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
+            let scraped = is_scraped.then(|| signals::Settings::new(backend.clone(), config, &routing.load_signals));
             let index = known.as_ref().map_or_else(|| free(&mut taken), |entry| entry.node.index);
-            let entry = self.entry(known, index, config.weight, settings);
+            let entry = self.entry(known, index, config.weight, settings, scraped);
             members.push(Arc::new(Member {
                 backend,
                 tier: config.tier,
@@ -192,12 +197,19 @@ impl Balancer {
         view.members.iter().find(|member| &*member.backend.name == name).map(|member| member.node.clone())
     }
 
-    fn entry(&self, old: Option<Entry>, index: usize, weight: u32, settings: Settings) -> Entry {
+    fn entry(
+        &self,
+        old: Option<Entry>,
+        index: usize,
+        weight: u32,
+        settings: Settings,
+        scraped: Option<signals::Settings>,
+    ) -> Entry {
         let rules = Rules::new(&settings.health);
         let backend = settings.backend.clone();
-        let (node, checks) = match old {
-            Some(Entry { node, checks }) => (node, checks),
-            None => (Node::new(index, backend.clone(), rules, self.hub.clone()), None),
+        let (node, checks, scrapes) = match old {
+            Some(Entry { node, checks, scrapes }) => (node, checks, scrapes),
+            None => (Node::new(index, backend.clone(), rules, self.hub.clone()), None, None),
         };
         node.configure(backend, weight, rules);
         let checks = match checks {
@@ -208,7 +220,17 @@ impl Balancer {
                 Some((checker.clone(), checker.spawn()))
             }
         };
-        Entry { node, checks }
+        let scrapes = match (scrapes, scraped) {
+            (Some(old), Some(scraped)) if old.0 == scraped => Some(old),
+            (_, scraped) => {
+                node.signals().forget();
+                scraped.map(|settings| {
+                    let scraper = Scraper::new(node.clone(), self.client.clone(), settings.clone());
+                    (settings, scraper.spawn())
+                })
+            }
+        };
+        Entry { node, checks, scrapes }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

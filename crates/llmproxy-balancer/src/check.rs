@@ -37,9 +37,9 @@ pub(crate) struct Settings {
     pub(crate) learn: bool,
 }
 
-/// The running checks of one backend; dropped, they end.
+/// What runs for one backend; dropped, it ends.
 #[derive(Debug)]
-pub(crate) struct Task(JoinHandle<()>);
+pub(crate) struct Task(pub(crate) JoinHandle<()>);
 
 /// Why a check failed.
 #[derive(Debug)]
@@ -182,15 +182,18 @@ impl Settings {
 
 impl PartialEq for Settings {
     fn eq(&self, other: &Self) -> bool {
-        self.health == other.health
-            && self.learn == other.learn
-            && self.backend.url == other.backend.url
-            && self.backend.headers == other.backend.headers
-            && self.backend.connect_timeout == other.backend.connect_timeout
-            && self.backend.max_idle_conns == other.backend.max_idle_conns
-            && self.backend.http2 == other.backend.http2
-            && self.backend.ca == other.backend.ca
+        self.health == other.health && self.learn == other.learn && is_same_server(&self.backend, &other.backend)
     }
+}
+
+/// Whether both are asked in the same way.
+pub(crate) fn is_same_server(a: &Backend, b: &Backend) -> bool {
+    a.url == b.url
+        && a.headers == b.headers
+        && a.connect_timeout == b.connect_timeout
+        && a.max_idle_conns == b.max_idle_conns
+        && a.http2 == b.http2
+        && a.ca == b.ca
 }
 
 // === impl Task ===

@@ -66,6 +66,8 @@ pub struct BackendConfig {
     pub models: Vec<String>,
     /// Whether it is asked for usage in streams whose clients did not ask.
     pub inject_usage: InjectUsage,
+    /// Where it tells its load; looked for at the usual places where none is given.
+    pub metrics_path: Option<String>,
 }
 
 /// `backends[].inject_usage`.
@@ -121,6 +123,31 @@ pub struct RoutingConfig {
     pub fallback: Vec<FallbackConfig>,
     /// When and how often another attempt is made.
     pub retry: RetryConfig,
+    /// Whether backends are asked for their own load.
+    pub load_signals: LoadSignalsConfig,
+}
+
+/// `routing.load_signals`: what backends say of their own load, on pages for machines that most servers have.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use llmproxy_balancer::{LoadSignalsConfig, RoutingConfig, validate_routing};
+///
+/// let load_signals = LoadSignalsConfig { interval: Duration::from_secs(2), ..LoadSignalsConfig::default() };
+/// assert!(validate_routing(&RoutingConfig { load_signals, ..RoutingConfig::default() }).is_empty());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LoadSignalsConfig {
+    /// Whether they are asked. One that is the only one never is: there is nothing to choose.
+    pub enabled: bool,
+    /// From one answer to the next question. An answer counts for three of these.
+    #[serde(with = "duration")]
+    pub interval: Duration,
+    /// The longest wait for an answer.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
 }
 
 /// The `queue` block: the line in which requests wait while every backend that could take them is full.
@@ -231,6 +258,10 @@ pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_MAX_WAITING: usize = 1000;
 /// 2 s: long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
 pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
+/// 5 s: what changes faster is our own work, which we count; and making such a page takes a server some milliseconds.
+pub const DEFAULT_SIGNALS_INTERVAL: Duration = Duration::from_secs(5);
+/// 1 s: what comes later is old.
+pub const DEFAULT_SIGNALS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Three more attempts.
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
 /// A fifth: what one of several backends fails at can be done by the others, what all fail at does not get much more.
@@ -284,6 +315,7 @@ impl Default for BackendConfig {
             max_tokens: None,
             models: Vec::new(),
             inject_usage: InjectUsage::default(),
+            metrics_path: None,
         }
     }
 }
@@ -304,7 +336,16 @@ impl Default for RoutingConfig {
             rules: Vec::new(),
             fallback: Vec::new(),
             retry: RetryConfig::default(),
+            load_signals: LoadSignalsConfig::default(),
         }
+    }
+}
+
+// === impl LoadSignalsConfig ===
+
+impl Default for LoadSignalsConfig {
+    fn default() -> Self {
+        Self { enabled: true, interval: DEFAULT_SIGNALS_INTERVAL, timeout: DEFAULT_SIGNALS_TIMEOUT }
     }
 }
 

@@ -13,6 +13,7 @@
 //! - Where a client did not ask for usage, the backend is asked ([`InjectUsage`]). One that may have refused the request for
 //!   that is asked once more without, which is neither a failure nor a retry, and what came of it is remembered.
 //! - Backends are checked; one that refuses a connection is out until it proves itself.
+//! - Those that tell their own load ([`Load`]) are asked for it, since others may use them too.
 //!
 //! ```
 //! use std::io;
@@ -98,6 +99,7 @@ mod policy;
 mod pool;
 mod retry;
 mod service;
+mod signals;
 mod sync;
 mod view;
 
@@ -106,10 +108,11 @@ pub use config::{
     BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
     DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR, DEFAULT_MAX_RETRIES,
     DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT,
-    DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT,
-    FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance, MatchConfig, ModelConfig, QueueConfig, RetryConfig,
-    RetryOn, RouteFindings, RoutingConfig, RuleConfig, SessionConfig, validate_backends, validate_health_check,
-    validate_queue, validate_routes, validate_routing,
+    DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT,
+    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance,
+    LoadSignalsConfig, MatchConfig, ModelConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig,
+    RuleConfig, SessionConfig, validate_backends, validate_health_check, validate_queue, validate_routes,
+    validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;
@@ -124,3 +127,4 @@ pub use policy::{
 pub use pool::{BackendStatus, Pool};
 pub use retry::Failure;
 pub use service::{Balance, BalanceBody};
+pub use signals::Load;

@@ -19,6 +19,12 @@ pub const RETRIES_REFUSED: &str = "llmproxy_retries_refused_total";
 /// How often a backend came up or went out; labels `backend` and `to`, `up` or `out`.
 pub const HEALTH_CHANGES: &str = "llmproxy_backend_health_changes_total";
 
+/// Requests at a backend as it says itself, whoever has sent them; labels `backend` and `kind`, `running` or `waiting`. Not a
+/// number where it has not said so lately.
+pub const BACKEND_LOAD: &str = "llmproxy_backend_load";
+/// How much of a backend's KV cache is in use as it says itself, from 0 to 1; label `backend`. Not a number where it has not
+/// said so lately.
+pub const BACKEND_KV_USAGE: &str = "llmproxy_backend_kv_usage";
 /// How often a backend was found to refuse requests for usage that its clients did not ask for; label `backend`.
 pub const INJECTION_REFUSED: &str = "llmproxy_usage_injection_refused_total";
 
@@ -35,5 +41,7 @@ pub fn describe() {
         "Attempts that were not made because routing.retry.budget was spent"
     );
     describe_counter!(HEALTH_CHANGES, Unit::Count, "How often the backend came up or went out");
+    describe_gauge!(BACKEND_LOAD, Unit::Count, "Requests that run or wait at the backend, as it says itself");
+    describe_gauge!(BACKEND_KV_USAGE, "How much of the backend's KV cache is in use, from 0 to 1, as it says itself");
     describe_counter!(INJECTION_REFUSED, Unit::Count, "How often the backend was found not to take include_usage");
 }

@@ -20,6 +20,7 @@ use crate::{
     metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT, INJECTION_REFUSED},
     models::Models,
     policy::Work,
+    signals::Signals,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     latency: Mutex<Latency>,
     injection: Mutex<Injection>,
     models: ArcSwap<Models>,
+    /// What it says of its own load.
+    signals: Signals,
     /// Tells the checks that the next one is due at another time than they thought.
     pub(crate) rescheduled: Notify,
     /// Tells whoever waits for any backend.
@@ -102,6 +105,7 @@ impl Node {
             latency: Mutex::default(),
             injection: Mutex::default(),
             models: ArcSwap::default(),
+            signals: Signals::default(),
             rescheduled: Notify::new(),
             hub,
         })
@@ -148,6 +152,7 @@ impl Node {
     /// No configuration has it any more, so its name may be another's.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        self.signals.forget();
         self.hub.changed();
     }
 
@@ -173,7 +178,8 @@ impl Node {
     /// Counts a request.
     pub(crate) fn enter(self: &Arc<Self>, name: &Arc<str>, work: &Work) -> InFlight {
         let (prompt_waiting, tokens) = (work.prompt_tokens, work.tokens());
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.signals.entered(in_flight);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.tokens.fetch_add(tokens, Ordering::SeqCst);
         self.tokens_waiting.fetch_add(prompt_waiting, Ordering::Relaxed);
@@ -300,6 +306,11 @@ impl Node {
         self.hub.changed();
     }
 
+    /// What it says of its own load.
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn injections(&self) -> MutexGuard<'_, Injection> {
         self.injection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -316,6 +327,7 @@ impl Node {
     fn after(&self, change: Option<Change>, problem: Option<&str>) {
         let Some(change) = change else { return };
         let name = self.name();
+        self.signals.restarted();
         let to = match change {
             Change::Up => {
                 // What was measured before may have been another process.

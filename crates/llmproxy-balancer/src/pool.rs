@@ -24,6 +24,7 @@ use crate::{
     models::ModelInfo,
     node::{InFlight, Node},
     plan::Plan,
+    signals::Load,
     view::{MIN_RETRY_AFTER, Member, Standing, View},
 };
 
@@ -70,6 +71,8 @@ pub struct BackendStatus {
     pub models: Vec<String>,
     /// How long a first byte takes there.
     pub latency: Option<Duration>,
+    /// What it says of its own load, where it has said so lately.
+    pub load: Option<Load>,
 }
 
 /// The backend for one attempt; counted there until it is dropped.
@@ -182,6 +185,7 @@ impl Pool {
                     tokens_in_flight: node.tokens(),
                     models: member.with_models(|models| models.entries().map(|(name, _)| name.clone()).collect()),
                     latency: node.latency(),
+                    load: node.signals().load(now),
                 }
             })
             .collect()

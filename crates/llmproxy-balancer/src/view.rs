@@ -124,6 +124,7 @@ impl View {
             return Standing::Out(self.retry_after(able));
         }
         let room: Vec<&Arc<Member>> = open.into_iter().filter(|member| member.has_room(work)).collect();
+        let room = rather_idle(room);
         let Some(tier) = room.iter().map(|member| member.tier).min() else { return Standing::Full };
         let room: Vec<&Arc<Member>> = room.into_iter().filter(|member| member.tier == tier).collect();
         Standing::Picked(self.pick(&room, plan, at))
@@ -215,6 +216,14 @@ impl View {
     }
 }
 
+/// Without those that are full by their own word, whatever their tiers, unless all are.
+fn rather_idle(members: Vec<&Arc<Member>>) -> Vec<&Arc<Member>> {
+    let now = Instant::now();
+    let is_saturated = |member: &Member| member.node.signals().load(now).is_some_and(|load| load.is_saturated());
+    let idle: Vec<&Arc<Member>> = members.iter().copied().filter(|member| !is_saturated(member)).collect();
+    if idle.is_empty() { members } else { idle }
+}
+
 // === impl Member ===
 
 impl Member {
@@ -249,6 +258,7 @@ impl Member {
 
     fn candidate(&self) -> Candidate<'_> {
         let node = &self.node;
+        let load = node.signals().load(Instant::now());
         Candidate {
             backend: &self.backend,
             index: node.index,
@@ -259,6 +269,8 @@ impl Member {
             tokens_waiting: node.tokens_waiting(),
             latency: node.latency(),
             tried: node.is_tried(),
+            others: load.map_or(0.0, |load| load.others as f64),
+            load,
         }
     }
 

@@ -77,6 +77,9 @@ pub fn validate_backends(backends: &[BackendConfig]) -> Vec<(String, String)> {
                 wrong(&format!("headers.{name}"), "has a value that no header can have, like a line break".into());
             }
         }
+        if let Some(path) = config.metrics_path.as_deref().filter(|path| !is_path(path)) {
+            wrong("metrics_path", format!("`{path}` is not a path; write it like /metrics"));
+        }
         for (position, model) in config.models.iter().enumerate() {
             if model.trim().is_empty() {
                 wrong(&format!("models[{position}]"), "is empty; name a model, or leave it out".into());
@@ -118,6 +121,12 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
     if !factor.is_finite() || factor < 1.0 {
         wrong("session.load_factor", format!("is {factor}; must be 1 or more, 1.25 for a quarter more than its share"));
     }
+    for (key, duration) in [("interval", config.load_signals.interval), ("timeout", config.load_signals.timeout)] {
+        if duration.is_zero() {
+            let message = "must be longer than 0; to ask no backend for its load, set `enabled: false`";
+            wrong(&format!("load_signals.{key}"), message.into());
+        }
+    }
     let retry = &config.retry;
     if !retry.multiplier.is_finite() || retry.multiplier < 1.0 {
         wrong("retry.multiplier", format!("is {}; must be 1 or more", retry.multiplier));
@@ -158,9 +167,7 @@ pub fn validate_health_check(config: &HealthCheckConfig) -> Vec<(String, String)
     if config.method.parse::<Method>().is_err() {
         wrong("method", format!("`{}` is not an HTTP method; use GET or HEAD", config.method));
     }
-    if let Some(path) = &config.path
-        && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
-    {
+    if let Some(path) = config.path.as_deref().filter(|path| !is_path(path)) {
         wrong("path", format!("`{path}` is not a path; write it like /health"));
     }
     if StatusCode::from_u16(config.expected_status).is_err() {
@@ -174,6 +181,10 @@ pub fn validate_health_check(config: &HealthCheckConfig) -> Vec<(String, String)
         }
     }
     mistakes
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok()
 }
 
 #[cfg(test)]
@@ -198,13 +209,25 @@ mod tests {
             BackendConfig { headers: [("bad name".into(), "x".into())].into(), ..BackendConfig::new("vllm:8000") },
             BackendConfig::new("http://same/v1"),
             BackendConfig { timeout: Some(Duration::ZERO), ..BackendConfig::new("http://same/") },
-            BackendConfig { models: vec![" ".into()], ..BackendConfig::new("http://user:secret@host") },
+            BackendConfig {
+                models: vec![" ".into()],
+                metrics_path: Some("metrics".into()),
+                ..BackendConfig::new("http://user:secret@host")
+            },
         ];
         let mistakes = validate_backends(&backends);
         assert!(mistakes.iter().all(|(_, message)| !message.contains("secret")), "{mistakes:?}");
         assert_eq!(
             keys(mistakes),
-            ["[0].url", "[0].headers.bad name", "[2].name", "[2].timeout", "[3].url", "[3].models[0]"]
+            [
+                "[0].url",
+                "[0].headers.bad name",
+                "[2].name",
+                "[2].timeout",
+                "[3].url",
+                "[3].metrics_path",
+                "[3].models[0]"
+            ]
         );
     }
 
@@ -233,6 +256,7 @@ mod tests {
         let mut config = RoutingConfig { timeout: Duration::ZERO, ..RoutingConfig::default() };
         config.model_mapping.insert("gpt-4".into(), String::new());
         config.rules.push(RuleConfig::default());
+        config.load_signals.interval = Duration::ZERO;
         config.retry.multiplier = 0.5;
         config.retry.budget = -0.1;
         config.retry.max_wait = Duration::ZERO;
@@ -241,6 +265,7 @@ mod tests {
             keys(validate_routing(&config)),
             [
                 "timeout",
+                "load_signals.interval",
                 "retry.multiplier",
                 "retry.budget",
                 "retry.max_wait",

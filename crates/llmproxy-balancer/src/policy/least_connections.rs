@@ -14,7 +14,8 @@ use super::{Candidate, Choice, Policy, RoundRobin, Work, cheapest};
 /// - From nothing in flight, as long as requests only come, and have prompts of one size that all wait or none: every
 ///   backend is less than one request from its share. With equal weights, whatever their prompts.
 ///
-/// Answers that end may leave a backend as far below its share as chance will have it.
+/// Answers that end may leave a backend as far below its share as chance will have it. What others than this proxy have there
+/// counts as well, where a backend tells of it.
 #[derive(Debug, Default)]
 pub struct LeastConnections {
     ties: RoundRobin,
@@ -31,10 +32,10 @@ impl LeastConnections {
     /// The position of the one to ask.
     pub(super) fn least(&self, work: &Work, candidates: &[Candidate<'_>]) -> usize {
         // Where nobody is busy, loads say nothing, and requests that come one after the other still want their turn.
-        if candidates.iter().all(|candidate| candidate.in_flight == 0) {
+        if candidates.iter().all(|candidate| candidate.requests() == 0.0) {
             return self.ties.next(candidates);
         }
-        let total = 1.0 + candidates.iter().map(|candidate| candidate.in_flight as f64).sum::<f64>();
+        let total = 1.0 + candidates.iter().map(Candidate::requests).sum::<f64>();
         let weights: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
         // Where nobody waits, this one's prompt is no reason to prefer whoever has the greatest weight.
         let nobody_waits = candidates.iter().all(|candidate| candidate.tokens_waiting == 0);
@@ -43,7 +44,7 @@ impl LeastConnections {
         // waits, it is the quota method of apportionment, which never strays a whole seat from a share (Balinski and Young,
         // "The Quota Method of Apportionment", 1975).
         cheapest(candidates, &self.ties, |candidate| {
-            let (load, weight) = (candidate.in_flight as f64, candidate.weight);
+            let (load, weight) = (candidate.requests(), candidate.weight);
             let waiting = candidate.tokens_waiting.saturating_add(prompt) as f64;
             (load * weights >= total * weight, waiting / weight, (load + 1.0) / weight)
         })
@@ -105,6 +106,16 @@ mod tests {
     #[test]
     fn requests_one_after_the_other_take_turns_by_weight() {
         assert_eq!(Field::new(&[3, 1]).count(&LeastConnections::new(), 20), [15, 5]);
+    }
+
+    #[test]
+    fn requests_of_others_count_like_ours() {
+        let mut field = Field::new(&[1, 1]);
+        field.in_flight = vec![1, 3];
+        field.others = vec![5.0, 0.0];
+        assert_eq!(field.pick(&LeastConnections::new()), 1);
+        field.in_flight = vec![0, 0];
+        assert_eq!(field.count(&LeastConnections::new(), 10), [0, 10], "one is idle, the other is not");
     }
 
     #[test]

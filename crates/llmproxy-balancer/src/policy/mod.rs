@@ -20,7 +20,10 @@ pub use random::Random;
 pub use round_robin::RoundRobin;
 pub use session::Session;
 
-use crate::config::{LoadBalance, RoutingConfig, SessionConfig};
+use crate::{
+    config::{LoadBalance, RoutingConfig, SessionConfig},
+    signals::Load,
+};
 
 /// What an answer is taken to come to, in tokens, before any is known and where nothing bounds it: as long as answers in chats commonly are.
 pub(crate) const COMMON_OUTPUT: u64 = 300;
@@ -109,6 +112,11 @@ pub struct Candidate<'a> {
     pub latency: Option<Duration>,
     /// Whether anything has come of a request there, if only an answer that blames the request and is not measured.
     pub tried: bool,
+    /// Requests there that are not this proxy's, as the backend says itself; 0 where it has not said so lately. Seconds old,
+    /// unlike `in_flight`.
+    pub others: f64,
+    /// All that it says of its own load.
+    pub load: Option<Load>,
 }
 
 /// The candidate that a policy chose.
@@ -212,7 +220,14 @@ impl<'a> Candidate<'a> {
             tokens_waiting: 0,
             latency: None,
             tried: false,
+            others: 0.0,
+            load: None,
         }
+    }
+
+    /// Requests there, this proxy's and others'.
+    pub fn requests(&self) -> f64 {
+        self.in_flight as f64 + self.others
     }
 }
 
@@ -237,6 +252,7 @@ pub(crate) mod tests {
         pub(crate) in_flight: Vec<usize>,
         /// Requests whose answers have not begun.
         pub(crate) queue: Vec<usize>,
+        pub(crate) others: Vec<f64>,
         pub(crate) tokens: Vec<u64>,
         pub(crate) waiting: Vec<u64>,
         pub(crate) latency: Vec<Option<Duration>>,
@@ -263,6 +279,7 @@ pub(crate) mod tests {
                 weights: weights.iter().map(|weight| f64::from(*weight)).collect(),
                 in_flight: vec![0; weights.len()],
                 queue: vec![0; weights.len()],
+                others: vec![0.0; weights.len()],
                 tokens: vec![0; weights.len()],
                 waiting: vec![0; weights.len()],
                 latency: vec![None; weights.len()],
@@ -276,6 +293,7 @@ pub(crate) mod tests {
                     weight: self.weights[index],
                     in_flight: self.in_flight[index],
                     waiting: self.queue[index],
+                    others: self.others[index],
                     tokens_in_flight: self.tokens[index],
                     tokens_waiting: self.waiting[index],
                     latency: self.latency[index],

@@ -37,7 +37,14 @@ pub(crate) enum Reply {
 
 /// What a backend's checks find, by host; a host that is not there refuses connections.
 #[derive(Clone, Default)]
-pub(crate) struct Checks(Arc<Mutex<HashMap<String, Health>>>);
+pub(crate) struct Checks(Arc<Mutex<HashMap<String, Health>>>, Arc<Mutex<Pages>>);
+
+/// What backends tell of their load, at which of the two places, and how often they were asked there, by host.
+#[derive(Default)]
+struct Pages {
+    told: HashMap<(String, String), (u16, String)>,
+    asked: Vec<String>,
+}
 
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -78,12 +85,46 @@ impl Checks {
         self.0.lock().expect("no test panics in here")[host].asked.clone()
     }
 
+    /// Tells its load at `path`.
+    pub(crate) fn tells(&self, host: &str, path: &str, status: u16, page: &str) {
+        let mut pages = self.1.lock().expect("no test panics in here");
+        pages.told.insert((host.into(), path.into()), (status, page.into()));
+    }
+
+    /// Tells its load in vLLM's words.
+    pub(crate) fn runs(&self, host: &str, running: u64, waiting: u64, usage: f64) {
+        let labels = r#"{engine="0",model_name="m"}"#;
+        let page = format!(
+            "vllm:num_requests_running{labels} {running}.0\nvllm:num_requests_waiting{labels} {waiting}.0\n\
+             vllm:kv_cache_usage_perc{labels} {usage}\n"
+        );
+        self.tells(host, "/metrics", 200, &page);
+    }
+
+    /// The questions for load so far, each as host and path; from here on counted anew.
+    pub(crate) fn scraped(&self) -> Vec<String> {
+        std::mem::take(&mut self.1.lock().expect("no test panics in here").asked)
+    }
+
     pub(crate) fn client(&self) -> HttpClient {
         let all = self.0.clone();
+        let pages = self.1.clone();
         HttpClient::new(service_fn(move |request: Request<Bytes>| {
             let mut all = all.lock().expect("no test panics in here");
-            let answer = match all.get_mut(request.uri().host().expect("an absolute URI")) {
+            let host = request.uri().host().expect("an absolute URI");
+            let path = request.uri().path();
+            let mut pages = pages.lock().expect("no test panics in here");
+            let page = pages.told.get(&(host.into(), path.into())).cloned();
+            let is_page = page.is_some() || ["/metrics", "/slots"].contains(&path);
+            if is_page {
+                pages.asked.push(format!("{host}{path}"));
+            }
+            let answer = match all.get_mut(host) {
                 None => Err(refused()),
+                Some(_) if is_page => {
+                    let (status, body) = page.unwrap_or((404, String::new()));
+                    Ok(Response::builder().status(status).body(Bytes::from(body)).expect("a good status"))
+                }
                 Some(health) => {
                     health.asked.push(request.uri().path().to_owned());
                     let (status, body) = match request.uri().path() {
