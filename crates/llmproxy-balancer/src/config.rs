@@ -4,6 +4,7 @@ mod models;
 mod routes;
 mod rules;
 mod session;
+mod load_signals;
 mod validate;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -16,6 +17,7 @@ pub(crate) use models::{Named, resolve};
 pub use routes::{RouteFindings, validate_routes};
 pub use rules::{MatchConfig, RuleConfig};
 pub use session::{DEFAULT_LOAD_FACTOR, DEFAULT_SESSION_HEADERS, SessionConfig};
+pub use load_signals::{DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, LoadSignalsConfig};
 pub use validate::{validate_backends, validate_health_check, validate_queue, validate_routing};
 
 /// One entry of `backends`.
@@ -127,29 +129,6 @@ pub struct RoutingConfig {
     pub load_signals: LoadSignalsConfig,
 }
 
-/// `routing.load_signals`: what backends say of their own load, on pages for machines that most servers have.
-///
-/// ```
-/// use std::time::Duration;
-///
-/// use llmproxy_balancer::{LoadSignalsConfig, RoutingConfig, validate_routing};
-///
-/// let load_signals = LoadSignalsConfig { interval: Duration::from_secs(2), ..LoadSignalsConfig::default() };
-/// assert!(validate_routing(&RoutingConfig { load_signals, ..RoutingConfig::default() }).is_empty());
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct LoadSignalsConfig {
-    /// Whether they are asked. One that is the only one never is: there is nothing to choose.
-    pub enabled: bool,
-    /// From one answer to the next question. An answer counts for three of these.
-    #[serde(with = "duration")]
-    pub interval: Duration,
-    /// The longest wait for an answer.
-    #[serde(with = "duration")]
-    pub timeout: Duration,
-}
-
 /// The `queue` block: the line in which requests wait while every backend that could take them is full.
 ///
 /// ```
@@ -258,10 +237,6 @@ pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_MAX_WAITING: usize = 1000;
 /// 2 s: long enough for a prompt of common size, short enough that nobody takes the proxy for dead.
 pub const DEFAULT_COMMIT_AFTER: Duration = Duration::from_secs(2);
-/// 5 s: what changes faster is our own work, which we count; and making such a page takes a server some milliseconds.
-pub const DEFAULT_SIGNALS_INTERVAL: Duration = Duration::from_secs(5);
-/// 1 s: what comes later is old.
-pub const DEFAULT_SIGNALS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Three more attempts.
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
 /// A fifth: what one of several backends fails at can be done by the others, what all fail at does not get much more.
@@ -338,14 +313,6 @@ impl Default for RoutingConfig {
             retry: RetryConfig::default(),
             load_signals: LoadSignalsConfig::default(),
         }
-    }
-}
-
-// === impl LoadSignalsConfig ===
-
-impl Default for LoadSignalsConfig {
-    fn default() -> Self {
-        Self { enabled: true, interval: DEFAULT_SIGNALS_INTERVAL, timeout: DEFAULT_SIGNALS_TIMEOUT }
     }
 }
 

@@ -41,6 +41,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("auth.status_codes.expired.http_code", "418"),
     ("auth.status_codes.quota_exceeded.http_code", "418"),
     ("auth.status_codes.not_found.http_code", "418"),
+    ("backends[].metrics_path", "/other"),
     ("routing.allow_paths", "[/other]"),
     ("routing.retry.initial_wait", "2s"),
     ("routing.retry.retry_on", "['429']"),

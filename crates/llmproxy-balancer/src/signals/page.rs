@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+#[cfg(test)]
+mod tests;
+
 /// So many series of one name are read; a server has one for each of its engines.
 const MOST_SERIES: usize = 1024;
 /// More requests than any server has: whoever says more is not believed.

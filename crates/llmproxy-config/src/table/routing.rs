@@ -64,6 +64,12 @@ pub(super) const KEYS: &[Key] = &[
         "auto",
         "whether it is asked for usage in streams whose clients did not ask; `auto` stops where it has refused a request for that",
     ),
+    key(
+        "backends[].metrics_path",
+        Text,
+        "",
+        "where it tells its load, see routing.load_signals; /metrics, else /slots, when left out",
+    ),
     block("discovery", "backends that are found rather than written down"),
     key("discovery.enabled", Switch, "false", "whether they are looked for").refused(
         "backends that only discovery knows would be missing; write them under `backends`, and set this to false",
@@ -193,6 +199,10 @@ pub(super) const KEYS: &[Key] = &[
         "[connect, reset, 502, 503, 504]",
         "what counts as failing: connect, reset, timeout, 5xx, or a status",
     ),
+    block("routing.load_signals", "whether backends are asked for their own load, since others may use them too"),
+    key("routing.load_signals.enabled", Switch, "true", "whether they are; one that is the only one never is"),
+    key("routing.load_signals.interval", Duration, "5s", "how often; what was said counts for three of these"),
+    key("routing.load_signals.timeout", Duration, "1s", "how long an answer may take"),
     key(
         "routing.fallback",
         Blocks,
