@@ -57,6 +57,11 @@ impl Cache {
         self.blocks.len()
     }
 
+    /// How many blocks sequences hold.
+    pub(crate) fn held(&self) -> usize {
+        self.blocks.len() - self.blank.len() - self.idle_blocks
+    }
+
     /// How many of these blocks, from the first, are there.
     pub(crate) fn find(&self, hashes: &[u64]) -> usize {
         hashes.iter().take_while(|hash| self.by_hash.contains_key(hash)).count()

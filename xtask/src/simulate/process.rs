@@ -146,6 +146,16 @@ impl Process {
         self.state().server.worked()
     }
 
+    /// What it says to whoever checks it: all is well, until the process is gone, and its load.
+    fn page(&self, path: &str) -> Result<Response<Bytes>, BoxError> {
+        let state = self.state();
+        match (state.condition, path) {
+            (Condition::Down, _) => Err(refused()),
+            (_, "/metrics") => Ok(Response::new(state.server.metrics().into())),
+            _ => Ok(Response::new(Bytes::new())),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,13 +200,13 @@ pub(crate) fn index(host: &str) -> Option<usize> {
     host.split('.').next()?.parse().ok()
 }
 
-/// What checks the health of these.
+/// What checks the health of these, and asks them for their load.
 pub(crate) fn checks(processes: &[Arc<Process>]) -> HttpClient {
     let processes = processes.to_vec();
     HttpClient::new(service_fn(move |request: Request<Bytes>| {
         let process = request.uri().host().and_then(index).and_then(|index| processes.get(index));
-        let is_up = process.is_some_and(|process| process.state().condition != Condition::Down);
-        async move { if is_up { Ok(Response::new(Bytes::new())) } else { Err(refused()) } }
+        let answer = process.map_or(Err(refused()), |process| process.page(request.uri().path()));
+        async move { answer }
     }))
 }
 

@@ -232,6 +232,15 @@ impl Server {
         waiting + running.sum::<usize>()
     }
 
+    /// What it tells of its load, in vLLM's words.
+    pub(crate) fn metrics(&self) -> String {
+        let of = |name: &str, value: f64| format!("vllm:{name}{{engine=\"0\",model_name=\"m\"}} {value}\n");
+        let usage = self.cache.held() as f64 / self.cache.size() as f64;
+        of("num_requests_running", self.running.len() as f64)
+            + &of("num_requests_waiting", self.waiting.len() as f64)
+            + &of("kv_cache_usage_perc", usage)
+    }
+
     fn admit(&mut self) -> Option<Sequence> {
         let job = self.waiting.front()?;
         let room = self.cache.take(job.findable(), job.needs())?;

@@ -51,11 +51,14 @@ impl Proxy {
         let folder = Folder::new();
         let config = folder.join("config.yaml");
         std::fs::write(&config, yaml).expect("the folder is ours");
+        // Most tests count what their backends are asked.
+        let asks_for_load = yaml.contains("load_signals").to_string();
         let mut child = command(&folder)
             .arg("--config")
             .arg(&config)
             .env("LLMPROXY_SERVER__LISTEN", "127.0.0.1:0")
             .env("LLMPROXY_LOG__OUTPUT", "stderr")
+            .env("LLMPROXY_ROUTING__LOAD_SIGNALS__ENABLED", asks_for_load)
             .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -37,6 +37,7 @@ mod routes;
 mod sdk;
 mod seed;
 mod settings;
+mod signals;
 mod spellings;
 mod start;
 mod stores;

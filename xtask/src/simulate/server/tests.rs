@@ -29,6 +29,20 @@ fn server(spec: Spec, jobs: &[Job]) -> Server {
 }
 
 #[test]
+fn its_metrics_say_who_works_who_waits_and_what_is_held() {
+    let spec = Spec { batch: 1, blocks: 100, ..PLAIN };
+    let mut server = server(spec, &[job(1, 1, 400, 80), job(2, 2, 400, 80)]);
+    assert!(server.begin().is_some());
+    let labels = r#"{engine="0",model_name="m"}"#;
+    let expected = format!(
+        "vllm:num_requests_running{labels} 1\nvllm:num_requests_waiting{labels} 1\nvllm:kv_cache_usage_perc{labels} 0.3\n"
+    );
+    assert_eq!(server.metrics(), expected);
+    run(&mut server);
+    assert_eq!(server.metrics(), expected.replace(" 1\n", " 0\n").replace("0.3", "0"));
+}
+
+#[test]
 fn one_request_alone_has_its_first_token_after_its_prompt_and_then_one_a_step() {
     let mut server = server(PLAIN, &[job(1, 1, 400, 11)]);
     let events = run(&mut server);
