@@ -77,11 +77,15 @@ struct State {
 
 impl Load {
     /// Whether by its own word the next request would wait: its cache is full, or requests wait that are not all ours. A queue
-    /// that is all ours says nothing that our own count does not, and later: all requests would leave that backend at
-    /// once, and come back at once.
-    pub fn is_saturated(&self) -> bool {
-        self.kv_usage.is_some_and(|usage| usage >= FULL)
-            || (self.waiting.is_some_and(|waiting| waiting > 0) && self.others > 0)
+    /// that is all ours says nothing that our own count does not, and later.
+    pub fn is_full(&self) -> bool {
+        let is_queued = self.waiting.is_some_and(|waiting| waiting > 0) && self.others > 0;
+        is_queued || self.kv_usage.is_some_and(|usage| usage >= FULL)
+    }
+
+    /// Whether it is full, and not by our doing alone.
+    pub fn is_crowded(&self) -> bool {
+        self.is_full() && self.others > 0
     }
 }
 

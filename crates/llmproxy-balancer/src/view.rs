@@ -124,9 +124,10 @@ impl View {
             return Standing::Out(self.retry_after(able));
         }
         let room: Vec<&Arc<Member>> = open.into_iter().filter(|member| member.has_room(work)).collect();
-        let room = rather_idle(room);
-        let Some(tier) = room.iter().map(|member| member.tier).min() else { return Standing::Full };
-        let room: Vec<&Arc<Member>> = room.into_iter().filter(|member| member.tier == tier).collect();
+        if room.is_empty() {
+            return Standing::Full;
+        }
+        let room = narrowed(room);
         Standing::Picked(self.pick(&room, plan, at))
     }
 
@@ -216,12 +217,18 @@ impl View {
     }
 }
 
-/// Without those that are full by their own word, whatever their tiers, unless all are.
-fn rather_idle(members: Vec<&Arc<Member>>) -> Vec<&Arc<Member>> {
+/// Of members that have room those of the lowest tier, by their own word too: a tier in which all are full spills into the
+/// next. Within it, a policy passes over those that we have filled as it sees fit: it has our own counts, which are
+/// newer. It can't know of those that others have filled, so these are left out. Where nobody would be left, all are.
+fn narrowed(members: Vec<&Arc<Member>>) -> Vec<&Arc<Member>> {
     let now = Instant::now();
-    let is_saturated = |member: &Member| member.node.signals().load(now).is_some_and(|load| load.is_saturated());
-    let idle: Vec<&Arc<Member>> = members.iter().copied().filter(|member| !is_saturated(member)).collect();
-    if idle.is_empty() { members } else { idle }
+    let load = |member: &Member| member.node.signals().load(now);
+    let free = members.iter().filter(|member| !load(member).is_some_and(|load| load.is_full()));
+    let tier = free.map(|member| member.tier).min().or_else(|| members.iter().map(|member| member.tier).min());
+    let members: Vec<&Arc<Member>> = members.into_iter().filter(|member| Some(member.tier) == tier).collect();
+    let is_crowded = |member: &Member| load(member).is_some_and(|load| load.is_crowded());
+    let calm: Vec<&Arc<Member>> = members.iter().copied().filter(|member| !is_crowded(member)).collect();
+    if calm.is_empty() { members } else { calm }
 }
 
 // === impl Member ===

@@ -108,6 +108,26 @@ async fn a_queue_that_is_all_ours_sends_nobody_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cache_that_is_full_of_our_own_work_spills_and_leaves_the_tier_to_its_policy() {
+    let checks = Checks::default();
+    let backends = tiers(&checks, &[0, 0, 1]);
+    let balancer = Balancer::new(checks.client());
+    let pool = apply(&balancer, &backends);
+    let proxy = Proxy::new(pool.clone(), |_| Reply::Stall);
+    let mut open: Vec<_> = (0..5).map(|_| Box::pin(proxy.ask())).collect();
+    for request in &mut open {
+        assert!(request.now_or_never().is_none(), "it is never answered");
+    }
+    assert_eq!(proxy.in_flight(), [3, 2, 0]);
+    checks.runs("b", 2, 0, 0.99);
+    tokio::time::sleep(2 * INTERVAL).await;
+    assert_eq!(next(&pool, 1).await, "b", "fewest requests");
+    checks.runs("a", 3, 0, 0.99);
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(next(&pool, 1).await, "c");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_word_that_is_old_sends_nobody_away() {
     let checks = Checks::default();
     let backends = tiers(&checks, &[0, 1]);

@@ -71,12 +71,13 @@ async fn what_was_asked_before_a_restart_says_nothing_of_what_runs_now() {
 }
 
 #[test]
-fn a_backend_is_saturated_by_its_cache_or_by_those_who_wait_behind_others() {
+fn a_backend_is_full_by_its_cache_or_by_those_who_wait_behind_others() {
     let load = |waiting, kv_usage, others| Load { running: Some(9), waiting, kv_usage, others, at: Instant::now() };
-    assert!(load(Some(1), None, 1).is_saturated());
-    assert!(!load(Some(3), Some(0.9), 0).is_saturated(), "that is our own doing, which we count ourselves");
-    assert!(!load(Some(0), None, 9).is_saturated() && !load(None, None, 9).is_saturated());
-    assert!(load(None, Some(0.95), 0).is_saturated());
+    assert!(load(Some(1), None, 1).is_full() && load(Some(1), None, 1).is_crowded());
+    assert!(!load(Some(3), Some(0.9), 0).is_full(), "that is our own doing, which we count ourselves");
+    assert!(!load(Some(0), None, 9).is_full() && !load(None, None, 9).is_full());
+    assert!(load(None, Some(0.95), 0).is_full() && load(None, Some(0.95), 1).is_crowded());
+    assert!(!load(Some(4), Some(1.0), 0).is_crowded());
 }
 
 // === asking ===
