@@ -9,8 +9,9 @@ use tokio::time::Instant;
 /// by the same factor in that time, so that one that was slow, or failed, is tried again some time. Longer than the time
 /// between two long prompts, so that the mean is about the worst of them and not about the last.
 const DECAY: Duration = Duration::from_secs(20);
-/// What a failure counts as: longer than people wait. A backend that fails fast must not look fast.
-const PENALTY: Duration = Duration::from_secs(30);
+/// What a failure counts as: longer than people wait, by so much that it outweighs that nothing is in flight there. A
+/// backend that fails fast must not look fast, nor idle.
+const PENALTY: Duration = Duration::from_secs(180);
 
 /// The mean of one backend.
 #[derive(Debug, Default)]
@@ -129,6 +130,19 @@ mod tests {
         assert!((seconds(latency.estimate(now)) - 1.0).abs() < 1e-6);
         latency.given_up(Duration::from_secs(20), now);
         assert!(seconds(latency.estimate(now)) > 2.0);
+    }
+
+    #[test]
+    fn one_that_fails_and_so_is_idle_gets_nothing_where_the_others_are_busy() {
+        let (mut latency, start) = (Latency::default(), Instant::now());
+        latency.failed(start);
+        let mut field = Field::new(&[1, 1, 1]);
+        field.latency = vec![None, Some(6 * FAST), Some(6 * FAST)];
+        (field.in_flight, field.queue) = (vec![0, 25, 25], vec![0, 2, 2]);
+        field.latency[0] = latency.estimate(start + Duration::from_secs(15));
+        assert_eq!(field.count(&LatencyBased::new(), 200)[0], 0);
+        field.latency[0] = latency.estimate(start + Duration::from_secs(120));
+        assert!(field.count(&LatencyBased::new(), 200)[0] > 0, "it is tried again some time");
     }
 
     #[test]
