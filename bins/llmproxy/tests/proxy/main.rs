@@ -13,6 +13,7 @@ mod dialects;
 mod drain;
 mod endings;
 mod exchanges;
+mod explain;
 mod forms;
 mod gateway;
 mod harness;
