@@ -35,8 +35,8 @@ pub struct BackendView {
     pub state: String,
     /// Why, in words, where it is not simply up.
     pub reason: Option<String>,
-    /// Seconds since it is so.
-    pub seconds: Option<f64>,
+    /// Seconds since it came up, or went out.
+    pub seconds: f64,
     /// Whether an administrator has drained it.
     pub draining: bool,
     /// Its share of the work.
@@ -55,4 +55,17 @@ pub struct BackendView {
     pub latency_ms: Option<f64>,
     /// The models that it serves, as far as it says.
     pub models: Vec<String>,
+    /// What it says of its own load, whoever it comes from, where it has said so lately.
+    pub reported: Option<LoadView>,
+}
+
+/// A backend's own word on its load.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct LoadView {
+    /// Requests that it works at.
+    pub running: Option<f64>,
+    /// Requests that wait there.
+    pub waiting: Option<f64>,
+    /// How much of its KV cache is in use, 0 to 1.
+    pub kv_usage: Option<f64>,
 }

@@ -49,6 +49,6 @@ mod envelope;
 mod router;
 mod token;
 
-pub use backends::{BackendView, Backends, Overview};
+pub use backends::{BackendView, Backends, LoadView, Overview};
 pub use config::AdminConfig;
 pub use router::router;

@@ -8,9 +8,9 @@ use std::{
 use crate::{
     check::{Checker, Settings, Task},
     config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
-    health::Rules,
+    health::{BackendState, Rules},
     hub::Hub,
-    metrics::BACKEND_UP,
+    metrics::{BACKEND_STATE, BACKEND_UP},
     models::Models,
     node::Node,
     plan::{Planner, Scope},
@@ -82,7 +82,8 @@ impl Balancer {
     pub fn new(client: HttpClient) -> Arc<Self> {
         let hub = Arc::<Hub>::default();
         let mut state = State::default();
-        let view = state.view(Vec::new(), &RoutingConfig::default(), &QueueConfig::default());
+        let view =
+            state.view(Vec::new(), &RoutingConfig::default(), &HealthCheckConfig::default(), &QueueConfig::default());
         let pool = Pool::new(view, hub.clone());
         Arc::new(Self { client, state: Mutex::new(state), hub, pool })
     }
@@ -155,12 +156,16 @@ impl Balancer {
         }
         // Names may have moved from one backend to another, so those that nobody has go down before all others are shown.
         for gone in names.into_iter().filter(|name| members.iter().all(|member| member.backend.name != *name)) {
-            gauge!(BACKEND_UP, "backend" => gone).set(0);
+            gauge!(BACKEND_UP, "backend" => gone.clone()).set(0);
+            for state in BackendState::ALL {
+                gauge!(BACKEND_STATE, "backend" => gone.clone(), "state" => state.as_str()).set(0);
+            }
         }
         for member in &members {
             member.node.show();
         }
-        let view = state.view(members, routing, queue);
+        let view = state.view(members, routing, health, queue);
+        self.hub.set_policies(state.policies.iter().map(|(_, policy)| policy.clone()).collect());
         drop(state);
         self.pool.show(view);
         self.pool.clone()
@@ -241,7 +246,13 @@ impl Balancer {
 // === impl State ===
 
 impl State {
-    fn view(&mut self, members: Vec<Arc<Member>>, routing: &RoutingConfig, queue: &QueueConfig) -> View {
+    fn view(
+        &mut self,
+        members: Vec<Arc<Member>>,
+        routing: &RoutingConfig,
+        health: &HealthCheckConfig,
+        queue: &QueueConfig,
+    ) -> View {
         let mut old = std::mem::take(&mut self.policies);
         let mut policies = |scope: Scope, strategy: LoadBalance| {
             let chosen = (scope, Recipe::of(strategy, routing));
@@ -259,6 +270,7 @@ impl State {
             commit: routing.commit,
             commit_after: routing.commit_after,
             queue: *queue,
+            panic_threshold: health.panic_threshold,
         }
     }
 }

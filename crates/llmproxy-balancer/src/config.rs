@@ -1,10 +1,11 @@
 //! What an operator may write about backends, routing and health checks.
 
+mod health;
+mod load_signals;
 mod models;
 mod routes;
 mod rules;
 mod session;
-mod load_signals;
 mod validate;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -12,12 +13,13 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use llmproxy_core::{Backend, duration};
 use serde::{Deserialize, Deserializer, de};
 
+pub use health::*;
+pub use load_signals::{DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, LoadSignalsConfig};
 pub use models::{FallbackConfig, ModelConfig};
 pub(crate) use models::{Named, resolve};
 pub use routes::{RouteFindings, validate_routes};
 pub use rules::{MatchConfig, RuleConfig};
 pub use session::{DEFAULT_LOAD_FACTOR, DEFAULT_SESSION_HEADERS, SessionConfig};
-pub use load_signals::{DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, LoadSignalsConfig};
 pub use validate::{validate_backends, validate_health_check, validate_queue, validate_routing};
 
 /// One entry of `backends`.
@@ -204,31 +206,6 @@ pub struct RetryConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryOn(String);
 
-/// The `health_check` block.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct HealthCheckConfig {
-    /// Whether backends are checked. Without checks a backend that failed is tried again after five seconds.
-    pub enabled: bool,
-    /// From one check of a backend to the next.
-    #[serde(with = "duration")]
-    pub interval: Duration,
-    /// The longest wait for the answer to a check.
-    #[serde(with = "duration")]
-    pub timeout: Duration,
-    /// The method of a check.
-    pub method: String,
-    /// What is asked. Given, its answer must have the expected status; without, any answer below 500 on `/health`, or
-    /// else on `/v1/models`, will do.
-    pub path: Option<String>,
-    /// The status that `path` must answer.
-    pub expected_status: u16,
-    /// Consecutive failures after which a backend is out: of checks, or of requests.
-    pub unhealthy_threshold: u32,
-    /// Consecutive good checks after which a backend that failed its checks is up again.
-    pub healthy_threshold: u32,
-}
-
 /// 1: equal shares.
 pub const DEFAULT_WEIGHT: u32 = 1;
 /// 30 s: about as long as people wait for a first word.
@@ -249,18 +226,6 @@ pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(10);
 pub const DEFAULT_MULTIPLIER: f64 = 2.0;
 /// What says that the backend, not the request, is at fault, and that it probably has not begun to work.
 pub const DEFAULT_RETRY_ON: [&str; 5] = ["connect", "reset", "502", "503", "504"];
-/// 30 s.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
-/// 5 s.
-pub const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A plain GET.
-pub const DEFAULT_METHOD: &str = "GET";
-/// OK.
-pub const DEFAULT_EXPECTED_STATUS: u16 = 200;
-/// Three in a row.
-pub const DEFAULT_UNHEALTHY_THRESHOLD: u32 = 3;
-/// Two in a row.
-pub const DEFAULT_HEALTHY_THRESHOLD: u32 = 2;
 
 // === impl BackendConfig ===
 
@@ -379,22 +344,5 @@ impl<'de> Deserialize<'de> for RetryOn {
         }
 
         deserializer.deserialize_any(Word)
-    }
-}
-
-// === impl HealthCheckConfig ===
-
-impl Default for HealthCheckConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            interval: DEFAULT_INTERVAL,
-            timeout: DEFAULT_CHECK_TIMEOUT,
-            method: DEFAULT_METHOD.to_owned(),
-            path: None,
-            expected_status: DEFAULT_EXPECTED_STATUS,
-            unhealthy_threshold: DEFAULT_UNHEALTHY_THRESHOLD,
-            healthy_threshold: DEFAULT_HEALTHY_THRESHOLD,
-        }
     }
 }

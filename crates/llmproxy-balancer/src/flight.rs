@@ -16,8 +16,9 @@ use llmproxy_core::{
 use tokio::time::Instant;
 
 use crate::{
+    health::{Fault, Pass},
     node::{InFlight, Node},
-    retry::Failure,
+    retry::{Failure, retry_after},
 };
 
 /// Counts an attempt as in flight until its answer has ended, and tells the backend's health and latency what it saw.
@@ -67,7 +68,7 @@ impl Flight {
     pub(crate) fn credentials_refused(&mut self) {
         self.failed = true;
         self.node().penalized();
-        self.node().misconfigured();
+        self.node().misconfigured(self.pass());
     }
 
     /// Whether the backend broke the connection off in the middle of the request. A server that refuses an upload answers
@@ -88,28 +89,44 @@ impl Flight {
     pub(crate) fn node(&self) -> &Node {
         self.in_flight.node()
     }
+
+    /// Whether it was sent there although the backend was out.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.in_flight.is_doubted()
+    }
+
+    fn pass(&self) -> Pass {
+        self.in_flight.pass()
+    }
 }
 
 impl Observe for Flight {
     fn head(&mut self, head: &Parts) {
-        self.status = Some(head.status);
-        self.pieces = (head.status.is_success() && is_stream(head)).then_some(0);
-        if !head.status.is_server_error() {
-            if !head.status.is_success() {
+        let status = head.status;
+        self.status = Some(status);
+        self.pieces = (status.is_success() && is_stream(head)).then_some(0);
+        // It has enough to do, or is loading: neither is a failure, and both pass.
+        let is_pressure = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if is_pressure {
+            self.node().pressed(self.pass(), retry_after(&head.headers), &answered_with(status));
+        } else if !status.is_server_error() {
+            self.node().was_reached(self.pass());
+        }
+        if !status.is_server_error() {
+            if !status.is_success() {
                 self.node().answered();
             }
             return;
         }
         self.failed = true;
         self.node().penalized();
-        // The others may be the request's own doing: some servers answer what they can't parse with 500, and what they
-        // do not offer with 501.
-        if matches!(
-            head.status,
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-        ) {
-            self.node().failed();
-        }
+        let fault = match status {
+            // What it does not offer, it does not offer to anyone.
+            StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => return,
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Fault::Backend,
+            _ => Fault::Perhaps,
+        };
+        self.node().failed(self.pass(), fault, retry_after(&head.headers), &answered_with(status));
     }
 
     fn chunk(&mut self, _: &Bytes) {
@@ -121,6 +138,8 @@ impl Observe for Flight {
         self.in_flight.begun();
         // An answer that blames the request comes quickly and says nothing of the work.
         if self.status.is_some_and(|status| status.is_success()) {
+            // Before the measurement, as whatever was measured of a backend that was out is forgotten when it is back.
+            self.node().worked(self.pass());
             self.node().measured(self.waited());
         }
     }
@@ -133,8 +152,11 @@ impl Observe for Flight {
             Ending::Complete => {
                 if !self.has_bytes {
                     self.node().answered();
+                    if self.status.is_none_or(|status| !status.is_client_error()) {
+                        self.node().worked(self.pass());
+                    }
                 }
-                self.node().succeeded();
+                self.node().finished(self.pass());
                 if let Some(pieces) = self.pieces {
                     self.in_flight.came_to(pieces);
                 }
@@ -146,8 +168,12 @@ impl Observe for Flight {
                     // Of a session nobody can say whose doing its end was: a client that talks nonsense is thrown out.
                     _ if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) => return,
                     Failure::Reset if self.may_have_refused(error) => return,
-                    Failure::Connect => self.node().refused(),
-                    _ => self.node().failed(),
+                    Failure::Connect => self.node().refused(self.pass()),
+                    _ => {
+                        let has_worked = self.has_bytes && self.status.is_some_and(|status| status.is_success());
+                        let fault = if has_worked { Fault::Midway } else { Fault::Backend };
+                        self.node().failed(self.pass(), fault, None, &error.to_string());
+                    }
                 }
                 self.node().penalized();
             }
@@ -166,6 +192,10 @@ fn is_stream(head: &Parts) -> bool {
     content_type.is_some_and(|content_type| {
         content_type.starts_with(b"text/event-stream") || content_type.starts_with(b"application/x-ndjson")
     })
+}
+
+fn answered_with(status: StatusCode) -> String {
+    format!("a request was answered with {status}")
 }
 
 // === impl Upload ===

@@ -1,36 +1,66 @@
 //! Whether a backend gets requests: the decision, without HTTP.
+//!
+//! A backend is out for one of two kinds of reasons, and comes back by what would show that the reason has passed:
+//!
+//! - It is *down* where it is known not to work: no connection, failed checks, refused credentials. Its checks bring it back;
+//!   where none are made, a request after a pause.
+//! - It is *ejected* where requests failed there, whatever its health page says. A single request that is sent there after a
+//!   while, the probe, brings it back or makes the next while longer.
+//!
+//! Every request that is sent to a backend has a [`Pass`], and tells by it what it met. So what a request tells that was sent
+//! before the backend went out proves nothing of the present.
+
+mod cause;
+mod checks;
+mod rules;
+mod told;
+mod window;
+mod words;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::HealthCheckConfig;
+pub use self::cause::{BackendState, Cause};
+use self::window::Window;
+pub(crate) use self::{
+    rules::Rules,
+    words::{Admission, Change, Check, Fault, Pass, Sight},
+};
 
-/// The first check of a backend that is out comes after this; each further one after twice the time, up to the interval.
-const FIRST_RECHECK: Duration = Duration::from_secs(1);
-/// How long a backend that failed gets nothing where no checks are made.
-const PAUSE: Duration = Duration::from_secs(5);
+/// By how much a backend must fail more often than the others, on the mean, to be ejected for its share of failures.
+const OUTLIER: f64 = 1.5;
+
+/// After so long without a request that could be sent again elsewhere, any will do as a probe: there may be no others.
+const OVERDUE: Duration = Duration::from_secs(10);
 
 /// What is known of one backend's health, and what follows from it.
 #[derive(Debug)]
 pub(crate) struct Health {
     rules: Rules,
     state: State,
+    since: Instant,
+    /// What was found when it went out, where there is more to say than the cause.
+    problem: Option<Box<str>>,
+    /// How often the backend went out. What began before it did proves nothing.
+    era: u64,
     /// Consecutive checks that did not change the state but speak against it.
     checks: u32,
-    /// Consecutive requests that failed.
-    failures: u32,
-    /// How often the backend went out. A check that began before it did proves nothing.
-    era: u64,
     next_check: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rules {
-    pub(crate) checked: bool,
-    interval: Duration,
-    unhealthy_threshold: u32,
-    healthy_threshold: u32,
+    /// Consecutive requests that failed by more than a status that may be their own doing.
+    failures: u32,
+    window: Window,
+    row: Row,
+    /// How often in a row it was ejected.
+    ejections: u32,
+    /// When it came back, if it was out: its share of the work grows from then on.
+    back: Option<Instant>,
+    /// Whether it has ever worked: else there is nothing to come back to.
+    has_worked: bool,
+    /// Until when it has said to have enough to do.
+    pressed: Option<Instant>,
+    /// Whether, since it last worked, there was nobody to connect to.
+    was_refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,119 +70,86 @@ enum State {
     Up,
     Out {
         cause: Cause,
-        since: Instant,
-        recheck: Duration,
+        /// When a request may find out whether it is back, where that is how it is found out.
+        until: Instant,
+        /// Whether one is doing so.
+        probing: bool,
+        rechecks: u32,
     },
 }
 
-/// Why a backend is out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// It can't be connected to.
-    Refused,
-    /// Its checks failed.
-    Checks,
-    /// Too many requests in a row failed.
-    Failures,
-    /// It refuses the credentials that the proxy was configured with.
-    Credentials,
-}
-
-/// The backend came back, or went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    Up,
-    Out(Cause),
-}
-
-/// A check under way.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Check {
-    era: u64,
-    /// Whether it must also show that the proxy's credentials are good.
-    pub(crate) credentials: bool,
-}
-
-// === impl Rules ===
-
-impl Rules {
-    pub(crate) fn new(config: &HealthCheckConfig) -> Self {
-        Self {
-            checked: config.enabled,
-            interval: config.interval,
-            unhealthy_threshold: config.unhealthy_threshold,
-            healthy_threshold: config.healthy_threshold,
-        }
-    }
-}
-
-// === impl Cause ===
-
-impl Cause {
-    /// In words.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "it can't be connected to",
-            Self::Checks => "its health checks failed",
-            Self::Failures => "too many requests in a row failed",
-            Self::Credentials => "it refuses the credentials that the proxy is configured with",
-        }
-    }
-
-    /// What an operator can do about it. It is asked again in any case.
-    pub(crate) fn advice(self) -> &'static str {
-        match self {
-            Self::Refused => {
-                "see that it runs and that its `url` is right: scheme, name, port, and with https a certificate that this \
-                 machine trusts; it gets requests as soon as it answers"
-            }
-            Self::Checks => {
-                "see its own log, and whether it has the path of health_check.path; it gets requests as soon as its checks are \
-                 good"
-            }
-            Self::Failures => "see its own log; it gets requests as soon as its checks are good",
-            Self::Credentials => "write a key that it takes into its `headers`, such as `Authorization: Bearer KEY`",
-        }
-    }
+/// Requests since the last one that worked.
+#[derive(Clone, Copy, Debug, Default)]
+struct Row {
+    failed: u32,
+    rejected: u32,
+    since: Option<Instant>,
 }
 
 // === impl Health ===
 
 impl Health {
     pub(crate) fn new(rules: Rules) -> Self {
-        Self { rules, state: State::Unknown, checks: 0, failures: 0, era: 0, next_check: Instant::now() }
+        let now = Instant::now();
+        Self {
+            rules,
+            state: State::Unknown,
+            since: now,
+            problem: None,
+            era: 0,
+            checks: 0,
+            next_check: now,
+            failures: 0,
+            window: Window::new(rules.window, now),
+            row: Row::default(),
+            ejections: 0,
+            back: None,
+            has_worked: false,
+            pressed: None,
+            was_refused: false,
+        }
     }
 
     /// A reload changed the rules; what is known stays known.
     pub(crate) fn set_rules(&mut self, rules: Rules) {
+        if rules.window != self.rules.window {
+            self.window = Window::new(rules.window, Instant::now());
+        }
         self.rules = rules;
     }
 
-    /// Whether the backend gets requests. One that was never heard of does.
-    pub(crate) fn is_available(&self, now: Instant) -> bool {
+    /// Whether it gets a request. One that was never heard of does.
+    pub(crate) fn admission(&self, now: Instant) -> Admission {
         match self.state {
-            State::Unknown | State::Up => true,
-            State::Out { since, .. } => !self.rules.checked && now >= since + PAUSE,
+            State::Unknown | State::Up => Admission::Open,
+            State::Out { until, probing: false, .. } if self.waits_for_probe() && now >= until => Admission::Probe,
+            State::Out { .. } => Admission::Closed,
         }
     }
 
-    /// Whether the backend is known to work, or is taken to because nobody checks.
+    pub(crate) fn sight(&self, now: Instant) -> Sight {
+        Sight {
+            admission: self.admission(now),
+            is_overdue: now >= self.next_chance() + OVERDUE,
+            is_doubtful: self.out().is_some_and(Cause::is_doubtful),
+            is_pressured: self.is_pressured(now),
+            share: self.share(now).unwrap_or(1.0),
+        }
+    }
+
+    /// Whether the backend is known to work, or is taken to because nobody checks, or is due to be asked whether it does.
     pub(crate) fn is_up(&self, now: Instant) -> bool {
-        self.is_available(now) && (self.state != State::Unknown || !self.rules.checked)
-    }
-
-    /// Why it is out, if it is.
-    pub(crate) fn cause(&self, now: Instant) -> Option<Cause> {
         match self.state {
-            State::Out { cause, .. } if !self.is_available(now) => Some(cause),
-            _ => None,
+            State::Unknown => !self.rules.checked,
+            State::Up => true,
+            State::Out { until, .. } => self.waits_for_probe() && now >= until,
         }
     }
 
-    /// When it is worth asking again: the next check, or the end of the pause.
+    /// When it is worth asking again: the next check, or the next probe.
     pub(crate) fn next_chance(&self) -> Instant {
         match self.state {
-            State::Out { since, .. } if !self.rules.checked => since + PAUSE,
+            State::Out { until, .. } if self.waits_for_probe() => until,
             _ => self.next_check,
         }
     }
@@ -162,221 +159,237 @@ impl Health {
         self.next_check
     }
 
-    /// A check begins.
-    pub(crate) fn begin_check(&self) -> Check {
-        let credentials = matches!(self.state, State::Out { cause: Cause::Credentials, .. });
-        Check { era: self.era, credentials }
+    /// A request is sent there.
+    pub(crate) fn enter(&mut self, now: Instant) -> Pass {
+        let is_probe = self.admission(now) == Admission::Probe;
+        if let State::Out { probing, .. } = &mut self.state {
+            *probing |= is_probe;
+        }
+        Pass { era: self.era, is_probe, is_doubted: self.out().is_some() }
     }
 
-    /// The check was good.
-    pub(crate) fn check_passed(&mut self, check: Check, now: Instant) -> Option<Change> {
-        if check.era != self.era {
-            return None;
-        }
-        let needed = match self.state {
-            State::Unknown => 1,
-            State::Up => {
-                self.checks = 0;
-                self.next_check = now + self.rules.interval;
-                return None;
-            }
-            // A backend that was flapping under its checks must show some steadiness; one that a request found broken
-            // has proved what was asked by answering.
-            State::Out { cause: Cause::Checks, .. } => self.rules.healthy_threshold,
-            State::Out { .. } => 1,
-        };
-        self.checks += 1;
-        if self.checks < needed {
-            self.next_check = now + FIRST_RECHECK.min(self.rules.interval);
-            return None;
-        }
-        self.next_check = now + self.rules.interval;
-        self.up()
-    }
-
-    /// The check was not; `refused` where there was no connection, so that a request would find none either.
-    pub(crate) fn check_failed(&mut self, check: Check, refused: bool, now: Instant) -> Option<Change> {
-        match &mut self.state {
-            State::Out { recheck, .. } => {
-                if check.era == self.era {
-                    self.checks = 0;
-                    *recheck = (*recheck * 2).min(self.rules.interval);
-                    self.next_check = now + *recheck;
-                }
-                None
-            }
-            // Never yet heard of, and not good at the first sight.
-            State::Unknown => self.out(if refused { Cause::Refused } else { Cause::Checks }, now),
-            State::Up => {
-                self.checks += 1;
-                self.next_check = now + self.rules.interval;
-                match refused {
-                    true => self.out(Cause::Refused, now),
-                    false if self.checks >= self.rules.unhealthy_threshold => self.out(Cause::Checks, now),
-                    false => None,
-                }
-            }
+    /// It has ended. If it was a probe that has shown nothing, the next one may be.
+    pub(crate) fn leave(&mut self, pass: Pass) {
+        if let State::Out { probing, .. } = &mut self.state
+            && pass.is_probe
+            && pass.era == self.era
+        {
+            *probing = false;
         }
     }
 
-    /// A request could not be sent: no connection.
-    pub(crate) fn refused(&mut self, now: Instant) -> Option<Change> {
-        self.out(Cause::Refused, now)
+    /// It could not be sent: no connection.
+    pub(crate) fn refused(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+        match self.out() {
+            _ if pass.era != self.era => None,
+            Some(Cause::Refused) if !pass.is_probe => None,
+            _ => self.take_out(Cause::Refused, now),
+        }
     }
 
     /// The backend refused our credentials.
-    pub(crate) fn misconfigured(&mut self, now: Instant) -> Option<Change> {
-        self.out(Cause::Credentials, now)
+    pub(crate) fn misconfigured(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+        match self.out() {
+            _ if pass.era != self.era => None,
+            Some(Cause::Credentials) if !pass.is_probe => None,
+            _ => self.take_out(Cause::Credentials, now),
+        }
     }
 
-    /// A request failed in a way that is the backend's fault.
-    pub(crate) fn failed(&mut self, now: Instant) -> Option<Change> {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= self.rules.unhealthy_threshold { self.out(Cause::Failures, now) } else { None }
+    /// There is an answer that is no failure of the backend's, whatever it says of the request.
+    pub(crate) fn answered(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+        if pass.era == self.era && self.out() == Some(Cause::Refused) { self.up(now) } else { None }
     }
 
-    /// A request was answered to its end.
-    pub(crate) fn succeeded(&mut self, now: Instant) -> Option<Change> {
-        self.failures = 0;
-        // While it is out this is the end of something older, which proves nothing of the present.
-        if self.state != State::Up && self.is_available(now) && !self.rules.checked { self.up() } else { None }
-    }
-
-    fn up(&mut self) -> Option<Change> {
-        (self.checks, self.failures) = (0, 0);
-        self.state = State::Up;
-        Some(Change::Up)
-    }
-
-    fn out(&mut self, cause: Cause, now: Instant) -> Option<Change> {
-        if matches!(self.state, State::Out { .. }) && !self.is_available(now) {
+    /// There is a good answer, the first byte of it at least.
+    pub(crate) fn worked(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+        if pass.era != self.era {
             return None;
         }
-        let recheck = FIRST_RECHECK.min(self.rules.interval);
+        self.window.good(now);
+        self.row = Row::default();
+        // Whoever is asked in spite of its checks proves nothing against them.
+        match self.out() {
+            Some(Cause::Checks) if self.rules.checked => None,
+            Some(_) => self.up(now),
+            None => None,
+        }
+    }
+
+    /// An answer has come to its end.
+    pub(crate) fn finished(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+        if pass.era != self.era {
+            return None;
+        }
+        self.failures = 0;
+        self.has_worked = true;
+        if self.state == State::Unknown && !self.rules.checked { self.up(now) } else { None }
+    }
+
+    /// The backend can't take more now: 429 or 503, after `asked` perhaps. That is no failure, unless it is all that it says.
+    pub(crate) fn pressed(&mut self, pass: Pass, asked: Option<Duration>, now: Instant) -> Option<Change> {
+        if pass.era != self.era {
+            return None;
+        }
+        self.row.rejected = self.row.rejected.saturating_add(1);
+        let began = *self.row.since.get_or_insert(now);
+        let wait = self.rules.pressure(self.row.rejected, asked);
+        let until = now + wait;
+        let is_news = !self.is_pressured(now);
+        self.pressed = self.pressed.max(Some(until));
+        if pass.is_probe {
+            return self.probe_failed(now);
+        }
+        let all = self.row.failed.saturating_add(self.row.rejected);
+        let is_all_it_says =
+            all >= self.rules.min_requests && now.saturating_duration_since(began) >= self.rules.window;
+        if self.rules.passive && is_all_it_says && self.out().is_none() {
+            return self.take_out(Cause::Rejections, now);
+        }
+        // Told once, however often it is said while nothing works there.
+        (is_news && self.row.rejected == 1 && self.out().is_none()).then_some(Change::Pressured(wait))
+    }
+
+    /// A request failed in a way that is the backend's fault, or may be; it may have `asked` to be left alone for some time.
+    /// If it fails often enough to be ejected for it, [`Health::convict`] says whether it is.
+    pub(crate) fn failed(&mut self, pass: Pass, fault: Fault, asked: Option<Duration>, now: Instant) -> Option<Change> {
+        if pass.era != self.era {
+            return None;
+        }
+        if let Some(asked) = asked {
+            self.pressed = self.pressed.max(Some(now + self.rules.pressure(1, Some(asked))));
+        }
+        match fault {
+            Fault::Midway => self.window.spoiled(now),
+            Fault::Backend | Fault::Perhaps => self.window.bad(now),
+        }
+        self.row.failed = self.row.failed.saturating_add(1);
+        self.row.since.get_or_insert(now);
+        if pass.is_probe && self.out().is_some() {
+            return self.probe_failed(now);
+        }
+        if self.out().is_some() || fault == Fault::Perhaps {
+            return None;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= self.rules.unhealthy_threshold { self.take_out(Cause::Failures, now) } else { None }
+    }
+
+    /// Whether so many requests failed that it is to be ejected, unless the others fare no better.
+    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
+        self.suspicion(now).is_some()
+    }
+
+    /// Ejects it, if so many requests failed and it fails more often than the others: a request that fails wherever it goes
+    /// takes nobody out. `others` is the mean share of failures there; `None` where nothing is known of any.
+    pub(crate) fn convict(&mut self, others: Option<f64>, now: Instant) -> Option<Change> {
+        let rate = self.suspicion(now)?;
+        if others.is_some_and(|others| rate < OUTLIER * others) { None } else { self.take_out(Cause::ErrorRate, now) }
+    }
+
+    /// The share of requests that failed, where it is reason enough.
+    fn suspicion(&self, now: Instant) -> Option<f64> {
+        let rules = &self.rules;
+        if !rules.passive || self.out().is_some() {
+            return None;
+        }
+        // However long it took, and whatever came before: else a busy backend that breaks would go on for half the window,
+        // and one that is asked once a minute for ever.
+        if self.row.failed >= rules.min_requests {
+            return Some(1.0);
+        }
+        let tally = self.window.tally(now);
+        tally.rate().filter(|rate| tally.all() >= rules.min_requests && *rate >= rules.error_rate)
+    }
+
+    fn out(&self) -> Option<Cause> {
+        match self.state {
+            State::Out { cause, .. } => Some(cause),
+            State::Unknown | State::Up => None,
+        }
+    }
+
+    /// Whether it is by a request that it comes back.
+    fn waits_for_probe(&self) -> bool {
+        self.out().is_some_and(|cause| cause.is_ejection() || !self.rules.checked)
+    }
+
+    fn is_pressured(&self, now: Instant) -> bool {
+        self.pressed.is_some_and(|until| now < until)
+    }
+
+    fn share(&self, now: Instant) -> Option<f64> {
+        self.rules.share(now.saturating_duration_since(self.back?))
+    }
+
+    fn up(&mut self, now: Instant) -> Option<Change> {
+        let cause = self.out();
+        self.back = cause.filter(|_| self.has_worked).map(|_| now);
+        self.has_worked = true;
         (self.checks, self.failures) = (0, 0);
-        self.era += 1;
-        self.state = State::Out { cause, since: now, recheck };
-        self.next_check = now + recheck;
+        self.row = Row::default();
+        self.window = Window::new(self.rules.window, now);
+        // That it works is newer than that it could not.
+        self.pressed = None;
+        self.problem = None;
+        (self.state, self.since) = (State::Up, now);
+        let is_new = std::mem::take(&mut self.was_refused);
+        Some(Change::Up { is_back: cause.is_some(), is_new })
+    }
+
+    /// It goes out, or stays so for another reason.
+    fn take_out(&mut self, cause: Cause, now: Instant) -> Option<Change> {
+        let wait = match cause.is_ejection() {
+            true => {
+                // Who has been well for longer than it may be out for begins anew.
+                let is_old = |back: Instant| now.saturating_duration_since(back) > self.rules.max_ejection;
+                if self.back.is_none_or(is_old) {
+                    self.ejections = 0;
+                }
+                self.ejections = self.ejections.saturating_add(1);
+                self.rules.ejection(self.ejections)
+            }
+            false => self.rules.pause(),
+        };
+        let was_out = self.out();
+        self.was_refused |= cause == Cause::Refused;
+        self.close(cause, wait, now);
+        if was_out != Some(cause) {
+            self.since = now;
+            self.problem = None;
+            return Some(Change::Out(cause));
+        }
+        Some(Change::StillOut(wait))
+    }
+
+    /// The probe has failed: the next one is later.
+    fn probe_failed(&mut self, now: Instant) -> Option<Change> {
+        let cause = self.out()?;
+        let cause = if cause.is_ejection() { cause } else { Cause::Failures };
+        let is_same = Some(cause) == self.out();
+        self.ejections = self.ejections.saturating_add(1);
+        let wait = self.rules.ejection(self.ejections);
+        self.close(cause, wait, now);
+        if is_same {
+            return Some(Change::StillOut(wait));
+        }
+        self.since = now;
+        self.problem = None;
         Some(Change::Out(cause))
+    }
+
+    fn close(&mut self, cause: Cause, wait: Duration, now: Instant) {
+        (self.checks, self.failures) = (0, 0);
+        self.row = Row::default();
+        self.era += 1;
+        // What it has asked for itself is the least.
+        let until = (now + wait).max(self.pressed.unwrap_or(now));
+        self.state = State::Out { cause, until, probing: false, rechecks: 0 };
+        self.next_check = now + self.rules.recheck(0);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INTERVAL: Duration = Duration::from_secs(30);
-
-    fn health() -> Health {
-        Health::new(Rules::new(&HealthCheckConfig::default()))
-    }
-
-    fn unchecked() -> Health {
-        Health::new(Rules::new(&HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() }))
-    }
-
-    fn up() -> Health {
-        let mut health = health();
-        assert_eq!(health.check_passed(health.begin_check(), Instant::now()), Some(Change::Up));
-        health
-    }
-
-    #[test]
-    fn an_unknown_backend_gets_requests_and_is_not_called_up() {
-        let now = Instant::now();
-        assert!(health().is_available(now) && !health().is_up(now));
-        assert!(unchecked().is_up(now), "nobody will ever find out");
-    }
-
-    #[test]
-    fn the_first_check_decides_at_once() {
-        let now = Instant::now();
-        assert!(up().is_up(now));
-        let mut health = health();
-        assert_eq!(health.check_failed(health.begin_check(), false, now), Some(Change::Out(Cause::Checks)));
-        assert!(!health.is_available(now));
-    }
-
-    #[test]
-    fn a_backend_that_was_up_may_fail_some_checks() {
-        let (mut health, now) = (up(), Instant::now());
-        assert_eq!(health.check_failed(health.begin_check(), false, now), None);
-        assert_eq!(health.check_failed(health.begin_check(), false, now), None);
-        assert_eq!(health.check_passed(health.begin_check(), now), None);
-        for _ in 0..2 {
-            assert_eq!(health.check_failed(health.begin_check(), false, now), None);
-        }
-        assert_eq!(health.check_failed(health.begin_check(), false, now), Some(Change::Out(Cause::Checks)));
-        assert_eq!(health.check_passed(health.begin_check(), now), None, "one good check is not enough");
-        assert_eq!(health.check_passed(health.begin_check(), now), Some(Change::Up));
-    }
-
-    #[test]
-    fn a_refused_connection_takes_it_out_at_once_until_a_check_proves_it() {
-        let (mut health, now) = (up(), Instant::now());
-        assert_eq!(health.refused(now), Some(Change::Out(Cause::Refused)));
-        assert_eq!(health.refused(now), None, "it is out already");
-        assert!(!health.is_available(now + 100 * INTERVAL));
-        assert_eq!(health.check_passed(health.begin_check(), now), Some(Change::Up));
-    }
-
-    #[test]
-    fn a_check_that_began_before_it_went_out_proves_nothing() {
-        let (mut health, now) = (up(), Instant::now());
-        let check = health.begin_check();
-        health.refused(now);
-        assert_eq!(health.check_passed(check, now), None);
-        assert!(!health.is_available(now));
-    }
-
-    #[test]
-    fn a_backend_that_is_out_is_checked_soon_and_then_less_and_less_often() {
-        let (mut health, now) = (up(), Instant::now());
-        health.refused(now);
-        let mut waits = Vec::new();
-        for _ in 0..7 {
-            waits.push((health.next_check() - now).as_secs());
-            health.check_failed(health.begin_check(), true, now);
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-    }
-
-    #[test]
-    fn failures_in_a_row_take_it_out_and_a_success_between_them_does_not() {
-        let (mut health, now) = (up(), Instant::now());
-        assert_eq!((health.failed(now), health.failed(now)), (None, None));
-        assert_eq!(health.succeeded(now), None);
-        assert_eq!((health.failed(now), health.failed(now)), (None, None));
-        assert_eq!(health.check_passed(health.begin_check(), now), None, "its health page is not its work");
-        assert_eq!(health.failed(now), Some(Change::Out(Cause::Failures)));
-    }
-
-    #[test]
-    fn a_stream_that_ends_well_does_not_bring_a_refusing_backend_back() {
-        let (mut health, now) = (up(), Instant::now());
-        health.refused(now);
-        assert_eq!(health.succeeded(now), None);
-        assert!(!health.is_available(now));
-    }
-
-    #[test]
-    fn without_checks_a_backend_that_failed_is_tried_again_after_a_pause() {
-        let (mut health, now) = (unchecked(), Instant::now());
-        assert_eq!(health.refused(now), Some(Change::Out(Cause::Refused)));
-        assert!(!health.is_available(now));
-        let later = now + PAUSE;
-        assert!(health.is_available(later));
-        assert_eq!(health.refused(later), Some(Change::Out(Cause::Refused)));
-        assert!(!health.is_available(later));
-        let later = later + PAUSE;
-        assert_eq!(health.succeeded(later), Some(Change::Up));
-    }
-
-    #[test]
-    fn a_backend_that_refuses_our_credentials_must_prove_that_it_takes_them() {
-        let (mut health, now) = (up(), Instant::now());
-        assert!(!health.begin_check().credentials);
-        health.misconfigured(now);
-        assert!(health.begin_check().credentials);
-    }
-}
+mod properties;
+#[cfg(test)]
+mod tests;

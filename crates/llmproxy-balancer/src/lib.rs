@@ -12,8 +12,7 @@
 //!   gets the last answer that a backend gave, or a [`BalanceError`].
 //! - Where a client did not ask for usage, the backend is asked ([`InjectUsage`]). One that may have refused the request for
 //!   that is asked once more without, which is neither a failure nor a retry, and what came of it is remembered.
-//! - Backends are checked; one that refuses a connection is out until it proves itself.
-//! - Those that tell their own load ([`Load`]) are asked for it, since others may use them too.
+//!, -, Backends, are, checked;, one, that, refuses, a, connection, is, out, until, it, proves, itself., Those, tell, their, own, load, ([`Load`]), asked, for, since, others, may, use, them, too., One, where, requests, fail, more, often, than, elsewhere, ejected, and, gets, single, request, now, then, bring, back, ([`BackendState`]).,
 //!
 //! ```
 //! use std::io;
@@ -65,7 +64,8 @@
 //!
 //! A caller, a limit, a token, an HTTP client library. It decides what a backend is to be sent and never how. An inner
 //! service's error is told apart by what its source chain says, never by a type of the upstream's: see [`Failure`]. It
-//! never retries after an answer's head has gone on, and never counts a 4xx or a client that left against a backend.
+//! never retries after an answer's head has gone on, and never counts a 4xx or a client that left as a failure of a
+//! backend; a 429 or 503 is pressure, and only where nothing else is said for long a reason to eject it.
 //!
 //! # Used alone
 //!
@@ -105,18 +105,19 @@ mod view;
 
 pub use balancer::Balancer;
 pub use config::{
-    BackendConfig, Commit, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_EXPECTED_STATUS,
-    DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR, DEFAULT_MAX_RETRIES,
-    DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MULTIPLIER, DEFAULT_QUEUE_TIMEOUT,
-    DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT,
-    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance,
-    LoadSignalsConfig, MatchConfig, ModelConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig,
-    RuleConfig, SessionConfig, validate_backends, validate_health_check, validate_queue, validate_routes,
-    validate_routing,
+    BackendConfig, Commit, DEFAULT_BASE_EJECTION, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_ERROR_RATE,
+    DEFAULT_EXPECTED_STATUS, DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR,
+    DEFAULT_MAX_EJECTION, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD,
+    DEFAULT_MIN_REQUESTS, DEFAULT_MULTIPLIER, DEFAULT_PANIC_THRESHOLD, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET,
+    DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, DEFAULT_SLOW_START,
+    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, DEFAULT_WINDOW, FallbackConfig, HealthCheckConfig, InjectUsage,
+    LoadBalance, LoadSignalsConfig, MatchConfig, ModelConfig, PassiveConfig, QueueConfig, RetryConfig, RetryOn,
+    RouteFindings, RoutingConfig, RuleConfig, SessionConfig, validate_backends, validate_health_check, validate_queue,
+    validate_routes, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;
-pub use health::Cause;
+pub use health::{BackendState, Cause};
 pub use layer::BalanceLayer;
 pub use models::ModelInfo;
 pub use peek::Peeked;

@@ -4,6 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge};
 
 /// 1 while a backend is up, else 0; label `backend`. A backend that a reload took away stays at 0.
 pub const BACKEND_UP: &str = "llmproxy_backend_up";
+/// 1 for the state that a backend is in, 0 for each other one; labels `backend` and `state`.
+pub const BACKEND_STATE: &str = "llmproxy_backend_state";
 /// Requests at a backend whose answers have not ended; label `backend`.
 pub const IN_FLIGHT: &str = "llmproxy_in_flight";
 /// Requests in the line before backends that are full.
@@ -31,6 +33,7 @@ pub const INJECTION_REFUSED: &str = "llmproxy_usage_injection_refused_total";
 /// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
     describe_gauge!(BACKEND_UP, "Whether the backend is up (1) or out (0)");
+    describe_gauge!(BACKEND_STATE, "1 for the state that the backend is in, 0 for the others");
     describe_gauge!(IN_FLIGHT, Unit::Count, "Requests at the backend whose answers have not ended");
     describe_gauge!(QUEUE_WAITING, Unit::Count, "Requests in the line before backends that are full");
     describe_counter!(QUEUE_REFUSED, Unit::Count, "Requests refused because every backend was full, by the reason");

@@ -13,11 +13,11 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     config::InjectUsage,
-    health::{Change, Check, Health, Rules},
+    health::{BackendState, Check, Fault, Health, Pass, Rules, Sight},
     hub::Hub,
     injection::{Injection, Question},
     latency::Latency,
-    metrics::{BACKEND_UP, HEALTH_CHANGES, IN_FLIGHT, INJECTION_REFUSED},
+    metrics::{IN_FLIGHT, INJECTION_REFUSED},
     models::Models,
     policy::Work,
     signals::Signals,
@@ -29,6 +29,7 @@ use crate::{
 
 #[cfg(all(test, shuttle))]
 mod interleavings;
+mod show;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     /// Where that is shown, under which name: found once, not by each request.
     shown: Mutex<Option<(Arc<str>, Gauge)>>,
     health: Mutex<Health>,
+    /// The state that was last shown: time alone may change it.
+    state_shown: Mutex<Option<BackendState>>,
     latency: Mutex<Latency>,
     injection: Mutex<Injection>,
     models: ArcSwap<Models>,
@@ -84,6 +87,7 @@ pub(crate) struct InFlight {
     /// What of it is still to be given back.
     prompt_waiting: u64,
     tokens: u64,
+    pass: Pass,
 }
 
 // === impl Node ===
@@ -102,6 +106,7 @@ impl Node {
             tokens_waiting: AtomicU64::new(0),
             shown: Mutex::default(),
             health: Mutex::new(Health::new(rules)),
+            state_shown: Mutex::default(),
             latency: Mutex::default(),
             injection: Mutex::default(),
             models: ArcSwap::default(),
@@ -144,6 +149,7 @@ impl Node {
         let news = self.draining.swap(draining, Ordering::AcqRel) != draining;
         if news {
             tracing::info!(backend = %self.name(), draining, "drained by an administrator's word, or no more");
+            self.show();
             self.hub.changed();
         }
         news
@@ -185,7 +191,8 @@ impl Node {
         self.tokens_waiting.fetch_add(prompt_waiting, Ordering::Relaxed);
         let gauge = self.shown_as(name);
         gauge.increment(1);
-        InFlight { node: self.clone(), shown: gauge, model: None, waits: true, prompt_waiting, tokens }
+        let pass = self.health().enter(Instant::now());
+        InFlight { node: self.clone(), shown: gauge, model: None, waits: true, prompt_waiting, tokens, pass }
     }
 
     fn shown_as(&self, name: &Arc<str>) -> Gauge {
@@ -204,17 +211,24 @@ impl Node {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_available(&self) -> bool {
-        self.health().is_available(Instant::now())
+    /// What whoever picks a backend sees of its health.
+    pub(crate) fn sight(&self) -> Sight {
+        self.health().sight(Instant::now())
     }
 
     pub(crate) fn is_up(&self) -> bool {
         self.health().is_up(Instant::now())
     }
 
+    /// What it is doing.
+    pub(crate) fn state(&self) -> BackendState {
+        if self.is_draining() { BackendState::Draining } else { self.health().state(Instant::now()) }
+    }
+
     pub(crate) fn check_passed(&self, check: Check) {
         let change = self.health().check_passed(check, Instant::now());
         self.after(change, None);
+        self.show_state();
     }
 
     pub(crate) fn check_failed(&self, check: Check, refused: bool, problem: &str) {
@@ -222,24 +236,54 @@ impl Node {
         self.after(change, Some(problem));
     }
 
-    pub(crate) fn refused(&self) {
-        let change = self.health().refused(Instant::now());
+    pub(crate) fn refused(&self, pass: Pass) {
+        let change = self.health().refused(pass, Instant::now());
         self.after(change, None);
     }
 
-    pub(crate) fn failed(&self) {
-        let change = self.health().failed(Instant::now());
+    pub(crate) fn failed(&self, pass: Pass, fault: Fault, asked: Option<Duration>, problem: &str) {
+        let now = Instant::now();
+        let (change, is_suspect) = {
+            let mut health = self.health();
+            (health.failed(pass, fault, asked, now), health.is_suspect(now))
+        };
+        self.after(change, Some(problem));
+        if is_suspect {
+            // How the others do is asked without holding this one: they may be asking too.
+            let others = self.hub.failure_rate_of_others(self);
+            let change = self.health().convict(others, now);
+            self.after(change, Some(problem));
+        }
+    }
+
+    pub(crate) fn pressed(&self, pass: Pass, asked: Option<Duration>, problem: &str) {
+        let change = self.health().pressed(pass, asked, Instant::now());
+        self.after(change, Some(problem));
+        self.show_state();
+    }
+
+    pub(crate) fn misconfigured(&self, pass: Pass) {
+        let change = self.health().misconfigured(pass, Instant::now());
         self.after(change, None);
     }
 
-    pub(crate) fn misconfigured(&self) {
-        let change = self.health().misconfigured(Instant::now());
+    /// There is an answer that says nothing against the backend.
+    pub(crate) fn was_reached(&self, pass: Pass) {
+        let change = self.health().answered(pass, Instant::now());
         self.after(change, None);
     }
 
-    pub(crate) fn succeeded(&self) {
-        let change = self.health().succeeded(Instant::now());
+    /// There is a good one.
+    pub(crate) fn worked(&self, pass: Pass) {
+        let change = self.health().worked(pass, Instant::now());
         self.after(change, None);
+    }
+
+    /// It has come to its end.
+    pub(crate) fn finished(&self, pass: Pass) {
+        let change = self.health().finished(pass, Instant::now());
+        self.after(change, None);
+        self.show_state();
     }
 
     /// The measured time to a first byte.
@@ -322,41 +366,6 @@ impl Node {
     pub(crate) fn name(&self) -> Arc<str> {
         self.backend.load().name.clone()
     }
-
-    /// Says what has changed, to all who want to know.
-    fn after(&self, change: Option<Change>, problem: Option<&str>) {
-        let Some(change) = change else { return };
-        let name = self.name();
-        self.signals.restarted();
-        let to = match change {
-            Change::Up => {
-                // What was measured before may have been another process.
-                self.latencies().reset();
-                tracing::info!(backend = %name, "the backend is up");
-                "up"
-            }
-            Change::Out(cause) => {
-                // What comes back may be another version.
-                self.injections().forget();
-                let (reason, advice) = (cause.as_str(), cause.advice());
-                let url = self.backend.load().url.to_string();
-                let url = url.trim_end_matches('/');
-                tracing::warn!(backend = %name, url, reason, problem, advice, "the backend is out");
-                self.rescheduled.notify_one();
-                "out"
-            }
-        };
-        counter!(HEALTH_CHANGES, "backend" => name, "to" => to).increment(1);
-        self.show();
-        self.hub.changed();
-    }
-
-    /// Shows whether it is up.
-    pub(crate) fn show(&self) {
-        if !self.retired.load(Ordering::Acquire) {
-            gauge!(BACKEND_UP, "backend" => self.name()).set(f64::from(u8::from(self.is_up())));
-        }
-    }
 }
 
 // === impl InFlight ===
@@ -378,6 +387,16 @@ impl InFlight {
         }
     }
 
+    /// What the request says of the backend's health, it says by this.
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass
+    }
+
+    /// Whether it was sent there although the backend was out.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.pass.is_doubted
+    }
+
     /// Its answer has begun, so nobody waits behind its prompt any more.
     pub(crate) fn begun(&mut self) {
         if std::mem::take(&mut self.waits) {
@@ -390,6 +409,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.begun();
+        if self.pass.is_probe {
+            self.node.health().leave(self.pass);
+        }
         self.node.tokens.fetch_sub(self.tokens, Ordering::SeqCst);
         self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
         self.shown.decrement(1);

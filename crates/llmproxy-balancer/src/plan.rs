@@ -13,6 +13,7 @@ use crate::{
     RoutingConfig,
     config::LoadBalance,
     policy::{Incoming, Policy, Work},
+    view::Probing,
 };
 use routes::{Routes, Way};
 use rules::Rule;
@@ -24,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) stages: Vec<Stage>,
     /// The policies of the stages, each with what it reads in the request.
     pub(crate) choosers: Vec<Chooser>,
+    /// Whether it can be sent again elsewhere.
+    pub(crate) may_fail: bool,
 }
 
 /// One way to serve it: the next one is looked at where this one has no backend that is not out, or none that answers.
@@ -115,7 +118,7 @@ impl Planner {
         let incoming = Incoming { head: asked.head, call: asked.call, body: asked.body };
         let affinity = policy.affinity(&incoming);
         let work = Work::of(asked.call, affinity);
-        Plan { stages, choosers: vec![Chooser { policy, work }] }
+        Plan { stages, choosers: vec![Chooser { policy, work }], may_fail: false }
     }
 
     /// What serves a request that names this model and that `rule` decides, and who chooses.
@@ -238,6 +241,11 @@ impl Stage {
 // === impl Plan ===
 
 impl Plan {
+    /// Whether a backend may be probed with it.
+    pub(crate) fn probing(&self) -> Probing {
+        if self.may_fail { Probing::Any } else { Probing::Overdue }
+    }
+
     pub(crate) fn chooser(&self, stage: &Stage) -> &Chooser {
         &self.choosers[stage.chooser]
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::{
     budget::Budget,
     error::BalanceError,
-    health::Cause,
+    health::{BackendState, Cause},
     hub::Hub,
     injection::Question,
     line::{Class, Line, Served, Ticket, Turn},
@@ -25,7 +25,7 @@ use crate::{
     node::{InFlight, Node},
     plan::Plan,
     signals::Load,
-    view::{MIN_RETRY_AFTER, Member, Standing, View},
+    view::{MIN_RETRY_AFTER, Member, Probing, Standing, View},
 };
 
 /// How long a request for a model waits while backends are being asked for the first time what they serve.
@@ -51,6 +51,12 @@ pub struct BackendStatus {
     pub backend: Arc<Backend>,
     /// Its share of the work.
     pub weight: u32,
+    /// What it is doing.
+    pub state: BackendState,
+    /// Why it is in that state, in words; `None` where there is nothing to say.
+    pub reason: Option<Cow<'static, str>>,
+    /// Since when it is up, or out, or unknown.
+    pub since: Instant,
     /// Whether it is known to work.
     pub up: bool,
     /// Why it gets no requests, if it gets none.
@@ -151,9 +157,13 @@ impl Pool {
         self.view().members.iter().map(|member| member.backend.clone()).collect()
     }
 
-    /// Whether any backend that gets requests is known to work.
+    /// Whether any backend that gets requests is known to work, or is at least asked although requests failed there.
     pub fn is_any_up(&self) -> bool {
-        self.view().members.iter().any(|member| member.is_working() && member.node.is_up())
+        let view = self.view();
+        let is_asked = |member: &Member| {
+            view.panic_threshold > 0 && member.node.state() == BackendState::Ejected || member.node.is_up()
+        };
+        view.members.iter().any(|member| member.is_working() && is_asked(member))
     }
 
     /// Requests that wait in the line.
@@ -168,15 +178,16 @@ impl Pool {
             .iter()
             .map(|member| {
                 let (now, node) = (Instant::now(), &member.node);
-                let (up, out) = {
-                    let health = node.health();
-                    (health.is_up(now), health.cause(now))
-                };
+                let state = node.state();
+                let health = node.health();
                 BackendStatus {
                     backend: member.backend.clone(),
                     weight: node.weight(),
-                    up,
-                    out,
+                    state,
+                    reason: health.reason(now),
+                    since: health.since(),
+                    up: health.is_up(now),
+                    out: health.cause(now),
                     draining: node.is_draining(),
                     tier: member.tier,
                     group: member.group.clone(),
@@ -281,7 +292,8 @@ impl Pool {
     ) -> Option<Box<Pick>> {
         let _step = self.line();
         let view = self.view();
-        (from..plan.stages.len()).find_map(|stage| match view.look_at_any(plan, stage, |node| wanted(stage, node)) {
+        let look = |stage| view.look_at_any(plan, stage, Probing::No, |node| wanted(stage, node));
+        (from..plan.stages.len()).find_map(|stage| match look(stage) {
             Standing::Picked(pick) => Some(pick),
             _ => None,
         })
@@ -298,10 +310,12 @@ impl Pool {
         let told = {
             let mut line = self.line();
             let view = self.view();
-            let told = line.advance(Instant::now(), |waiter| match view.look(&waiter.plan, waiter.stage, |_| true) {
-                Standing::Picked(pick) => Served::Go(pick),
-                Standing::Full => Served::Full,
-                _ => Served::LookAgain,
+            let told = line.advance(Instant::now(), |waiter| {
+                match view.look(&waiter.plan, waiter.stage, waiter.plan.probing(), |_| true) {
+                    Standing::Picked(pick) => Served::Go(pick),
+                    Standing::Full => Served::Full,
+                    _ => Served::LookAgain,
+                }
             });
             self.hub.set_waiting(line.len());
             told
@@ -330,8 +344,8 @@ impl Pool {
                 return Found::Full(at);
             }
             let standing = match learned {
-                true => view.look_at_any(plan, at, |_| true),
-                false => view.look(plan, at, |_| true),
+                true => view.look_at_any(plan, at, plan.probing(), |_| true),
+                false => view.look(plan, at, plan.probing(), |_| true),
             };
             let model = stage.model.clone();
             let found = match standing {

@@ -69,6 +69,15 @@ impl Failure {
         }
     }
 
+    /// Whether it speaks against the backend: an answer that blames the request, or a client that left, does not.
+    pub(crate) fn is_the_backends(self) -> bool {
+        match self {
+            Self::Connect | Self::Reset | Self::Timeout | Self::Credentials => true,
+            Self::NotTheBackend => false,
+            Self::Status(status) => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
     /// The name in metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

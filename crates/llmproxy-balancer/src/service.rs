@@ -148,7 +148,7 @@ where
         };
         exchange.set_queue_time(waited);
         let last = loop {
-            let (member, stage) = (pick.member.clone(), pick.stage);
+            let (member, stage, is_doubted) = (pick.member.clone(), pick.stage, pick.in_flight.is_doubted());
             let ready = self.inner.ready().await.map(|_| ());
             let retries_left = view.retry.max_retries as usize > tried.failed.len();
             let (called, attempt) = self.begin(ready, *pick, &mut request, retries_left, &exchange, &upload);
@@ -171,17 +171,24 @@ where
             tried.note(stage, &member, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
             let last = last.or_else(|error| kept.take().ok_or(error));
-            if !retries_left || request.is_none() || !view.retry.is_wanted(failure) {
+            let is_wanted = view.retry.is_wanted(failure);
+            // The proxy has doubts about the backend and asked it all the same: the client is not to pay for that.
+            let is_ours = is_doubted && failure.is_the_backends();
+            if !retries_left || request.is_none() || !(is_wanted || is_ours) {
                 break last;
             }
             let name = member.backend.name.clone();
-            // What is our own mistake makes no backend do more than it would have done.
-            let is_charged = failure != Failure::Credentials;
+            // What is our own doing makes no backend do more than it would have done.
+            let is_charged = failure != Failure::Credentials && !is_ours;
             if is_charged && !self.pool.retries.take(view.retry.budget) {
                 counter!(RETRIES_REFUSED, "backend" => name, "reason" => failure.as_str()).increment(1);
                 break last;
             }
-            let Some(next) = Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await else {
+            let next = match is_wanted {
+                true => Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await,
+                false => self.pool.pick_again(&plan, stage, tried.is_other()),
+            };
+            let Some(next) = next else {
                 if is_charged {
                     self.pool.retries.give_back();
                 }
@@ -200,6 +207,7 @@ where
         let body = if let RequestBody::Replay(body, _) = body { Some(body) } else { None };
         let asked = Asked { head, call: exchange.call(), flow: exchange.flow(), body };
         let mut plan = view.planner.plan(asked, self.policy.as_ref());
+        plan.may_fail = asked.body.is_some() && view.retry.max_retries > 0;
         self.pool.foresee(&mut plan, exchange.call());
         Arc::new(plan)
     }
@@ -262,7 +270,6 @@ where
 /// failed, rather not the one that failed last, and none before the time that it asked for. `None` if no other attempt
 /// makes sense.
 async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
-    let is_other = |_, node: &Arc<Node>| tried.of(node).next().is_none();
     // Credentials do not get better by waiting, nor by another model.
     let is_curable = |node: &Arc<Node>| tried.of(node).all(|failed| failed.failure != Failure::Credentials);
     let is_due = |node: &Arc<Node>, now| tried.not_before(node).is_none_or(|then| then <= now);
@@ -271,7 +278,8 @@ async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut T
         let is_same = |failed: &Failed| plan.stages[failed.stage].model == plan.stages[at].model;
         is_curable(node) && is_due(node, now) && !tried.of(node).any(is_same)
     };
-    let pick = pool.pick_again(plan, stage, is_other).or_else(|| pool.pick_again(plan, stage, with_another_model));
+    let pick =
+        pool.pick_again(plan, stage, tried.is_other()).or_else(|| pool.pick_again(plan, stage, with_another_model));
     if pick.is_some() {
         return pick;
     }
@@ -284,7 +292,7 @@ async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut T
     let worth_it = |node: &Arc<Node>| tried.of(node).next().is_some() && is_curable(node) && is_due(node, now);
     let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|failed| Arc::ptr_eq(&failed.node, node));
     let pick = pool
-        .pick_again(plan, stage, is_other)
+        .pick_again(plan, stage, tried.is_other())
         .or_else(|| pool.pick_again(plan, stage, |_, node| worth_it(node) && !just_failed(node)))
         .or_else(|| pool.pick_again(plan, stage, |_, node| worth_it(node)))
         .or_else(|| pool.insist(plan, stage, worth_it));
@@ -328,7 +336,8 @@ where
         return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };
     }
     let failure = Failure::Status(status);
-    let is_wanted = view.retry.is_wanted(failure);
+    let is_doubted = flight.get_mut().is_some_and(|flight| flight.is_doubted());
+    let is_wanted = view.retry.is_wanted(failure) || is_doubted && failure.is_the_backends();
     if is_wanted {
         tracing::warn!(backend = %backend.name, %status, "the backend could not answer");
     }
@@ -412,5 +421,10 @@ impl Tried {
     /// The time before which it does not want to be asked again.
     fn not_before(&self, node: &Arc<Node>) -> Option<Instant> {
         self.of(node).filter_map(|failed| failed.not_before).max()
+    }
+
+    /// Which backends have not failed in this request, with whatever model.
+    fn is_other(&self) -> impl Fn(usize, &Arc<Node>) -> bool {
+        |_, node| self.of(node).next().is_none()
     }
 }

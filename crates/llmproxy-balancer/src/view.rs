@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::{Commit, InjectUsage, QueueConfig},
+    health::{Admission, Sight},
     injection::Question,
     models::{ModelInfo, Models, Serves},
     node::Node,
@@ -33,6 +34,9 @@ pub(crate) struct View {
     pub(crate) commit: Commit,
     pub(crate) commit_after: Duration,
     pub(crate) queue: QueueConfig,
+    /// Where less than this part of a hundred is open of those that could serve a request, those of which only doubts keep
+    /// requests away are asked too.
+    pub(crate) panic_threshold: u32,
 }
 
 /// One backend in one configuration.
@@ -47,6 +51,24 @@ pub(crate) struct Member {
     pub(crate) models: Option<Models>,
     pub(crate) inject_usage: InjectUsage,
     pub(crate) node: Arc<Node>,
+}
+
+/// A backend, and how it is in this moment.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    member: &'a Arc<Member>,
+    sight: Sight,
+}
+
+/// Whether a request may go to a backend that is out, to find out whether it works again, though another one is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probing {
+    /// It can be sent elsewhere if it fails.
+    Any,
+    /// It can't, so only where no better one has come for some time.
+    Overdue,
+    /// It has failed already.
+    No,
 }
 
 /// What looking for a backend comes to.
@@ -78,17 +100,24 @@ enum Able {
 // === impl View ===
 
 impl View {
-    /// Looks for a backend for this stage of `plan`, among those that `wanted` says.
-    pub(crate) fn look(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+    /// Looks for a backend for this stage of `plan`, among those that `wanted` says; `probing` says whether one may be asked
+    /// to find out whether it works again, though another one is known to.
+    pub(crate) fn look(
+        &self,
+        plan: &Plan,
+        at: usize,
+        probing: Probing,
+        wanted: impl Fn(&Arc<Node>) -> bool,
+    ) -> Standing {
         let stage = &plan.stages[at];
         match self.able(stage) {
-            Able::These(able) => self.choose(&able, plan, at, wanted),
+            Able::These(able) => self.choose(&able, plan, at, probing, wanted),
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
-                let soon = members.clone().any(|member| member.node.is_available());
+                let soon = members.clone().any(|member| member.node.sight().admission != Admission::Closed);
                 match soon || any.is_empty() {
                     true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
-                    false => self.choose(&any, plan, at, wanted),
+                    false => self.choose(&any, plan, at, probing, wanted),
                 }
             }
             Able::None => Standing::Nobody,
@@ -96,10 +125,16 @@ impl View {
     }
 
     /// The same, where waiting has not shown what the backends serve: then those that take every name are asked.
-    pub(crate) fn look_at_any(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+    pub(crate) fn look_at_any(
+        &self,
+        plan: &Plan,
+        at: usize,
+        probing: Probing,
+        wanted: impl Fn(&Arc<Node>) -> bool,
+    ) -> Standing {
         match self.able(&plan.stages[at]) {
-            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, wanted),
-            _ => self.look(plan, at, wanted),
+            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, probing, wanted),
+            _ => self.look(plan, at, probing, wanted),
         }
     }
 
@@ -110,32 +145,87 @@ impl View {
             Able::None => return None,
         };
         let work = &plan.chooser(&plan.stages[at]).work;
-        let open = able.iter().map(|index| &self.members[*index]).filter(|member| wanted(&member.node));
-        let open: Vec<&Arc<Member>> = open.filter(|member| member.has_room(work)).collect();
-        if open.is_empty() { None } else { Some(self.pick(&open, plan, at)) }
+        let wanted = able.iter().map(|index| &self.members[*index]).filter(|member| wanted(&member.node));
+        let room: Vec<Seen<'_>> = wanted.filter(|member| member.has_room(work)).map(Seen::new).collect();
+        if room.is_empty() { None } else { Some(self.pick(&room, plan, at)) }
     }
 
-    fn choose(&self, able: &[usize], plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+    /// How often requests failed lately, on the mean, at those that do the same work as `node`.
+    pub(crate) fn failure_rate_beside(&self, node: &Node) -> Option<f64> {
+        let now = Instant::now();
+        let member = self.members.iter().find(|member| std::ptr::eq(&*member.node, node))?;
+        let others = self.members.iter().filter(|other| !std::ptr::eq(&*other.node, node) && other.is_working());
+        let others = others.filter(|other| member.shares_models_with(other));
+        // Each counts once, however much it has to do: one that fails fast attracts the most.
+        let rates: Vec<f64> = others.filter_map(|other| other.node.health().failure_rate(now)).collect();
+        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+    }
+
+    fn choose(
+        &self,
+        able: &[usize],
+        plan: &Plan,
+        at: usize,
+        probing: Probing,
+        wanted: impl Fn(&Arc<Node>) -> bool,
+    ) -> Standing {
+        let able: Vec<Seen<'_>> = able.iter().map(|index| Seen::new(&self.members[*index])).collect();
+        let open = able.iter().filter(|seen| seen.sight.admission == Admission::Open).count();
+        // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
+        let is_panic = open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
+        let wanted = || able.iter().filter(|seen| wanted(&seen.member.node)).copied();
         let work = &plan.chooser(&plan.stages[at]).work;
-        let able = able.iter().map(|index| &self.members[*index]);
-        let open: Vec<&Arc<Member>> = able.clone().filter(|member| member.node.is_available()).collect();
-        let open: Vec<&Arc<Member>> = open.into_iter().filter(|member| wanted(&member.node)).collect();
-        if open.is_empty() {
-            return Standing::Out(self.retry_after(able));
+        let has_room = |seen: &&Seen<'_>| seen.member.has_room(work);
+        let group = |doubtful: bool| {
+            let is_in = |seen: &Seen<'_>| match doubtful {
+                true => seen.sight.is_doubtful,
+                false => seen.sight.admission == Admission::Open,
+            };
+            let mut group: Vec<Seen<'_>> = wanted().filter(is_in).collect();
+            if group.iter().any(|seen| !seen.sight.is_pressured) {
+                group.retain(|seen| !seen.sight.is_pressured);
+            }
+            group
+        };
+        // Then those that are open get as many as they would at the threshold, and the doubtful ones the rest: a policy alone
+        // would give nearly all to whatever fails fast.
+        let share = open as f64 * 100.0 / (f64::from(self.panic_threshold) * able.len() as f64);
+        let doubtful_first = is_panic && fastrand::f64() >= share;
+        let mut asked = group(doubtful_first);
+        if is_panic && !asked.iter().any(|seen| has_room(&seen)) {
+            asked.extend(group(!doubtful_first));
         }
-        let room: Vec<&Arc<Member>> = open.into_iter().filter(|member| member.has_room(work)).collect();
+        let is_due = |seen: &Seen<'_>| {
+            let may_be_asked = match probing {
+                Probing::Any => true,
+                Probing::Overdue => seen.sight.is_overdue,
+                Probing::No => false,
+            };
+            seen.sight.admission == Admission::Probe && (may_be_asked || asked.is_empty())
+        };
+        let due: Vec<Seen<'_>> = wanted().filter(is_due).collect();
+        if asked.is_empty() && due.is_empty() {
+            return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
+        }
+        let room = narrowed(asked.into_iter().filter(|seen| has_room(&seen)).collect());
+        let tier = room.first().map(|seen| seen.member.tier);
+        let is_near = |seen: &&Seen<'_>| has_room(seen) && tier.is_none_or(|tier| seen.member.tier <= tier);
+        if let Some(probed) = due.iter().find(is_near) {
+            let reason =
+                Cow::Borrowed("a probe: requests failed there before, and one is to show whether they still do");
+            return Standing::Picked(Box::new(Pick::new(probed.member.clone(), plan, at, reason)));
+        }
         if room.is_empty() {
             return Standing::Full;
         }
-        let room = narrowed(room);
         Standing::Picked(self.pick(&room, plan, at))
     }
 
     /// Lets the policy choose among `members`, of which there is one at least.
-    fn pick(&self, members: &[&Arc<Member>], plan: &Plan, at: usize) -> Box<Pick> {
+    fn pick(&self, members: &[Seen<'_>], plan: &Plan, at: usize) -> Box<Pick> {
         let stage = &plan.stages[at];
         let chooser = plan.chooser(stage);
-        let candidates: Vec<Candidate<'_>> = members.iter().map(|member| member.candidate()).collect();
+        let candidates: Vec<Candidate<'_>> = members.iter().map(Seen::candidate).collect();
         // A policy may be someone else's code; one that panics, or points beyond the end, has chosen the first.
         let choice = catch_unwind(AssertUnwindSafe(|| chooser.policy.pick(&chooser.work, &candidates)));
         let (position, reason) = match choice {
@@ -152,7 +242,7 @@ impl View {
             (Some(because), [_]) => because.clone(),
             (Some(because), _) => Cow::Owned(format!("{because}; {reason}")),
         };
-        Box::new(Pick::new(members[position].clone(), plan, at, reason))
+        Box::new(Pick::new(members[position].member.clone(), plan, at, reason))
     }
 
     fn able(&self, stage: &Stage) -> Able {
@@ -220,15 +310,18 @@ impl View {
 /// Of members that have room those of the lowest tier, by their own word too: a tier in which all are full spills into the
 /// next. Within it, a policy passes over those that we have filled as it sees fit: it has our own counts, which are
 /// newer. It can't know of those that others have filled, so these are left out. Where nobody would be left, all are.
-fn narrowed(members: Vec<&Arc<Member>>) -> Vec<&Arc<Member>> {
+fn narrowed(seen: Vec<Seen<'_>>) -> Vec<Seen<'_>> {
     let now = Instant::now();
-    let load = |member: &Member| member.node.signals().load(now);
-    let free = members.iter().filter(|member| !load(member).is_some_and(|load| load.is_full()));
-    let tier = free.map(|member| member.tier).min().or_else(|| members.iter().map(|member| member.tier).min());
-    let members: Vec<&Arc<Member>> = members.into_iter().filter(|member| Some(member.tier) == tier).collect();
-    let is_crowded = |member: &Member| load(member).is_some_and(|load| load.is_crowded());
-    let calm: Vec<&Arc<Member>> = members.iter().copied().filter(|member| !is_crowded(member)).collect();
-    if calm.is_empty() { members } else { calm }
+    let load = |seen: &Seen<'_>| seen.member.node.signals().load(now);
+    let free = seen.iter().filter(|seen| !load(seen).is_some_and(|load| load.is_full()));
+    let tier = free.map(|seen| seen.member.tier).min().or_else(|| seen.iter().map(|seen| seen.member.tier).min());
+    let mut seen = seen;
+    seen.retain(|seen| Some(seen.member.tier) == tier);
+    let is_crowded = |seen: &Seen<'_>| load(seen).is_some_and(|load| load.is_crowded());
+    if !seen.iter().all(is_crowded) {
+        seen.retain(|seen| !is_crowded(seen));
+    }
+    seen
 }
 
 // === impl Member ===
@@ -263,13 +356,35 @@ impl Member {
             && self.max_tokens.is_none_or(|max| tokens <= max || in_flight == 0)
     }
 
-    fn candidate(&self) -> Candidate<'_> {
-        let node = &self.node;
+    /// Whether requests for one model may come to both.
+    fn shares_models_with(&self, other: &Self) -> bool {
+        let may_serve = |model: &String| !matches!(other.serves(model), Serves::No);
+        self.with_models(|models| {
+            let mut names = models.entries().map(|(name, _)| name).peekable();
+            names.peek().is_none() || names.any(may_serve)
+        })
+    }
+
+    /// Whether it is asked for usage by a request that has a place for it.
+    pub(crate) fn question(&self) -> Question {
+        self.node.question(self.inject_usage)
+    }
+}
+
+// === impl Seen ===
+
+impl<'a> Seen<'a> {
+    fn new(member: &'a Arc<Member>) -> Self {
+        Self { member, sight: member.node.sight() }
+    }
+
+    fn candidate(&self) -> Candidate<'a> {
+        let node = &self.member.node;
         let load = node.signals().load(Instant::now());
         Candidate {
-            backend: &self.backend,
+            backend: &self.member.backend,
             index: node.index,
-            weight: f64::from(node.weight()),
+            weight: f64::from(node.weight()) * self.sight.share,
             in_flight: node.in_flight(),
             waiting: node.waiting(),
             tokens_in_flight: node.tokens(),
@@ -279,10 +394,5 @@ impl Member {
             others: load.map_or(0.0, |load| load.others as f64),
             load,
         }
-    }
-
-    /// Whether it is asked for usage by a request that has a place for it.
-    pub(crate) fn question(&self) -> Question {
-        self.node.question(self.inject_usage)
     }
 }

@@ -8,8 +8,8 @@ use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
-    BackendConfig, BalanceError, Balancer, Candidate, Cause, Choice, HealthCheckConfig, Policy, Pool, RoutingConfig,
-    Work,
+    BackendConfig, BackendState, BackendStatus, BalanceError, Balancer, Candidate, Cause, Choice, HealthCheckConfig,
+    Policy, Pool, RoutingConfig, Work,
 };
 use llmproxy_core::{BoxError, RequestBody, cause_ref};
 use proptest::prelude::*;
@@ -97,7 +97,8 @@ async fn a_backend_that_comes_back_is_found_soon() {
     let _ = tokio::time::timeout(Duration::from_millis(10), proxy.ask()).await;
     assert_eq!(pool.snapshot()[0].out, Some(Cause::Refused));
     checks.well("a");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // A tenth more than a second, at most.
+    tokio::time::sleep(Duration::from_millis(1101)).await;
     assert_eq!(ups(&pool), [true]);
 }
 
@@ -109,15 +110,26 @@ async fn a_backend_needs_its_thresholds_to_go_and_to_come_back() {
     let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &health(), &Default::default());
     settle().await;
     checks.set("a", 500, 500, "");
+    // Waits are up to a tenth shorter or longer, so it is the number of checks that says when.
+    let more_checks = async |number: usize| {
+        let before = checks.asked("a").len();
+        while checks.asked("a").len() < before + number {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        settle().await;
+    };
+    // A check that fails asks both paths.
     for up in [true, true, false] {
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        more_checks(2).await;
         assert_eq!(ups(&pool), [up]);
     }
     checks.well("a");
-    for up in [false, true] {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(ups(&pool), [up]);
+    let began = tokio::time::Instant::now();
+    while ups(&pool) == [false] {
+        more_checks(1).await;
     }
+    let took = began.elapsed().as_secs_f64();
+    assert!((1.8..2.3).contains(&took), "two good checks, each after a second: {took}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,7 +260,8 @@ async fn a_backend_that_is_out_still_has_its_models() {
     Proxy::new(pool.clone(), |_| Reply::Refused).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
     let error = named(pool).ask_with(Some("qwen"), RequestBody::whole("")).await.1.unwrap_err();
     assert_eq!(code(&error), (503, "no_backend"));
-    assert_eq!(cause_ref::<BalanceError>(&*error).unwrap().retry_after(), Some(Duration::from_secs(1)));
+    let retry_after = cause_ref::<BalanceError>(&*error).unwrap().retry_after().unwrap().as_secs_f64();
+    assert!((1.0..=1.1).contains(&retry_after), "{retry_after}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,6 +335,8 @@ enum Event {
     Refuses(usize),
     /// A stream breaks there.
     Breaks(usize),
+    /// All that it answers for a while is this.
+    Answers(usize, u16),
     /// The backend is well, or its health page says otherwise.
     Health(usize, bool),
     /// Time passes.
@@ -335,6 +350,8 @@ fn event() -> impl Strategy<Value = Event> {
         (0..3_usize).prop_map(Event::Restarts),
         (0..3_usize).prop_map(Event::Refuses),
         (0..3_usize).prop_map(Event::Breaks),
+        (0..3_usize, proptest::sample::select(vec![429_u16, 500, 502, 503]))
+            .prop_map(|(at, with)| Event::Answers(at, with)),
         (0..3_usize, any::<bool>()).prop_map(|(at, well)| Event::Health(at, well)),
         (1..40_u64).prop_map(Event::Seconds),
         Just(Event::Reload),
@@ -379,6 +396,22 @@ proptest! {
                             }
                         }
                     }
+                    Event::Answers(at, with) => {
+                        let proxy = Proxy::new(pool.clone(), move |target| match &*target.backend.name {
+                            name if name != host(at) => Reply::Answer(answer(200, "")),
+                            _ => {
+                                let mut answer = answer(with, "");
+                                answer.headers_mut().insert("retry-after", "3".parse().unwrap());
+                                Reply::Answer(answer)
+                            }
+                        });
+                        for _ in 0..40 {
+                            if let Ok(response) = proxy.ask().await.1 {
+                                let _ = text(response).await;
+                            }
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    }
                     Event::Health(at, true) => checks.well(host(at)),
                     Event::Health(at, false) => checks.set(host(at), 500, 500, ""),
                     Event::Seconds(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
@@ -390,15 +423,24 @@ proptest! {
                     prop_assert!(result.is_ok(), "{}", result.unwrap_err());
                 }
                 if result.is_err() {
-                    prop_assert!(pool.snapshot().iter().all(|status| status.out.is_some()));
+                    // None of them is one that a request could still bring back.
+                    let hopeless = |status: &BackendStatus| status.state == BackendState::Down && status.out.is_some();
+                    prop_assert!(pool.snapshot().iter().all(hopeless));
                 }
             }
             // Whatever happened: once all are well and time has passed, all are back.
             for host in ["a", "b", "c"] {
                 checks.well(host);
             }
-            tokio::time::sleep(Duration::from_secs(120)).await;
+            tokio::time::sleep(Duration::from_secs(150)).await;
             prop_assert_eq!(ups(&pool), [true; 3]);
+            for _ in 0..20 {
+                let answer = named(pool.clone()).ask().await.1;
+                prop_assert!(answer.is_ok());
+                let _ = text(answer.unwrap()).await;
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+            prop_assert!(pool.snapshot().iter().all(|status| status.state == BackendState::Up), "{:?}", pool.snapshot());
             Ok(())
         })?;
     }

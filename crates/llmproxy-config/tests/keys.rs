@@ -48,6 +48,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("health_check.method", "HEAD"),
     ("health_check.path", "/other"),
     ("health_check.expected_status", "204"),
+    ("health_check.passive.error_rate", "0.7"),
     ("usage.reporters[].webhook.method", "PUT"),
     ("usage.reporters[].webhook.secret", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"),
     ("usage.reporters[].fields", "[model]"),

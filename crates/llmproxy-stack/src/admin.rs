@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use axum::{Router, body::Body, response::Response};
 use futures_util::future::BoxFuture;
 use http::Request;
-use llmproxy_admin::{AdminConfig, BackendView, Backends, Overview, router};
+use llmproxy_admin::{AdminConfig, BackendView, Backends, LoadView, Overview, router};
 use llmproxy_balancer::{BackendStatus, Balancer};
 use tower::{Service, ServiceExt};
 
@@ -66,18 +66,12 @@ impl Backends for Administered {
 }
 
 fn view(status: BackendStatus) -> BackendView {
-    let state = match (status.draining, status.out, status.up) {
-        (true, _, _) => "draining",
-        (false, Some(_), _) => "down",
-        (false, None, true) => "up",
-        (false, None, false) => "unknown",
-    };
     BackendView {
         name: status.backend.name.to_string(),
         url: status.backend.url_text(),
-        state: state.into(),
-        reason: status.out.map(|cause| cause.as_str().to_owned()),
-        seconds: None,
+        state: status.state.as_str().to_owned(),
+        reason: status.reason.map(Into::into),
+        seconds: status.since.elapsed().as_secs_f64(),
         draining: status.draining,
         weight: status.weight,
         tier: status.tier,
@@ -87,5 +81,10 @@ fn view(status: BackendStatus) -> BackendView {
         tokens_in_flight: status.tokens_in_flight,
         latency_ms: status.latency.map(|latency| latency.as_secs_f64() * 1000.0),
         models: status.models,
+        reported: status.load.map(|load| LoadView {
+            running: load.running,
+            waiting: load.waiting,
+            kv_usage: load.kv_usage,
+        }),
     }
 }

@@ -1,6 +1,14 @@
 //! Which backend gets the request.
 
-use llmproxy_testkit::{Backend, Client, DONE, Refused, script};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use llmproxy_testkit::{Backend, Client, DONE, Refused, Seen, Wire, script};
 use serde_json::{Value, json};
 
 use crate::harness::Proxy;
@@ -52,6 +60,48 @@ async fn a_backend_that_fails_fast_attracts_nothing() {
         failed += u32::from(client.post_json("/v1/chat/completions", &ask()).await.status != 200);
     }
     assert!(failed < 10, "{failed} of 200 went to the one that fails fast");
+}
+
+#[tokio::test]
+async fn a_server_whose_engine_died_is_ejected_and_comes_back_by_one_request() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let good = Backend::start(script::json(200, json!({"from": "good"}))).await;
+    let bad = Backend::start({
+        let broken = broken.clone();
+        move |seen: Seen, wire: Wire| {
+            // Its health page says that all is well.
+            let fails = broken.load(Ordering::Relaxed) && seen.path == "/v1/chat/completions";
+            async move { wire.json(if fails { 500 } else { 200 }, &json!({"from": "bad"})).await }
+        }
+    })
+    .await;
+    let yaml = format!(
+        "backends: [{{url: '{}', models: [m]}}, {{name: bad, url: '{}', models: [m]}}]\nrouting: {{load_balance: least_connections}}\n\
+         health_check: {{passive: {{base_ejection: 200ms}}, slow_start: 0s}}\n",
+        good.url(),
+        bad.url()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::connect(proxy.address()).await;
+    let mut failed = 0;
+    for _ in 0..200 {
+        failed += u32::from(client.post_json("/v1/chat/completions", &ask()).await.status != 200);
+    }
+    assert_eq!(failed, 10, "the next ones went elsewhere, and so did the probes in the end");
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum("llmproxy_backend_state", &["\"bad\"", "\"ejected\""]), 1.0);
+    assert_eq!(metrics.sum("llmproxy_backend_state", &["\"bad\""]), 1.0, "it is in one state");
+    broken.store(false, Ordering::Relaxed);
+    let back = async {
+        let mut seen = 0;
+        while seen < 3 {
+            let answer = client.post_json("/v1/chat/completions", &ask()).await;
+            assert_eq!(answer.status, 200);
+            seen += u32::from(answer.json()["from"] == "bad");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), back).await.expect("a probe brings it back");
+    assert_eq!(proxy.metrics().await.sum("llmproxy_backend_state", &["\"bad\"", "\"up\""]), 1.0);
 }
 
 #[tokio::test]

@@ -180,6 +180,24 @@ pub fn validate_health_check(config: &HealthCheckConfig) -> Vec<(String, String)
             wrong(key, "must be 1 or more".into());
         }
     }
+    let passive = &config.passive;
+    for (key, duration) in [("passive.window", passive.window), ("passive.base_ejection", passive.base_ejection)] {
+        if duration.is_zero() {
+            wrong(key, "must be longer than 0; to look at no share of failures, set `passive.enabled: false`".into());
+        }
+    }
+    if passive.max_ejection < passive.base_ejection {
+        wrong("passive.max_ejection", "is shorter than `passive.base_ejection`; make it at least as long".into());
+    }
+    if passive.min_requests == 0 {
+        wrong("passive.min_requests", "must be 1 or more".into());
+    }
+    if !(passive.error_rate > 0.0 && passive.error_rate <= 1.0) {
+        wrong("passive.error_rate", format!("is {}; must be more than 0 and at most 1", passive.error_rate));
+    }
+    if config.panic_threshold > 100 {
+        wrong("panic_threshold", format!("is {}; must be a percentage, from 0 to 100", config.panic_threshold));
+    }
     mistakes
 }
 
@@ -190,7 +208,7 @@ fn is_path(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LoadBalance, RetryOn, RuleConfig};
+    use crate::config::{LoadBalance, PassiveConfig, RetryOn, RuleConfig};
 
     fn keys(mistakes: Vec<(String, String)>) -> Vec<String> {
         mistakes.into_iter().map(|(key, _)| key).collect()
@@ -285,11 +303,30 @@ mod tests {
             path: Some("health".into()),
             expected_status: 0,
             healthy_threshold: 0,
+            passive: PassiveConfig {
+                window: Duration::ZERO,
+                min_requests: 0,
+                error_rate: f64::NAN,
+                max_ejection: Duration::from_secs(1),
+                ..PassiveConfig::default()
+            },
+            panic_threshold: 101,
             ..HealthCheckConfig::default()
         };
         assert_eq!(
             keys(validate_health_check(&config)),
-            ["interval", "method", "path", "expected_status", "healthy_threshold"]
+            [
+                "interval",
+                "method",
+                "path",
+                "expected_status",
+                "healthy_threshold",
+                "passive.window",
+                "passive.max_ejection",
+                "passive.min_requests",
+                "passive.error_rate",
+                "panic_threshold"
+            ]
         );
     }
 

@@ -14,7 +14,11 @@ use llmproxy_core::body::{Ending, Observer};
 use metrics::{Counter, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use super::*;
-use crate::{HealthCheckConfig, flight::Flight};
+use crate::{
+    HealthCheckConfig,
+    flight::Flight,
+    policy::{Candidate, Choice, Policy},
+};
 
 const THREADS: usize = 4;
 const ROUNDS: usize = 20_000;
@@ -124,4 +128,35 @@ fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back()
     for (series, value) in gauges.iter().filter(|(series, _)| series.starts_with(IN_FLIGHT)) {
         assert_eq!(f64::from_bits(value.load(Ordering::SeqCst)), 0.0, "{series}");
     }
+}
+
+/// Remembers whom it was told to forget.
+#[derive(Debug, Default)]
+struct Forgetful(std::sync::Mutex<Vec<usize>>);
+
+impl Policy for Forgetful {
+    fn pick(&self, _: &Work, _: &[Candidate<'_>]) -> Choice {
+        Choice::new(0, "")
+    }
+
+    fn forget(&self, index: usize) {
+        self.0.lock().expect("no panic").push(index);
+    }
+}
+
+#[test]
+fn policies_forget_what_a_process_had_that_was_gone() {
+    let rules = Rules::new(&HealthCheckConfig::default());
+    let (hub, policy) = (Arc::<Hub>::default(), Arc::<Forgetful>::default());
+    hub.set_policies(vec![policy.clone()]);
+    let node = Node::new(7, backend("a"), rules, hub);
+    let check = || node.health().begin_check();
+    node.check_passed(check());
+    // Whose checks failed may still be the same, with all that it has in its caches.
+    (0..3).for_each(|_| node.check_failed(check(), false, "500"));
+    (0..2).for_each(|_| node.check_passed(check()));
+    assert!(node.is_up() && policy.0.lock().expect("no panic").is_empty());
+    node.check_failed(check(), true, "refused");
+    node.check_passed(check());
+    assert_eq!(*policy.0.lock().expect("no panic"), [7]);
 }

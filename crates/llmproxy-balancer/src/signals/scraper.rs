@@ -11,6 +11,7 @@ use super::Page;
 use crate::{
     check::{Task, is_same_server},
     config::{BackendConfig, LoadSignalsConfig},
+    health::BackendState,
     node::Node,
 };
 
@@ -67,7 +68,7 @@ impl Scraper {
             let mut wait = interval;
             loop {
                 // One that is out has other troubles, and is asked by its checks.
-                if self.node.is_available() {
+                if self.node.state() != BackendState::Down {
                     wait = match self.scrape().await {
                         Outcome::Told | Outcome::Failed => interval,
                         Outcome::Nothing => wait.saturating_mul(2).min(LONGEST.max(interval)),

@@ -1,0 +1,54 @@
+//! What others are told of a backend's health.
+
+use std::borrow::Cow;
+
+use tokio::time::Instant;
+
+use super::{BackendState, Cause, Health, State};
+
+// === impl Health ===
+
+impl Health {
+    pub(crate) fn state(&self, now: Instant) -> BackendState {
+        match self.state {
+            State::Out { cause, .. } if cause.is_ejection() => BackendState::Ejected,
+            State::Out { .. } => BackendState::Down,
+            _ if self.is_pressured(now) => BackendState::Pressured,
+            State::Unknown => BackendState::Unknown,
+            State::Up if self.share(now).is_some() => BackendState::Warming,
+            State::Up => BackendState::Up,
+        }
+    }
+
+    /// Since when it is in, or out.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Why it is in its state, for people; `None` where there is nothing to say.
+    pub(crate) fn reason(&self, now: Instant) -> Option<Cow<'static, str>> {
+        match (self.state(now), self.out(), &self.problem) {
+            (_, Some(cause), None) => Some(Cow::Borrowed(cause.as_str())),
+            (_, Some(cause), Some(problem)) => Some(Cow::Owned(format!("{}: {problem}", cause.as_str()))),
+            (BackendState::Pressured, ..) => Some(Cow::Borrowed("it has said that it has enough to do")),
+            (BackendState::Warming, ..) => Some(Cow::Borrowed("it has come back, and its share of the work grows")),
+            (BackendState::Unknown, ..) if self.rules.checked => Some(Cow::Borrowed("its first check is under way")),
+            _ => None,
+        }
+    }
+
+    /// Why it is out, if it is and no request may find out whether it is back.
+    pub(crate) fn cause(&self, now: Instant) -> Option<Cause> {
+        self.out().filter(|_| !self.is_up(now))
+    }
+
+    /// The share of its requests that failed lately.
+    pub(crate) fn failure_rate(&self, now: Instant) -> Option<f64> {
+        self.window.tally(now).rate()
+    }
+
+    /// What was found, after it went out.
+    pub(crate) fn note(&mut self, problem: Option<&str>) {
+        self.problem = problem.map(Into::into);
+    }
+}
