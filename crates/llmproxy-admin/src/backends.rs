@@ -63,9 +63,9 @@ pub struct BackendView {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct LoadView {
     /// Requests that it works at.
-    pub running: Option<f64>,
+    pub running: Option<u64>,
     /// Requests that wait there.
-    pub waiting: Option<f64>,
+    pub waiting: Option<u64>,
     /// How much of its KV cache is in use, 0 to 1.
     pub kv_usage: Option<f64>,
 }

@@ -3,6 +3,7 @@
 mod health;
 mod load_signals;
 mod models;
+mod prefix_aware;
 mod routes;
 mod rules;
 mod session;
@@ -17,6 +18,7 @@ pub use health::*;
 pub use load_signals::{DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, LoadSignalsConfig};
 pub use models::{FallbackConfig, ModelConfig};
 pub(crate) use models::{Named, resolve};
+pub use prefix_aware::{DEFAULT_CACHE_TOKENS, DEFAULT_INDEX_MEMORY, PrefixAwareConfig};
 pub use routes::{RouteFindings, validate_routes};
 pub use rules::{MatchConfig, RuleConfig};
 pub use session::{DEFAULT_LOAD_FACTOR, DEFAULT_SESSION_HEADERS, SessionConfig};
@@ -129,6 +131,8 @@ pub struct RoutingConfig {
     pub retry: RetryConfig,
     /// Whether backends are asked for their own load.
     pub load_signals: LoadSignalsConfig,
+    /// What [`LoadBalance::PrefixAware`] may remember.
+    pub prefix_aware: PrefixAwareConfig,
 }
 
 /// The `queue` block: the line in which requests wait while every backend that could take them is full.
@@ -166,6 +170,9 @@ pub enum LoadBalance {
     LeastTokens,
     /// All requests of a session to the same one, as long as that has not too much to do.
     Session,
+    /// The one that has the least to compute before the first token, over its weight: what it has cached of the prompt
+    /// does not count.
+    PrefixAware,
 }
 
 /// `routing.commit`.
@@ -277,6 +284,7 @@ impl Default for RoutingConfig {
             fallback: Vec::new(),
             retry: RetryConfig::default(),
             load_signals: LoadSignalsConfig::default(),
+            prefix_aware: PrefixAwareConfig::default(),
         }
     }
 }

@@ -105,15 +105,15 @@ mod view;
 
 pub use balancer::Balancer;
 pub use config::{
-    BackendConfig, Commit, DEFAULT_BASE_EJECTION, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER, DEFAULT_ERROR_RATE,
-    DEFAULT_EXPECTED_STATUS, DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INITIAL_WAIT, DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR,
-    DEFAULT_MAX_EJECTION, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT, DEFAULT_MAX_WAITING, DEFAULT_METHOD,
-    DEFAULT_MIN_REQUESTS, DEFAULT_MULTIPLIER, DEFAULT_PANIC_THRESHOLD, DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET,
-    DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, DEFAULT_SLOW_START,
-    DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, DEFAULT_WINDOW, FallbackConfig, HealthCheckConfig, InjectUsage,
-    LoadBalance, LoadSignalsConfig, MatchConfig, ModelConfig, PassiveConfig, QueueConfig, RetryConfig, RetryOn,
-    RouteFindings, RoutingConfig, RuleConfig, SessionConfig, validate_backends, validate_health_check, validate_queue,
-    validate_routes, validate_routing,
+    BackendConfig, Commit, DEFAULT_BASE_EJECTION, DEFAULT_CACHE_TOKENS, DEFAULT_CHECK_TIMEOUT, DEFAULT_COMMIT_AFTER,
+    DEFAULT_ERROR_RATE, DEFAULT_EXPECTED_STATUS, DEFAULT_HEALTHY_THRESHOLD, DEFAULT_INDEX_MEMORY, DEFAULT_INITIAL_WAIT,
+    DEFAULT_INTERVAL, DEFAULT_LOAD_FACTOR, DEFAULT_MAX_EJECTION, DEFAULT_MAX_RETRIES, DEFAULT_MAX_WAIT,
+    DEFAULT_MAX_WAITING, DEFAULT_METHOD, DEFAULT_MIN_REQUESTS, DEFAULT_MULTIPLIER, DEFAULT_PANIC_THRESHOLD,
+    DEFAULT_QUEUE_TIMEOUT, DEFAULT_RETRY_BUDGET, DEFAULT_RETRY_ON, DEFAULT_SESSION_HEADERS, DEFAULT_SIGNALS_INTERVAL,
+    DEFAULT_SIGNALS_TIMEOUT, DEFAULT_SLOW_START, DEFAULT_UNHEALTHY_THRESHOLD, DEFAULT_WEIGHT, DEFAULT_WINDOW,
+    FallbackConfig, HealthCheckConfig, InjectUsage, LoadBalance, LoadSignalsConfig, MatchConfig, ModelConfig,
+    PassiveConfig, PrefixAwareConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig, RuleConfig,
+    SessionConfig, validate_backends, validate_health_check, validate_queue, validate_routes, validate_routing,
 };
 pub use error::BalanceError;
 pub use flight::Flight;
@@ -122,8 +122,8 @@ pub use layer::BalanceLayer;
 pub use models::ModelInfo;
 pub use peek::Peeked;
 pub use policy::{
-    Affinity, Candidate, Choice, Incoming, LatencyBased, LeastConnections, LeastTokens, Policy, Random, RoundRobin,
-    Session, Work,
+    Affinity, Block, Candidate, Choice, Incoming, LatencyBased, LeastConnections, LeastTokens, Policy, PrefixAware,
+    Random, RoundRobin, Session, Work,
 };
 pub use pool::{BackendStatus, Pool};
 pub use retry::Failure;

@@ -397,6 +397,13 @@ impl InFlight {
         self.pass.is_doubted
     }
 
+    /// So many tokens of its prompt are in the backend's cache, so nobody waits for them.
+    pub(crate) fn is_cached(&mut self, tokens: u64) {
+        let cached = tokens.min(self.prompt_waiting);
+        self.prompt_waiting -= cached;
+        self.node.tokens_waiting.fetch_sub(cached, Ordering::Relaxed);
+    }
+
     /// Its answer has begun, so nobody waits behind its prompt any more.
     pub(crate) fn begun(&mut self) {
         if std::mem::take(&mut self.waits) {

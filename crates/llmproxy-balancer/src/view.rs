@@ -228,12 +228,12 @@ impl View {
         let candidates: Vec<Candidate<'_>> = members.iter().map(Seen::candidate).collect();
         // A policy may be someone else's code; one that panics, or points beyond the end, has chosen the first.
         let choice = catch_unwind(AssertUnwindSafe(|| chooser.policy.pick(&chooser.work, &candidates)));
-        let (position, reason) = match choice {
-            Ok(choice) if choice.at < members.len() => (choice.at, choice.reason),
-            Ok(_) => (0, Cow::Borrowed("the first one: the policy chose none that there is")),
+        let (position, reason, cached) = match choice {
+            Ok(choice) if choice.at < members.len() => (choice.at, choice.reason, choice.cached),
+            Ok(_) => (0, Cow::Borrowed("the first one: the policy chose none that there is"), 0),
             Err(_) => {
                 tracing::error!("the balancer's policy panicked; the first backend that may be asked is");
-                (0, Cow::Borrowed("the first one: the policy panicked"))
+                (0, Cow::Borrowed("the first one: the policy panicked"), 0)
             }
         };
         let reason = match (&stage.because, members) {
@@ -242,7 +242,9 @@ impl View {
             (Some(because), [_]) => because.clone(),
             (Some(because), _) => Cow::Owned(format!("{because}; {reason}")),
         };
-        Box::new(Pick::new(members[position].member.clone(), plan, at, reason))
+        let mut pick = Box::new(Pick::new(members[position].member.clone(), plan, at, reason));
+        pick.in_flight.is_cached(cached);
+        pick
     }
 
     fn able(&self, stage: &Stage) -> Able {

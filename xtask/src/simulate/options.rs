@@ -7,7 +7,7 @@ use super::{
 
 /// What `routing.load_balance` may say.
 pub(crate) const POLICIES: &[&str] =
-    &["round_robin", "random", "least_connections", "latency_based", "least_tokens", "session"];
+    &["round_robin", "random", "least_connections", "latency_based", "least_tokens", "session", "prefix_aware"];
 
 /// What to run.
 #[derive(Clone, Debug)]

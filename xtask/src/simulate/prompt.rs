@@ -124,6 +124,11 @@ mod tests {
         let next = body(&pieces(&[(1, 100), (2, 60), (3, 200)]));
         let read: serde_json::Value = serde_json::from_slice(&next).unwrap();
         assert_eq!(read["messages"][2]["content"].as_str().unwrap().len(), 200 * BYTES);
+        let Prompt { text, opening, .. } = found(&next).unwrap();
+        let messages: serde_json::Value = serde_json::from_slice(&next[text]).unwrap();
+        assert_eq!(messages, read["messages"]);
+        let message: serde_json::Value = serde_json::from_slice(&next[opening.clone()]).unwrap();
+        assert_eq!((message, found(&first).unwrap().opening), (read["messages"][0].clone(), opening));
         let end = b"]}".len();
         assert_eq!(first[..first.len() - end], next[..first.len() - end]);
     }

@@ -142,6 +142,7 @@ pub fn validate_routing(config: &RoutingConfig) -> Vec<(String, String)> {
             wrong(&format!("retry.retry_on[{position}]"), message);
         }
     }
+    config.prefix_aware.validate(&mut mistakes);
     mistakes.extend(models::validate(config));
     mistakes.extend(rules::validate(&config.rules));
     mistakes

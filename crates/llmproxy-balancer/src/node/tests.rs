@@ -160,3 +160,19 @@ fn policies_forget_what_a_process_had_that_was_gone() {
     node.check_passed(check());
     assert_eq!(*policy.0.lock().expect("no panic"), [7]);
 }
+
+#[test]
+fn nobody_waits_for_what_is_cached_of_a_prompt() {
+    let node = Node::new(0, backend("a"), Rules::new(&HealthCheckConfig::default()), Arc::default());
+    let work = Work { prompt_tokens: 100, output_tokens: 10, ..Work::default() };
+    let [mut first, mut second] = [(); 2].map(|()| node.enter(&node.name(), &work));
+    first.is_cached(70);
+    assert_eq!((node.tokens_waiting(), node.tokens()), (130, 220));
+    second.is_cached(1000);
+    assert_eq!(node.tokens_waiting(), 30, "it can't be more than there is");
+    second.begun();
+    first.begun();
+    assert_eq!((node.tokens_waiting(), node.tokens()), (0, 220));
+    drop((first, second));
+    assert_eq!((node.tokens_waiting(), node.tokens()), (0, 0));
+}

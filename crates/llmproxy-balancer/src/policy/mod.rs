@@ -3,6 +3,7 @@
 mod latency_based;
 mod least_connections;
 mod least_tokens;
+mod prefix_aware;
 mod random;
 mod round_robin;
 mod session;
@@ -16,12 +17,13 @@ use llmproxy_core::{Backend, Call};
 pub use latency_based::LatencyBased;
 pub use least_connections::LeastConnections;
 pub use least_tokens::LeastTokens;
+pub use prefix_aware::PrefixAware;
 pub use random::Random;
 pub use round_robin::RoundRobin;
 pub use session::Session;
 
 use crate::{
-    config::{LoadBalance, RoutingConfig, SessionConfig},
+    config::{LoadBalance, PrefixAwareConfig, RoutingConfig, SessionConfig},
     signals::Load,
 };
 
@@ -76,8 +78,17 @@ pub struct Incoming<'a> {
 pub struct Affinity {
     /// What all requests of one session have in common.
     pub session: Option<u64>,
-    /// The leading blocks of its prompt: a hash for each, of the block and all before it.
-    pub blocks: Box<[u64]>,
+    /// The leading blocks of its prompt.
+    pub blocks: Box<[Block]>,
+}
+
+/// A part of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Of it and all before it.
+    pub hash: u64,
+    /// How many tokens it and all before it are, estimated.
+    pub tokens: u64,
 }
 
 /// What a request is expected to cost.
@@ -126,6 +137,8 @@ pub struct Choice {
     pub at: usize,
     /// Why, for people who read the record.
     pub reason: Cow<'static, str>,
+    /// Tokens of the prompt that it is taken to have in its cache: nobody waits for those.
+    pub cached: u64,
 }
 
 /// All that a policy is made of: of two that are equal, one can do the work of both.
@@ -133,6 +146,7 @@ pub struct Choice {
 pub(crate) struct Recipe {
     strategy: LoadBalance,
     session: Option<SessionConfig>,
+    prefix_aware: Option<PrefixAwareConfig>,
 }
 
 /// The position of the one with the least cost; in turn among equals.
@@ -168,7 +182,11 @@ fn cheapest<C: PartialOrd>(
 impl Recipe {
     /// What a configuration says of `strategy`.
     pub(crate) fn of(strategy: LoadBalance, routing: &RoutingConfig) -> Self {
-        Self { strategy, session: (strategy == LoadBalance::Session).then(|| routing.session.clone()) }
+        Self {
+            strategy,
+            session: (strategy == LoadBalance::Session).then(|| routing.session.clone()),
+            prefix_aware: (strategy == LoadBalance::PrefixAware).then(|| routing.prefix_aware.clone()),
+        }
     }
 
     pub(crate) fn make(&self) -> Arc<dyn Policy> {
@@ -179,6 +197,7 @@ impl Recipe {
             LoadBalance::LatencyBased => Arc::new(LatencyBased::new()),
             LoadBalance::LeastTokens => Arc::new(LeastTokens::new()),
             LoadBalance::Session => Arc::new(Session::new(&self.session.clone().unwrap_or_default())),
+            LoadBalance::PrefixAware => Arc::new(PrefixAware::new(&self.prefix_aware.clone().unwrap_or_default())),
         }
     }
 }
@@ -236,7 +255,7 @@ impl<'a> Candidate<'a> {
 impl Choice {
     /// The candidate at this position, for this reason.
     pub fn new(at: usize, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { at, reason: reason.into() }
+        Self { at, reason: reason.into(), cached: 0 }
     }
 }
 
@@ -322,5 +341,17 @@ pub(crate) mod tests {
             }
             counts
         }
+    }
+
+    #[test]
+    fn a_policy_is_made_anew_where_what_it_is_made_of_changes() {
+        let changed = PrefixAwareConfig { memory: 2 << 20, ..PrefixAwareConfig::default() };
+        let [old, new] = [PrefixAwareConfig::default(), changed]
+            .map(|prefix_aware| RoutingConfig { prefix_aware, ..RoutingConfig::default() });
+        let recipe = Recipe::of;
+        assert_ne!(recipe(LoadBalance::PrefixAware, &old), recipe(LoadBalance::PrefixAware, &new));
+        assert_eq!(recipe(LoadBalance::PrefixAware, &old), recipe(LoadBalance::PrefixAware, &old.clone()));
+        assert_eq!(recipe(LoadBalance::RoundRobin, &old), recipe(LoadBalance::RoundRobin, &new));
+        assert_ne!(recipe(LoadBalance::RoundRobin, &old), recipe(LoadBalance::PrefixAware, &old));
     }
 }

@@ -4,7 +4,15 @@ use super::{Key, Kind::*, Words, block, key};
 
 const STRATEGIES: Words = Words {
     meant: &[("least_conn", "least_connections")],
-    ..Words::of(&["round_robin", "random", "least_connections", "latency_based", "least_tokens", "session"])
+    ..Words::of(&[
+        "round_robin",
+        "random",
+        "least_connections",
+        "latency_based",
+        "least_tokens",
+        "session",
+        "prefix_aware",
+    ])
 };
 const INJECTION: Words = Words {
     meant: &[("true", "always"), ("on", "always"), ("false", "never"), ("off", "never")],
@@ -198,6 +206,19 @@ pub(super) const KEYS: &[Key] = &[
         Texts,
         "[connect, reset, 502, 503, 504]",
         "what counts as failing: connect, reset, timeout, 5xx, or a status",
+    ),
+    block("routing.prefix_aware", "what `load_balance: prefix_aware` remembers of what backends have cached"),
+    key(
+        "routing.prefix_aware.memory",
+        Bytes,
+        "64MiB",
+        "the size of the table, which never grows; from 1MiB to 16GiB, and 16 bytes for each prefix at each backend",
+    ),
+    key(
+        "routing.prefix_aware.cache_tokens",
+        Integer,
+        "1000000",
+        "tokens that a backend's KV cache holds, as its log says; what was used so many ago is taken to be gone",
     ),
     block("routing.load_signals", "whether backends are asked for their own load, since others may use them too"),
     key("routing.load_signals.enabled", Switch, "true", "whether they are; one that is the only one never is"),
