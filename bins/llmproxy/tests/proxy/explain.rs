@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::Proxy;
 
-/// `path` at a proxy before these backends, `a` and `b`, whose records go to `receiver`.
+/// A proxy before these backends, `a` and `b`, whose records go to `receiver`.
 fn config(urls: [String; 2], receiver: &Receiver, routing: &Value) -> String {
     let [a, b] = urls;
     json!({
