@@ -30,7 +30,7 @@ pub struct PrefixAware {
 // === impl PrefixAware ===
 
 impl PrefixAware {
-    /// Has seen nothing. The memory is taken at once and never grows.
+    /// Has seen nothing. Its table never grows; the system gives the memory as it is used.
     pub fn new(config: &PrefixAwareConfig) -> Self {
         let bytes = usize::try_from(config.memory).unwrap_or(usize::MAX);
         Self { seed: Seed::new(), index: Mutex::new(Index::new(bytes, config.cache_tokens)), ties: RoundRobin::new() }
