@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
 use crate::{
     check::{Checker, Settings, Task},
     config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
+    discovery::Sources,
     health::{BackendState, Rules},
     hub::Hub,
     metrics::{BACKEND_STATE, BACKEND_UP},
@@ -24,6 +26,10 @@ use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
 use llmproxy_core::{Backend, BoxError, HttpClient};
 use metrics::gauge;
+
+mod found;
+
+use found::{Changed, Configured};
 
 /// The state of all backends: what is in flight there, how they are, what they serve, what policies know of them. One for
 /// the life of the process; its [`Pool`] shows what the newest configuration makes of it.
@@ -56,13 +62,21 @@ pub struct Balancer {
     state: Mutex<State>,
     hub: Arc<Hub>,
     pool: Arc<Pool>,
+    changed: OnceLock<Changed>,
+    /// Itself, for the tasks that tell it of backends that were found.
+    me: Weak<Self>,
 }
 
 /// A backend's URL, and which of the entries with that URL it is.
 type Identity = (String, usize);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
+    /// What the configuration says, to be put in force again when other backends are found.
+    configured: Option<Configured>,
+    sources: Sources,
+    /// What is in force: the configuration's backends, and those that were found.
+    joined: Vec<BackendConfig>,
     entries: HashMap<Identity, Entry>,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
     policies: Vec<((Scope, Recipe), Arc<dyn Policy>)>,
@@ -85,7 +99,14 @@ impl Balancer {
         let view =
             state.view(Vec::new(), &RoutingConfig::default(), &HealthCheckConfig::default(), &QueueConfig::default());
         let pool = Pool::new(view, hub.clone());
-        Arc::new(Self { client, state: Mutex::new(state), hub, pool })
+        Arc::new_cyclic(|me| Self {
+            client,
+            state: Mutex::new(state),
+            hub,
+            pool,
+            changed: OnceLock::new(),
+            me: me.clone(),
+        })
     }
 
     /// What the newest configuration makes of the backends: the same through all configurations, and always up to date.
@@ -109,7 +130,17 @@ impl Balancer {
         health: &HealthCheckConfig,
         queue: &QueueConfig,
     ) -> Arc<Pool> {
+        let (backends, routing, health) = (backends.to_vec(), routing.clone(), health.clone());
+        let configured = Configured { backends, routing, health, queue: *queue };
         let mut state = self.state();
+        let joined = state.sources.join(&configured.backends);
+        self.put_in_force(&mut state, configured, joined);
+        self.pool.clone()
+    }
+
+    fn put_in_force(&self, state: &mut State, configured: Configured, joined: Vec<BackendConfig>) {
+        let Configured { routing, health, queue, .. } = &configured;
+        let backends = &joined;
         let mut old = std::mem::take(&mut state.entries);
         let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
         let mut members: Vec<Arc<Member>> = Vec::with_capacity(backends.len());
@@ -166,9 +197,12 @@ impl Balancer {
         }
         let view = state.view(members, routing, health, queue);
         self.hub.set_policies(state.policies.iter().map(|(_, policy)| policy.clone()).collect());
-        drop(state);
+        (state.configured, state.joined) = (Some(configured), joined);
+        // Within the lock, so that what was made last is shown last.
         self.pool.show(view);
-        self.pool.clone()
+        if let Some(changed) = self.changed.get() {
+            changed.tell(&self.pool.backends());
+        }
     }
 
     /// Lets the backend of this name get no more requests, or get them again; what is there ends in its own time. It holds
@@ -271,7 +305,15 @@ impl State {
             commit_after: routing.commit_after,
             queue: *queue,
             panic_threshold: health.panic_threshold,
+            soon: self.sources.is_waiting(),
         }
+    }
+}
+
+impl fmt::Debug for State {
+    /// Without what the configuration says: credentials are part of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("entries", &self.entries).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an operator may write about backends, routing and health checks.
 
+mod discovery;
 mod health;
 mod load_signals;
 mod models;
@@ -14,6 +15,11 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use llmproxy_core::{Backend, duration};
 use serde::{Deserialize, Deserializer, de};
 
+pub use discovery::{
+    BackendDefaults, DEFAULT_DISCOVERY_INTERVAL, DEFAULT_DISCOVERY_TIMEOUT, DEFAULT_FILE_INTERVAL, DiscoveryConfig,
+    DiscoveryMode, DnsRecords, DnsSourceConfig, FileSourceConfig, HttpSourceConfig, Scheme, SourceConfig, SourceType,
+    StaticSourceConfig, validate_discovery,
+};
 pub use health::*;
 pub use load_signals::{DEFAULT_SIGNALS_INTERVAL, DEFAULT_SIGNALS_TIMEOUT, LoadSignalsConfig};
 pub use models::{FallbackConfig, ModelConfig};

@@ -12,7 +12,10 @@
 //!   gets the last answer that a backend gave, or a [`BalanceError`].
 //! - Where a client did not ask for usage, the backend is asked ([`InjectUsage`]). One that may have refused the request for
 //!   that is asked once more without, which is neither a failure nor a retry, and what came of it is remembered.
-//!, -, Backends, are, checked;, one, that, refuses, a, connection, is, out, until, it, proves, itself., Those, tell, their, own, load, ([`Load`]), asked, for, since, others, may, use, them, too., One, where, requests, fail, more, often, than, elsewhere, ejected, and, gets, single, request, now, then, bring, back, ([`BackendState`]).,
+//! - Backends may be found: [`Balancer::discover`] asks files, names and servers for them, again and again.
+//! - Backends are checked; one that refuses a connection is out until it proves itself. One where requests fail more often
+//!   than elsewhere is ejected, and gets single requests now and then, to bring it back ([`BackendState`]).
+//! - Those that tell their own load ([`Load`]) are asked for it, since others may use them too.
 //!
 //! ```
 //! use std::io;
@@ -82,6 +85,7 @@ mod balancer;
 mod budget;
 mod check;
 mod config;
+mod discovery;
 mod error;
 mod flight;
 mod health;
@@ -115,6 +119,12 @@ pub use config::{
     PassiveConfig, PrefixAwareConfig, QueueConfig, RetryConfig, RetryOn, RouteFindings, RoutingConfig, RuleConfig,
     SessionConfig, validate_backends, validate_health_check, validate_queue, validate_routes, validate_routing,
 };
+pub use config::{
+    BackendDefaults, DEFAULT_DISCOVERY_INTERVAL, DEFAULT_DISCOVERY_TIMEOUT, DEFAULT_FILE_INTERVAL, DiscoveryConfig,
+    DiscoveryMode, DnsRecords, DnsSourceConfig, FileSourceConfig, HttpSourceConfig, Scheme, SourceConfig, SourceType,
+    StaticSourceConfig, validate_discovery,
+};
+pub use discovery::Sources;
 pub use error::BalanceError;
 pub use flight::Flight;
 pub use health::{BackendState, Cause};

@@ -29,6 +29,10 @@ pub const BACKEND_LOAD: &str = "llmproxy_backend_load";
 pub const BACKEND_KV_USAGE: &str = "llmproxy_backend_kv_usage";
 /// How often a backend was found to refuse requests for usage that its clients did not ask for; label `backend`.
 pub const INJECTION_REFUSED: &str = "llmproxy_usage_injection_refused_total";
+/// Backends that a source of `discovery` told last; label `source`. A source that a reload took away stays at 0.
+pub const DISCOVERED: &str = "llmproxy_discovered_backends";
+/// How often a source of `discovery` could not be asked, or gave no list; label `source`.
+pub const DISCOVERY_FAILURES: &str = "llmproxy_discovery_failures_total";
 
 /// Registers the help texts with the recorder that is installed; call it after that.
 pub fn describe() {
@@ -47,4 +51,6 @@ pub fn describe() {
     describe_gauge!(BACKEND_LOAD, Unit::Count, "Requests that run or wait at the backend, as it says itself");
     describe_gauge!(BACKEND_KV_USAGE, "How much of the backend's KV cache is in use, from 0 to 1, as it says itself");
     describe_counter!(INJECTION_REFUSED, Unit::Count, "How often the backend was found not to take include_usage");
+    describe_gauge!(DISCOVERED, Unit::Count, "Backends that the source told last");
+    describe_counter!(DISCOVERY_FAILURES, Unit::Count, "How often the source could not be asked");
 }

@@ -370,7 +370,7 @@ impl Pool {
         }
         let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false);
         let (error, soon) = none.unwrap_or_else(unplanned);
-        Found::None { error, soon }
+        Found::None { error, soon: soon || view.soon }
     }
 
     /// Waits in the line for this stage. `None` where all is different from when it came.

@@ -37,6 +37,8 @@ pub(crate) struct View {
     /// Where less than this part of a hundred is open of those that could serve a request, those of which only doubts keep
     /// requests away are asked too.
     pub(crate) panic_threshold: u32,
+    /// Whether there may soon be backends that are not known yet.
+    pub(crate) soon: bool,
 }
 
 /// One backend in one configuration.

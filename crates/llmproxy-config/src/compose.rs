@@ -7,8 +7,8 @@ use figment::{
     value::{Dict, Value},
 };
 use llmproxy_balancer::{
-    BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig, validate_backends, validate_health_check,
-    validate_queue, validate_routes, validate_routing,
+    BackendConfig, DiscoveryConfig, HealthCheckConfig, QueueConfig, RoutingConfig, validate_backends,
+    validate_discovery, validate_health_check, validate_queue, validate_routes, validate_routing,
 };
 use llmproxy_core::duration;
 use llmproxy_metering::{InspectConfig, MeteringConfig};
@@ -36,7 +36,7 @@ struct Streams {
 /// Makes the configuration, adding what is wrong with it to `mistakes`.
 pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Warning>) -> Config {
     switch_off(&mut dict, warnings);
-    let places = [("auth", "pipeline"), ("usage", "reporters")]
+    let places = [("auth", "pipeline"), ("usage", "reporters"), ("discovery", "sources")]
         .map(|(block, list)| (format!("{block}.{list}"), only_known(&mut dict, block, list, mistakes)));
     let mut parts = Parts { dict: &dict, mistakes, unread: Vec::new(), places };
     let mut config = Config {
@@ -48,6 +48,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         auth: parts.block("auth"),
         rate_limit: parts.block("rate_limit"),
         backends: parts.backends(),
+        discovery: parts.block::<DiscoveryConfig>("discovery"),
         routing: parts.block::<RoutingConfig>("routing"),
         routing_paths: parts.block("routing"),
         health_check: parts.block::<HealthCheckConfig>("health_check"),
@@ -94,6 +95,16 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     parts.found("rate_limit", config.rate_limit.validate());
     parts.found("backends", validate_backends(&config.backends));
     parts.found("backends", unusable_authorities(&config.backends));
+    parts.found("discovery", validate_discovery(&config.discovery));
+    if config.backends.is_empty() && !config.discovery.enabled {
+        parts.found("", vec![("backends".into(), NO_BACKEND.into())]);
+    }
+    if config.discovery.enabled {
+        for (index, source) in config.discovery.sources.iter().enumerate().filter(|(_, source)| source.enabled) {
+            let place = format!("discovery.sources[{index}].static.backends");
+            parts.found(&place, unusable_authorities(&source.fixed.backends));
+        }
+    }
     parts.found("routing", validate_routing(&config.routing));
     // Where others may be found, what no backend of the file is or has may be theirs.
     let is_complete = tree::get(&dict, &["discovery", "enabled"]).and_then(Value::to_bool) != Some(true);
@@ -173,7 +184,7 @@ struct Parts<'a> {
     /// Places that stand for nothing in the file: what a part finds there is no mistake of the operator's.
     unread: Vec<String>,
     /// Lists that entries were taken out of, and where those that stayed stood.
-    places: [(String, Vec<usize>); 2],
+    places: [(String, Vec<usize>); 3],
 }
 
 // === impl Parts ===
@@ -189,9 +200,6 @@ impl Parts<'_> {
             Some(Value::Array(_, entries)) => entries.as_slice(),
             _ => &[],
         };
-        if entries.is_empty() {
-            self.found("", vec![("backends".into(), NO_BACKEND.into())]);
-        }
         let read = |(index, entry): (usize, &Value)| self.read(&format!("backends[{index}]"), entry);
         // One that can't be read keeps its place, so that the mistakes of those after it name the right one.
         entries.iter().enumerate().map(read).map(Option::unwrap_or_default).collect()

@@ -2,7 +2,7 @@
 
 use llmproxy_admin::AdminConfig;
 use llmproxy_auth::AuthConfig;
-use llmproxy_balancer::{BackendConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
+use llmproxy_balancer::{BackendConfig, DiscoveryConfig, HealthCheckConfig, QueueConfig, RoutingConfig};
 use llmproxy_metering::{AbortConfig, InspectConfig, MeteringConfig, PricingConfig};
 use llmproxy_ratelimit::RateLimitConfig;
 use llmproxy_sse::SseConfig;
@@ -40,6 +40,8 @@ pub struct Config {
     pub rate_limit: RateLimitConfig,
     /// `backends:`
     pub backends: Vec<BackendConfig>,
+    /// `discovery:`
+    pub discovery: DiscoveryConfig,
     /// `routing:`
     pub routing: RoutingConfig,
     /// `routing.allow_paths`

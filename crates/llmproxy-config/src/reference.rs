@@ -90,6 +90,8 @@ fn kind(kind: Kind) -> String {
     match kind {
         Kind::Block => "map".into(),
         Kind::Blocks => "list of maps".into(),
+        Kind::Like(path) if path.ends_with("[]") => format!("map as `{path}`"),
+        Kind::Like(path) => format!("list as `{path}`"),
         Kind::Map => "map of names".into(),
         Kind::Text | Kind::File => "string".into(),
         Kind::Secret => "secret".into(),

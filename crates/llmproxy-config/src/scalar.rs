@@ -51,7 +51,9 @@ pub(crate) fn coerce(kind: Kind, value: &Value) -> Result<Coerced, String> {
             Value::String(..) | Value::Num(..) => plain(value.clone()),
             _ => Err("must be a string or a number".into()),
         },
-        Kind::Block | Kind::Blocks | Kind::Map | Kind::Script | Kind::LogFile | Kind::Any => plain(value.clone()),
+        Kind::Block | Kind::Blocks | Kind::Like(_) | Kind::Map | Kind::Script | Kind::LogFile | Kind::Any => {
+            plain(value.clone())
+        }
     }
 }
 

@@ -89,8 +89,12 @@ impl Walk {
                 Some(Value::Dict(tag, [("path".into(), Value::String(tag, path))].into()))
             }
             (Kind::LogFile, value) => self.map(value, "logfile", at),
-            (Kind::Blocks, Value::Array(tag, list)) => Some(Value::Array(tag, self.entries(key, list, at))),
-            (Kind::Blocks, _) => {
+            (Kind::Blocks, Value::Array(tag, list)) => Some(Value::Array(tag, self.entries(key.path, list, at))),
+            (Kind::Like(pattern), Value::Array(tag, list)) if !pattern.ends_with("[]") => {
+                Some(Value::Array(tag, self.entries(pattern, list, at)))
+            }
+            (Kind::Like(pattern), value) if pattern.ends_with("[]") => self.map(value, pattern, at),
+            (Kind::Blocks | Kind::Like(_), _) => {
                 self.mistake(at.path, "must be a list: one entry for each, beginning with `-`".into());
                 None
             }
@@ -118,8 +122,8 @@ impl Walk {
         }
     }
 
-    fn entries(&mut self, key: &Key, list: Vec<Value>, at: Place<'_>) -> Vec<Value> {
-        let pattern = format!("{}[]", key.path);
+    fn entries(&mut self, list_path: &str, list: Vec<Value>, at: Place<'_>) -> Vec<Value> {
+        let pattern = format!("{list_path}[]");
         let mut kept = Vec::with_capacity(list.len());
         for (index, value) in list.into_iter().enumerate() {
             let path = format!("{}[{index}]", at.path);
@@ -343,7 +347,11 @@ mod tests {
         check("rate_limit: {enabled: true, storage: redis}", "rate_limit.storage");
         check("rate_limit: {enabled: true, per_user: {requests_per_minute: 1}}", "rate_limit.per_user");
         check("usage: {enabled: true, reporters: [{type: kafka}]}", "usage.reporters[0].type");
-        check("discovery: {enabled: true}", "discovery.enabled");
+        check("discovery: {enabled: true, sources: [{type: consul}]}", "discovery.sources[0].type");
+        check(
+            "discovery: {enabled: true, sources: [{type: static, script: {enabled: true}}]}",
+            "discovery.sources[0].script",
+        );
         check("hooks: {enabled: true, on_request: {enabled: true, script: x}}", "hooks.on_request");
         check("routing: {script: {enabled: yes}}", "routing.script");
     }

@@ -187,6 +187,49 @@ fn a_file_without_a_backend_says_how_to_add_one() {
 }
 
 #[test]
+fn with_discovery_backends_may_be_left_out() {
+    let text = "
+discovery:
+  enabled: true
+  sources:
+    - {type: consul, enabled: false, consul: {addr: 'consul:8500'}}
+    - {type: dns, dns: {name: vllm, port: 8000}, backend: {weight: '2', timeout: 5, headers: {Authorization: t0ken}}}
+    - {type: static, static: {backends: [{url: 'http://a', weight: '3'}]}}
+";
+    let loaded = load_str(text, &options()).unwrap();
+    let sources = &loaded.config.discovery.sources;
+    assert_eq!((sources.len(), sources[0].dns.port, sources[1].fixed.backends[0].weight), (2, 8000, 3));
+    assert!(!format!("{:?}", sources[0]).contains("t0ken"));
+}
+
+#[test]
+fn what_is_wrong_with_a_source_is_said_where_it_stands() {
+    let text = "
+discovery:
+  enabled: true
+  sources:
+    - {type: consul, enabled: false}
+    - {type: consul}
+    - {type: static, static: {backends: [{url: a, weight: heavy}]}, backend: {flavour: 1}}
+    - {type: file, backend: {weight: heavy}}
+    - {type: static, name: s, static: {backends: [{url: 'https://a', ca_file: /no/such/ca.pem}]}}
+";
+    let error = load_str(text, &LoadOptions { strict: true, ..options() }).unwrap_err();
+    let paths: Vec<&str> = error.mistakes().iter().map(|mistake| &*mistake.path).collect();
+    let expected = [
+        "discovery.sources[1].type",
+        "discovery.sources[2].backend.flavour",
+        "discovery.sources[2].static.backends[0].url",
+        "discovery.sources[2].static.backends[0].weight",
+        "discovery.sources[3].backend.weight",
+        "discovery.sources[3].file.path",
+        "discovery.sources[4].static.backends[0].ca_file",
+    ];
+    assert_eq!(paths, expected);
+    assert!(error.to_string().contains("type: dns"), "{error}");
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let error = load("/no/such/config.yaml", &options()).unwrap_err().to_string();
     assert!(error.contains("/no/such/config.yaml"), "{error}");

@@ -13,6 +13,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("server.listeners[].tls", TLS),
     ("server.cors", "allowed_origins: ['https://a.example']"),
     ("backends[]", "url: 'http://a'"),
+    ("discovery", "sources: [{type: file, file: {path: other.yaml}}]"),
     ("auth.pipeline[]", "type: static"),
     ("auth.pipeline[]", "static: {keys: [{key: sk-a}]}"),
     ("auth.pipeline[].static.keys[]", "key: sk-a"),
@@ -35,6 +36,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("server.cors.allowed_origins", "['https://b.example']"),
     ("metrics.path", "/other"),
     ("metrics.custom_labels", "[user_id]"),
+    ("discovery.sources[].http.method", "PUT"),
     ("auth.skip_paths", "[/other]"),
     ("auth.status_codes.active.http_code", "418"),
     ("auth.status_codes.disabled.http_code", "418"),
@@ -94,8 +96,9 @@ fn shown(config: &Config) -> String {
         .iter()
         .map(|reporter| (&reporter.webhook.url, &reporter.webhook.headers, &reporter.webhook.secret))
         .collect();
+    let sources: Vec<_> = config.discovery.sources.iter().map(|source| &source.http.headers).collect();
     let secrets: Vec<_> = config.storage.databases.iter().map(|database| (&database.dsn, &database.password)).collect();
-    format!("{config:?} {keys:?} {headers:?} {hooks:?} {secrets:?}")
+    format!("{config:?} {keys:?} {headers:?} {hooks:?} {sources:?} {secrets:?}")
 }
 
 /// A file with `value` at `path`, or with only what stands beside it.
@@ -142,7 +145,8 @@ fn dedup(parts: &mut Vec<String>) {
 fn supported() -> impl Iterator<Item = KeyDoc> {
     reference().filter(|key| {
         let fragment = key.path.starts_with("script") || key.path.starts_with("logfile");
-        let holds = ["map", "list of maps", "map of names", "log file"].contains(&key.kind.as_str());
+        let holds = ["map", "list of maps", "map of names", "log file"].contains(&key.kind.as_str())
+            || key.kind.contains(" as `");
         key.state == KeyState::Supported && !fragment && !holds
     })
 }

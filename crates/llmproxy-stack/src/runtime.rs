@@ -175,6 +175,12 @@ impl Runtime {
             stopping: AtomicBool::new(false),
             pool: ArcSwap::default(),
         });
+        let balancer = Balancer::new(client);
+        // With each reload, and whenever other backends are found.
+        balancer.on_change({
+            let clients = clients.clone();
+            move |backends| clients.retain(backends)
+        });
         let limiter = RateLimiter::new(&config.rate_limit);
         let sweeper = tokio::spawn({
             let limiter = limiter.clone();
@@ -194,7 +200,7 @@ impl Runtime {
         let runtime = Self {
             shared,
             clients,
-            balancer: Balancer::new(client),
+            balancer,
             admin: Admin::default(),
             policy: options.policy,
             limiter,
@@ -342,14 +348,16 @@ impl Runtime {
         let access = access_log(config, &current)?;
         let tokenizers = Counting::load(&config.metering, &current.tokenizers).await?;
         self.reporters.open(&config.usage).await?;
+        // Can't fail, but may wait.
+        let sources = self.balancer.discover(&config.discovery).await;
 
         // From here on nothing fails.
         self.limiter.reconfigure(&config.rate_limit);
         let stores = Stores { storage: &config.storage, admin_db: &config.admin.db_path };
         self.reporters.apply_with(&config.usage, stores);
         self.budget.resize(config.inspect.max_buffered_bytes);
+        self.balancer.follow(sources);
         let pool = self.balancer.apply(&config.backends, &config.routing, &config.health_check, &config.queue);
-        self.clients.retain(&pool.backends());
         self.measures.apply(pool.clone(), &config.metrics.custom_labels);
         self.shared.pool.store(Arc::new(Some(pool.clone())));
         self.access.settings.store(Arc::new(AccessSettings {

@@ -10,6 +10,7 @@ mod connections;
 mod cors;
 mod counting;
 mod dialects;
+mod discovery;
 mod drain;
 mod endings;
 mod exchanges;

@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     Block,
     /// A list of such maps.
     Blocks,
+    /// A list of maps as at another key of the table, which documents them; or one such map, where the path ends with `[]`.
+    Like(&'static str),
     /// A map from names to values of another key of the table, `path.*`.
     Map,
     /// A string.

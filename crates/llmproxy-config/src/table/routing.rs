@@ -19,12 +19,19 @@ const INJECTION: Words = Words {
     ..Words::of(&["auto", "always", "never"])
 };
 const COMMIT: Words = Words::of(&["head", "first_byte"]);
+const SOURCES: Words = Words {
+    later: &["database", "consul", "kubernetes", "etcd"],
+    why: "this version can't ask that, and backends that only it knows would be missing; Consul and Kubernetes answer as \
+          DNS (`type: dns`), and what exports a database or etcd can write a file (`type: file`) or serve it (`type: http`)",
+    ..Words::of(&["static", "file", "dns", "http"])
+};
+const RECORDS: Words = Words::of(&["address", "a", "aaaa", "srv"]);
 
 const SCRIPTS: &str =
     "scripts are not run by this version, and what this one decides would go undecided; disable or remove it";
 
 pub(super) const KEYS: &[Key] = &[
-    key("backends", Blocks, "", "the servers that do the work; at least one"),
+    key("backends", Blocks, "", "the servers that do the work; at least one, unless `discovery` finds them"),
     key("backends[].url", Url, "", "where it is, like `http://vllm:8000`; a trailing `/` or `/v1` is taken off"),
     key("backends[].name", Text, "", "its name in logs, records and metrics; the URL when left out"),
     key("backends[].weight", Integer, "1", "its share of the work, beside the others'; 0 gets none"),
@@ -79,22 +86,78 @@ pub(super) const KEYS: &[Key] = &[
         "where it tells its load, see routing.load_signals; /metrics, else /slots, when left out",
     ),
     block("discovery", "backends that are found rather than written down"),
-    key("discovery.enabled", Switch, "false", "whether they are looked for").refused(
-        "backends that only discovery knows would be missing; write them under `backends`, and set this to false",
+    key("discovery.enabled", Switch, "false", "whether they are looked for; then `backends` may be empty"),
+    key(
+        "discovery.mode",
+        Word(&Words::of(&["merge", "first"])),
+        "merge",
+        "whether what all sources have counts, or only what the first has that has any; `backends` always count",
     ),
-    key("discovery.mode", Word(&Words::of(&["merge", "first"])), "", "whether all sources count").no_effect(),
-    key("discovery.interval", Duration, "", "how often they are looked for").no_effect(),
-    key("discovery.sources", Blocks, "", "where they are looked for").no_effect(),
-    key("discovery.sources[].name", Text, "", "its name").no_effect(),
-    key("discovery.sources[].type", Text, "", "database, static, consul, kubernetes, etcd or http").no_effect(),
-    key("discovery.sources[].enabled", Switch, "", "whether it is asked").no_effect(),
-    key("discovery.sources[].script", Script, "", "finds them").no_effect(),
+    key("discovery.interval", Duration, "30s", "how often a source is asked that says nothing else"),
+    key(
+        "discovery.sources",
+        Blocks,
+        "",
+        "where they are looked for; of backends with the same URL or name the first counts",
+    ),
+    key(
+        "discovery.sources[].name",
+        Text,
+        "",
+        "its name in logs and metrics; what is asked when left out: the file, the name, the URL",
+    ),
+    key("discovery.sources[].type", Word(&SOURCES), "", "which of the blocks below counts; must be given"),
+    key("discovery.sources[].enabled", Switch, "true", "whether it is asked"),
+    key("discovery.sources[].static", Block, "", "backends in this file"),
+    key("discovery.sources[].static.backends", Like("backends"), "", "the backends"),
+    key(
+        "discovery.sources[].file",
+        Block,
+        "",
+        "backends in another file, in YAML or JSON, which is read again when it changes",
+    ),
+    key("discovery.sources[].file.path", Text, "", "the file"),
+    key("discovery.sources[].file.interval", Duration, "2s", "how often it is looked at"),
+    key("discovery.sources[].dns", Block, "", "backends that a name stands for"),
+    key("discovery.sources[].dns.name", Text, "", "the name"),
+    key(
+        "discovery.sources[].dns.type",
+        Word(&RECORDS),
+        "address",
+        "which records are asked for: A and AAAA, one of these, or SRV with their ports, priorities (as tiers) and weights",
+    ),
+    key("discovery.sources[].dns.port", Integer, "", "the port of every backend; must be given, but for SRV"),
+    key("discovery.sources[].dns.scheme", Word(&Words::of(&["http", "https"])), "http", "how they are spoken to"),
+    key(
+        "discovery.sources[].dns.interval",
+        Duration,
+        "",
+        "how often it is looked up; when its TTL is over when left out, at the latest after discovery.interval",
+    ),
+    key(
+        "discovery.sources[].dns.server",
+        Text,
+        "",
+        "the name server, like `127.0.0.1:8600`; those of the system (/etc/resolv.conf) when left out",
+    ),
+    key("discovery.sources[].http", Block, "", "backends that a server lists, in JSON"),
+    key("discovery.sources[].http.url", Url, "", "what is asked"),
+    key("discovery.sources[].http.method", Text, "GET", "the request's method"),
+    key("discovery.sources[].http.interval", Duration, "", "how often; discovery.interval when left out"),
+    key("discovery.sources[].http.timeout", Duration, "10s", "how long the answer may take"),
+    key("discovery.sources[].http.headers", Map, "", "headers of the request"),
+    key("discovery.sources[].http.headers.*", Secret, "", "a header's value, such as a token"),
+    key(
+        "discovery.sources[].backend",
+        Like("backends[]"),
+        "",
+        "what is said of every backend that is found, where it does not say it itself: anything but `url` and `name`",
+    ),
+    key("discovery.sources[].script", Script, "", "finds them").refused(SCRIPTS),
     key("discovery.sources[].database", Any, "", "storage, table, fields").no_effect(),
-    key("discovery.sources[].static", Any, "", "backends").no_effect(),
     key("discovery.sources[].consul", Any, "", "addr, service, tag, interval").no_effect(),
     key("discovery.sources[].kubernetes", Any, "", "namespace, service, port, label_selector").no_effect(),
     key("discovery.sources[].etcd", Any, "", "endpoints, prefix, username, password").no_effect(),
-    key("discovery.sources[].http", Any, "", "url, method, interval, timeout, headers").no_effect(),
     key("load_balance_strategy", Word(&STRATEGIES), "", "how a backend is picked").renamed("routing.load_balance"),
     block(
         "routing",

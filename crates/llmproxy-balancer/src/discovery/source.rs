@@ -1,0 +1,156 @@
+//! What is asked for backends: one look at a file, one request, one look-up.
+
+use std::{io, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request};
+use llmproxy_core::{BoxError, HttpClient};
+use serde_json::Value;
+use tokio::{fs::File, io::AsyncReadExt, time::timeout};
+
+use super::{dns, entry::Entries};
+use crate::config::{BackendConfig, DiscoveryConfig, HttpSourceConfig, SourceConfig, SourceType};
+
+/// No list of backends is as long as that.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A source, as it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    /// Its name in logs and metrics.
+    pub(super) label: String,
+    pub(super) config: SourceConfig,
+    /// How often it is asked where it says nothing else.
+    interval: Duration,
+}
+
+/// What a source told.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) backends: Vec<BackendConfig>,
+    /// What is wrong with entries that are left out.
+    pub(super) problems: Vec<String>,
+    /// How long the answer is good for, where it says so.
+    pub(super) good_for: Option<Duration>,
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Those that are to be asked, in their order.
+    pub(super) fn all(config: &DiscoveryConfig) -> Vec<Self> {
+        if !config.enabled {
+            return Vec::new();
+        }
+        let sources = config.sources.iter().filter(|source| source.enabled);
+        let source =
+            |source: &SourceConfig| Self { label: source.label(), config: source.clone(), interval: config.interval };
+        sources.map(source).collect()
+    }
+
+    /// What is known without asking.
+    pub(super) fn fixed(&self) -> Option<&[BackendConfig]> {
+        (self.config.kind == Some(SourceType::Static)).then_some(&self.config.fixed.backends)
+    }
+
+    /// How long after an answer it is asked again.
+    pub(super) fn interval(&self, answer: &Answer) -> Duration {
+        let (said, good_for) = match self.config.kind {
+            Some(SourceType::File) => (Some(self.config.file.interval), None),
+            Some(SourceType::Dns) => (self.config.dns.interval, answer.good_for),
+            Some(SourceType::Http) => (self.config.http.interval, None),
+            Some(SourceType::Static) | None => (None, None),
+        };
+        said.unwrap_or_else(|| good_for.map_or(self.interval, |good_for| good_for.min(self.interval)))
+    }
+
+    /// Asks. An answer without backends is one; what is no answer is an error.
+    pub(super) async fn ask(&self, client: &HttpClient) -> Result<Answer, BoxError> {
+        let SourceConfig { file, http, dns, backend: defaults, .. } = &self.config;
+        let (list, strict) = match self.config.kind {
+            Some(SourceType::File) => (read(&file.path).await?, true),
+            Some(SourceType::Http) => (get(http, client).await?, false),
+            Some(SourceType::Dns) => return dns::look_up(dns, defaults).await,
+            Some(SourceType::Static) | None => return Ok(Answer::default()),
+        };
+        let Entries { backends, problems } = Entries::read(list, defaults, strict)?;
+        Ok(Answer { backends, problems, good_for: None })
+    }
+}
+
+/// Reads a file, which may just be half written: then it is no list, or the next look finds it whole.
+async fn read(path: &Path) -> Result<Value, BoxError> {
+    let mut text = Vec::new();
+    let file = File::open(path).await?;
+    file.take(MAX_FILE + 1).read_to_end(&mut text).await?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+    }
+    // Whoever writes anew truncates first. A list without backends is written like one: [].
+    if text.trim_ascii().is_empty() {
+        return Err("is empty; write [] for no backends".into());
+    }
+    // JSON may hold tabs where YAML may not.
+    match serde_json::from_slice(&text) {
+        Ok(list) => Ok(list),
+        Err(_) => serde_yaml::from_slice(&text).map_err(|error| format!("is neither JSON nor YAML: {error}").into()),
+    }
+}
+
+async fn get(config: &HttpSourceConfig, client: &HttpClient) -> Result<Value, BoxError> {
+    let mut request = Request::builder().method(config.method.parse::<Method>()?).uri(&config.url);
+    request = request.header(http::header::ACCEPT, "application/json");
+    if let Some(headers) = request.headers_mut() {
+        for (name, value) in &config.headers {
+            let mut value: HeaderValue = value.parse()?;
+            value.set_sensitive(true);
+            headers.insert(name.parse::<HeaderName>()?, value);
+        }
+    }
+    let answer = timeout(config.timeout, client.send(request.body(Bytes::new())?)).await;
+    let limit = || llmproxy_core::duration::format(config.timeout);
+    let answer = answer.map_err(|_| format!("was not answered within {}", limit()))??;
+    if !answer.status().is_success() {
+        return Err(format!("was answered with {}", answer.status()).into());
+    }
+    serde_json::from_slice(answer.body()).map_err(|error| format!("was answered with what is no JSON: {error}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, process};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_no_list_is_no_answer() {
+        let path = env::temp_dir().join(format!("llmproxy-source-{}", process::id()));
+        let config = SourceConfig { kind: Some(SourceType::File), ..SourceConfig::default() };
+        let mut source = Source { label: "file".into(), config, interval: Duration::from_secs(1) };
+        source.config.file.path = path.clone();
+        let nobody = async |_: Request<Bytes>| Err::<http::Response<Bytes>, _>(BoxError::from("down"));
+        let client = HttpClient::new(tower::service_fn(nobody));
+        let check = async |text: Option<&str>, expected: Result<&[&str], &str>| {
+            match text {
+                Some(text) => fs::write(&path, text).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            match (source.ask(&client).await, expected) {
+                (Ok(answer), Ok(urls)) => {
+                    let found: Vec<&str> = answer.backends.iter().map(|backend| &*backend.url).collect();
+                    assert_eq!(found, urls, "{text:?}");
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{text:?}: {error}"),
+                (found, _) => panic!("{text:?}: {found:?}"),
+            }
+        };
+        check(Some("- http://a\n- url: http://b\n"), Ok(&["http://a", "http://b"])).await;
+        check(Some("{\"backends\": [\n\t\"http://a\"\n]}"), Ok(&["http://a"])).await;
+        check(Some("[]"), Ok(&[])).await;
+        check(Some(""), Err("empty")).await;
+        check(Some("# nobody\n"), Err("list")).await;
+        check(Some("backends: [http://a"), Err("YAML")).await;
+        check(Some("hello"), Err("list")).await;
+        check(None, Err("No such file")).await;
+    }
+}
