@@ -21,6 +21,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("usage.reporters[]", "webhook: {url: 'http://a'}"),
     ("pricing.models[]", "models: [m]"),
     ("usage.reporters[].webhook", "url: 'http://a'"),
+    ("admin", "token: t"),
     ("routing.fallback[]", "fallback: [m]"),
     ("routing.models.*", "to: m"),
     ("routing.rules[]", "model: m"),
@@ -35,6 +36,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("server.listeners[].tls.client_auth", "require"),
     ("server.cors.allowed_origins", "['https://b.example']"),
     ("metrics.path", "/other"),
+    ("admin.listen", "':9'"),
     ("metrics.custom_labels", "[user_id]"),
     ("discovery.sources[].http.method", "PUT"),
     ("auth.skip_paths", "[/other]"),
@@ -98,7 +100,8 @@ fn shown(config: &Config) -> String {
         .collect();
     let sources: Vec<_> = config.discovery.sources.iter().map(|source| &source.http.headers).collect();
     let secrets: Vec<_> = config.storage.databases.iter().map(|database| (&database.dsn, &database.password)).collect();
-    format!("{config:?} {keys:?} {headers:?} {hooks:?} {sources:?} {secrets:?}")
+    let token = &config.admin.token;
+    format!("{config:?} {token:?} {keys:?} {headers:?} {hooks:?} {sources:?} {secrets:?}")
 }
 
 /// A file with `value` at `path`, or with only what stands beside it.
