@@ -91,3 +91,16 @@ fn a_name_that_is_no_policy_says_which_are() {
     let error = Chooser::named("fastest").unwrap_err();
     assert!(error.contains("fastest") && error.contains("least_connections"), "{error}");
 }
+
+#[test]
+fn prefix_aware_has_nearly_the_hits_of_who_knows_every_cache_and_no_longer_waits() {
+    for workload in ["conversations", "agents"] {
+        let policies = ["least_connections", "prefix_aware", ORACLE_BY_CACHE, ORACLE_BY_WORK];
+        let [blind, aware, by_cache, by_work] = policies.map(|policy| go(workload, policy, 120.0));
+        let hits = |outcome: &Outcome| outcome.cached as f64 / outcome.prompt as f64;
+        let most = hits(&by_cache).max(hits(&by_work));
+        assert!(hits(&aware) > 0.95 * most, "{workload}: {} of {most}", hits(&aware));
+        let mean = |outcome: &Outcome| outcome.first.iter().sum::<f64>() / outcome.first.len() as f64;
+        assert!(mean(&aware) < mean(&blind) / 1.5, "{workload}: {} s, {} s", mean(&aware), mean(&blind));
+    }
+}
