@@ -153,7 +153,7 @@ async fn one_that_was_out_is_another_server_until_it_tells_again() {
     settle().await;
     assert_eq!(next(&pool, 1).await, "b");
     checks.refuse("a");
-    tokio::time::sleep(Duration::from_secs(31)).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(pool.snapshot()[0].out.is_some());
     assert_eq!(pool.snapshot()[0].load, None);
     checks.scraped();
@@ -161,7 +161,7 @@ async fn one_that_was_out_is_another_server_until_it_tells_again() {
     assert!(checks.scraped().iter().all(|what| !what.starts_with("a/")), "its checks ask it, nobody else");
     checks.well("a");
     checks.runs("a", 1, 0, 0.1);
-    tokio::time::sleep(Duration::from_secs(31)).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(checks.scraped().contains(&"a/metrics".to_owned()));
     assert_eq!(pool.snapshot()[0].load.and_then(|load| load.running), Some(1));
     assert_eq!(next(&pool, 1).await, "a");
@@ -175,7 +175,7 @@ async fn one_that_told_nothing_is_asked_as_soon_as_it_is_back() {
     let pool = apply(&balancer, &backends);
     tokio::time::sleep(Duration::from_secs(600)).await;
     checks.refuse("a");
-    tokio::time::sleep(Duration::from_secs(31)).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
     checks.well("a");
     checks.runs("a", 1, 0, 0.1);
     while pool.snapshot()[0].out.is_some() {

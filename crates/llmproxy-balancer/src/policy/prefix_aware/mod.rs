@@ -54,7 +54,7 @@ impl PrefixAware {
 
     /// Tokens to compute until the answer's first, in units of weight.
     fn cost(candidate: &Candidate<'_>, new: u64) -> f64 {
-        let requests = IN_FLIGHT * candidate.in_flight as f64 + CONTEXT * candidate.tokens_in_flight as f64;
+        let requests = IN_FLIGHT * candidate.requests() + CONTEXT * candidate.tokens_in_flight as f64;
         (new as f64 + candidate.tokens_waiting as f64 + requests) / candidate.weight
     }
 
@@ -81,10 +81,6 @@ impl Policy for PrefixAware {
 
     fn pick(&self, work: &Work, candidates: &[Candidate<'_>]) -> Choice {
         let mut index = self.index();
-        for candidate in candidates.iter().filter(|candidate| !candidate.tried && candidate.in_flight == 0) {
-            // Nothing has come of a request there since it came, or came back: its cache is empty.
-            index.forget(candidate.index);
-        }
         let cached = Self::cached_by(&index, work, candidates);
         let prompt = work.prompt_tokens;
         let at = self.cheapest(prompt, &cached, candidates);

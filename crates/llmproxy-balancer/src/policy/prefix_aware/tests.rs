@@ -220,19 +220,11 @@ fn tools_and_system_tie_as_the_messages_do_and_another_model_does_not() {
 
 #[test]
 fn a_backend_that_is_gone_or_has_come_back_has_nothing() {
-    let mut field = Field::new(&[1, 1]);
+    let field = Field::new(&[1, 1]);
     let question = words("question", 8000);
     let home = field.ask(&[&question]);
     field.policy.forget(home);
     assert_eq!(field.choose(&field.work(&[&question])).cached, 0);
     let next = field.work(&[&question, "And?"]);
-    let home = field.choose(&next).at;
-    assert!(field.choose(&next).cached > 0);
-    // It was out, so nothing has come of a request there since.
-    field.tried[home] = false;
-    field.in_flight[1 - home] = 500;
-    let choice = field.choose(&next);
-    assert_eq!((choice.at, choice.cached), (home, 0));
-    field.in_flight[home] = 1;
-    assert!(field.choose(&next).cached > 0, "this one is under way");
+    assert!(field.choose(&next).cached > 0, "it has been asked since");
 }
