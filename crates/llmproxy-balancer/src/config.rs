@@ -163,7 +163,6 @@ pub struct QueueConfig {
 #[serde(rename_all = "snake_case")]
 pub enum LoadBalance {
     /// In turn, by weight.
-    #[default]
     RoundRobin,
     /// Any one, by weight.
     Random,
@@ -178,6 +177,7 @@ pub enum LoadBalance {
     Session,
     /// The one that has the least to compute before the first token, over its weight: what it has cached of the prompt
     /// does not count.
+    #[default]
     PrefixAware,
 }
 

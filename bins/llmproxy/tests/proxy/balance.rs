@@ -132,10 +132,17 @@ async fn a_dead_backend_costs_no_client_an_error_and_comes_back() {
 
 #[tokio::test]
 async fn the_last_answer_of_a_backend_is_what_the_client_gets() {
-    let backend = Backend::start(|_, wire| async move {
+    // One that wants to be left alone for longer than we would wait is asked no more.
+    for (retry_after, asked) in [("0", 3), ("7", 1)] {
+        the_last_answer_is_passed_on(retry_after, asked).await;
+    }
+}
+
+async fn the_last_answer_is_passed_on(retry_after: &'static str, asked: usize) {
+    let backend = Backend::start(move |_, wire| async move {
         wire.respond(
             503,
-            &[("retry-after", "7"), ("content-type", "application/json"), ("content-length", "13")],
+            &[("retry-after", retry_after), ("content-type", "application/json"), ("content-length", "13")],
             r#"{"error":"no"}"#[..13].to_owned(),
         )
         .await
@@ -149,9 +156,9 @@ async fn the_last_answer_of_a_backend_is_what_the_client_gets() {
     let answer = Client::connect(proxy.address()).await.post_json("/v1/chat/completions", &ask()).await;
     assert_eq!(
         (answer.status, answer.header("retry-after"), answer.text().as_str()),
-        (503, Some("7"), r#"{"error":"no""#)
+        (503, Some(retry_after), r#"{"error":"no""#)
     );
-    assert_eq!(backend.counts().requests, 3);
+    assert_eq!(backend.counts().requests, asked);
 }
 
 #[tokio::test]

@@ -164,7 +164,7 @@ pub(super) const KEYS: &[Key] = &[
         "how a backend is picked, and what happens when it fails; `enabled: false` leaves all of it at its defaults",
     ),
     key("routing.enabled", Switch, "true", "whether the rest of the block counts"),
-    key("routing.load_balance", Word(&STRATEGIES), "round_robin", "how a backend is picked; weights count in each"),
+    key("routing.load_balance", Word(&STRATEGIES), "prefix_aware", "how a backend is picked; weights count in each"),
     block("routing.session", "what tells one session from another, with `load_balance: session`"),
     key(
         "routing.session.headers",
