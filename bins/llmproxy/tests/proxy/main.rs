@@ -4,6 +4,7 @@ mod admin;
 mod asking;
 mod backpressure;
 mod balance;
+mod batching;
 mod chaos;
 mod cli;
 mod connections;

@@ -1,0 +1,125 @@
+//! Servers that batch, read prompts one after the other and remember them: where requests go, and what that saves.
+
+use std::net::SocketAddr;
+
+use llmproxy_testkit::{Client, ModelServer};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::harness::Proxy;
+
+/// Words of a system prompt: enough that it matters where it was read.
+const SYSTEM: usize = 800;
+
+async fn server(prefill_rate: f64) -> ModelServer {
+    let server = ModelServer::builder().words_per_second(f64::INFINITY).prefill_rate(prefill_rate).cache(100_000);
+    server.start().await.expect("a free port")
+}
+
+fn yaml(servers: &[&ModelServer], more: &str) -> String {
+    let backends: Vec<String> = servers.iter().map(|server| format!("{{url: '{}'}}", server.url())).collect();
+    format!("backends: [{}]\n{more}", backends.join(", "))
+}
+
+/// Text of so many words that no other seed has.
+fn words(seed: usize, count: usize) -> String {
+    (0..count).map(|at| format!("w{seed}x{at}")).collect::<Vec<_>>().join(" ")
+}
+
+async fn ask(client: &mut Client, messages: &[Value]) -> String {
+    let ask = json!({"model": "demo", "messages": messages, "max_tokens": 20});
+    let answer = client.post_json("/v1/chat/completions", &ask).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()["choices"][0]["message"]["content"].as_str().expect("a text").to_owned()
+}
+
+/// Whole conversations, all at a time; how many words of their prompts there were.
+async fn converse(proxy: &Proxy, conversations: usize, turns: usize) -> usize {
+    let mut all = JoinSet::new();
+    for number in 0..conversations {
+        all.spawn(conversation(proxy.address(), number, turns));
+    }
+    all.join_all().await.into_iter().sum()
+}
+
+async fn conversation(address: SocketAddr, number: usize, turns: usize) -> usize {
+    let mut client = Client::connect(address).await;
+    let mut messages = vec![json!({"role": "system", "content": words(number, SYSTEM)})];
+    let mut asked = 0;
+    for turn in 0..turns {
+        messages.push(json!({"role": "user", "content": words(1000 * (number + 1) + turn, 40)}));
+        let text = |message: &Value| message["content"].as_str().map_or(0, |text| text.split_whitespace().count());
+        asked += messages.iter().map(text).sum::<usize>();
+        let said = ask(&mut client, &messages).await;
+        messages.push(json!({"role": "assistant", "content": said}));
+    }
+    asked
+}
+
+#[tokio::test]
+async fn a_conversation_stays_where_it_was_read_and_conversations_spread() {
+    let (a, b) = (server(100_000.0).await, server(100_000.0).await);
+    let proxy = Proxy::start(&yaml(&[&a, &b], "")).await;
+    let (conversations, turns) = (8, 5);
+    let asked = converse(&proxy, conversations, turns).await;
+    let cached = (a.cached() + b.cached()) as usize;
+    // What is new in each turn is some 60 words, and blocks that are not whole. All else was read before, by somebody.
+    let new = conversations * (SYSTEM + turns * 60 + turns * 5 * 16);
+    assert!(cached + new >= asked, "{cached} of {asked} words were found, {new} were new");
+    let [a, b] = [&a, &b].map(|server| server.counts().requests);
+    assert!(a.min(b) * 4 > a.max(b), "{a} and {b}");
+}
+
+#[tokio::test]
+async fn in_turn_a_conversation_is_read_again_by_each_server() {
+    let (a, b) = (server(100_000.0).await, server(100_000.0).await);
+    let proxy = Proxy::start(&yaml(&[&a, &b], "routing: {load_balance: round_robin}\n")).await;
+    // One after the other, so that its turns alternate.
+    let asked = converse(&proxy, 1, 4).await;
+    let cached = (a.cached() + b.cached()) as usize;
+    assert!(cached < asked - 2 * SYSTEM, "{cached} of {asked}: each of the two has read the beginning");
+}
+
+#[tokio::test]
+async fn affinity_yields_where_there_is_no_room() {
+    let slow = ModelServer::builder().words_per_second(20.0).cache(100_000).start().await.expect("a free port");
+    let other = server(100_000.0).await;
+    let yaml = format!(
+        "backends: [{{url: '{}', max_concurrent: 1, tier: 0}}, {{url: '{}', tier: 1}}]\n",
+        slow.url(),
+        other.url()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let mut client = Client::connect(proxy.address()).await;
+    let system = json!({"role": "system", "content": words(1, SYSTEM)});
+    let turn = json!([system, {"role": "user", "content": "one"}]);
+    client.send_json("/v1/chat/completions", &[], &json!({"model": "demo", "messages": turn, "stream": true})).await;
+    client.piece().await.expect("its first word");
+    // All of this is in the first one's cache, and that one is full.
+    ask(&mut Client::connect(proxy.address()).await, &[system, json!({"role": "user", "content": "two"})]).await;
+    assert_eq!((slow.cached(), other.counts().in_progress), (0, 0));
+    assert!(other.generated() > 0);
+}
+
+#[tokio::test]
+async fn a_slow_server_gets_less_than_its_turn() {
+    let (slow, fast) = (server(400.0).await, server(8000.0).await);
+    for policy in ["prefix_aware", "least_tokens", "latency_based"] {
+        let before = [&slow, &fast].map(|server| server.generated());
+        let proxy = Proxy::start(&yaml(&[&slow, &fast], &format!("routing: {{load_balance: {policy}}}\n"))).await;
+        let mut clients = JoinSet::new();
+        for number in 0..6 {
+            let address = proxy.address();
+            clients.spawn(async move {
+                let mut client = Client::connect(address).await;
+                for turn in 0..6 {
+                    let text = words(100_000 + 100 * number + turn, 100);
+                    ask(&mut client, &[json!({"role": "user", "content": text})]).await;
+                }
+            });
+        }
+        clients.join_all().await;
+        let [to_slow, to_fast] = [(&slow, before[0]), (&fast, before[1])].map(|(server, was)| server.generated() - was);
+        assert!(to_slow * 2 < to_fast, "{policy}: {to_slow} words by the slow one, {to_fast} by the fast one");
+    }
+}
