@@ -9,7 +9,7 @@ use llmproxy_testkit::{Backend, Client, Receiver, script};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
     process::{Child, ChildStdout},
 };
 
@@ -201,7 +201,13 @@ impl Tail {
     }
 
     async fn next(&mut self) -> String {
-        within("a line", self.lines.next_line()).await.expect("reads").expect("it goes on")
+        if let Some(line) = within("a line", self.lines.next_line()).await.expect("reads") {
+            return line;
+        }
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().expect("piped");
+        within("its last words", stderr.read_to_string(&mut said)).await.expect("reads");
+        panic!("it has ended: {said}");
     }
 
     async fn next_id(&mut self) -> String {
