@@ -42,6 +42,16 @@
 //! assert_eq!(router.oneshot(request).await.unwrap().status(), 200);
 //! # }
 //! ```
+//!
+//! # Where it stands
+//!
+//! Beside the stack, as `/health` and `/metrics` do, or on a listener that has nothing else. No layer of the proxy sees its
+//! requests.
+//!
+//! # What it must never know
+//!
+//! A balancer, a configuration file, a request of a client. It shows what [`Backends`] tells it and asks for what an
+//! administrator asked. It does nothing without the token, and never says whether one was nearly right.
 
 mod backends;
 mod config;

@@ -1,3 +1,5 @@
+//! What requests may be served by, as rules, aliases and fallbacks say.
+
 use http::Request;
 use llmproxy_core::{Endpoint, Needs};
 

@@ -1,3 +1,5 @@
+//! Where sessions go, and that they stay there.
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
