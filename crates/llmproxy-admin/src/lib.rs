@@ -38,7 +38,7 @@
 //! # async fn main() {
 //! let config = AdminConfig { enabled: true, token: "t".into(), ..AdminConfig::default() };
 //! let router = router(&config, Arc::new(Nobody));
-//! let request = Request::get("/admin/backends").header("X-Admin-Token", "t").body(Default::default()).unwrap();
+//! let request = Request::get("/admin/backends").header("X-Admin-Token", "t").body(axum::body::Body::empty()).unwrap();
 //! assert_eq!(router.oneshot(request).await.unwrap().status(), 200);
 //! # }
 //! ```

@@ -62,6 +62,7 @@ fn config(backends: &[&Backend], folder: &Folder) -> Config {
         "server": {"listen": "127.0.0.1:0"},
         "backends": urls,
         "health_check": {"enabled": false},
+        "routing": {"load_signals": {"enabled": false}},
         "logging": {"access": {"enabled": false}},
         "usage": {"ledger": {"path": folder.0.join("usage.db")}},
     });
