@@ -1,7 +1,8 @@
 //! The line in which requests wait while every backend that could take them is full.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,10 +23,13 @@ pub(crate) struct Line {
     len: usize,
     next_number: u64,
     rate: Rate,
+    /// When it was last looked for room.
+    looked: Option<Instant>,
 }
 
-/// Requests of one class can be served by the same backends: those for one model, of one group, or a single one.
-pub(crate) type Class = (Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
+/// The numbers of the backends that could serve a request when it came, in their order. Requests of one class can be served
+/// by the same ones; how many classes there are depends on the configuration and not on what clients ask for.
+pub(crate) type Class = Arc<[usize]>;
 
 /// A request in the line.
 #[derive(Debug)]
@@ -75,11 +79,6 @@ impl Line {
         self.len
     }
 
-    /// Whether anyone of `class` waits: then whoever comes stands behind.
-    pub(crate) fn has(&self, class: &Class) -> bool {
-        self.classes.contains_key(class)
-    }
-
     /// Takes a place at the end, where there is one: `None` where so many wait that it would only be a wait for nothing.
     pub(crate) fn enter(
         &mut self,
@@ -115,30 +114,35 @@ impl Line {
         }
     }
 
-    /// Serves from the front for as long as `serve` can, and returns whom to tell what.
+    /// The backends that somebody waits for: they are not for whoever comes later.
+    pub(crate) fn awaited(&self) -> HashSet<usize> {
+        self.classes.keys().flat_map(|class| class.iter().copied()).collect()
+    }
+
+    /// Serves the first of each class for as long as `serve` can, the oldest of all first, and returns whom to tell what. A
+    /// backend that is full for one is not for those who came later: `serve` is told of these, so that a large request
+    /// does not wait for ever while small ones go past it.
     pub(crate) fn advance(
         &mut self,
         now: Instant,
-        mut serve: impl FnMut(&Waiter) -> Served,
+        mut serve: impl FnMut(&Waiter, &HashSet<usize>) -> Served,
     ) -> Vec<(oneshot::Sender<Turn>, Turn)> {
+        self.looked = Some(now);
         let mut told = Vec::new();
-        let mut full: Vec<Class> = Vec::new();
-        loop {
-            let first = self.classes.iter().filter(|(class, _)| !full.contains(class));
-            let first = first.filter_map(|(class, waiters)| Some((waiters.front()?.number, class)));
-            let Some((_, class)) = first.min_by_key(|(number, _)| *number) else { return told };
-            let class = class.clone();
-            let Some(waiters) = self.classes.get_mut(&class) else { return told };
-            let Some(front) = waiters.front() else { return told };
-            match serve(front) {
-                Served::Full => {
-                    full.push(class);
-                    continue;
-                }
+        let mut kept: HashSet<usize> = HashSet::new();
+        let front = |class: &Class, waiters: &VecDeque<Waiter>| Some(Reverse((waiters.front()?.number, class.clone())));
+        let mut fronts: BinaryHeap<_> =
+            self.classes.iter().filter_map(|(class, waiters)| front(class, waiters)).collect();
+        while let Some(Reverse((_, class))) = fronts.pop() {
+            let Some(waiters) = self.classes.get_mut(&class) else { continue };
+            let Some(first) = waiters.front() else { continue };
+            match serve(first, &kept) {
+                Served::Full => kept.extend(class.iter()),
                 Served::Go(pick) => {
                     self.rate.granted(now);
                     told.extend(waiters.pop_front().map(|waiter| (waiter.turn, Turn::Go(pick))));
                     self.len -= 1;
+                    fronts.extend(front(&class, waiters));
                 }
                 Served::LookAgain => {
                     self.len -= waiters.len();
@@ -149,6 +153,12 @@ impl Line {
                 self.classes.remove(&class);
             }
         }
+        told
+    }
+
+    /// Whether nobody has looked for so long that time alone may have changed something.
+    pub(crate) fn is_due(&self, now: Instant, after: Duration) -> bool {
+        self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= after)
     }
 
     /// When whoever finds no place, or has waited too long, may come back: when those who wait now will have gone.

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,7 +19,7 @@ use crate::{
     health::{BackendState, Cause},
     hub::Hub,
     injection::Question,
-    line::{Class, Line, Served, Ticket, Turn},
+    line::{Line, Served, Ticket, Turn},
     metrics::QUEUE_REFUSED,
     models::ModelInfo,
     node::{InFlight, Node},
@@ -255,27 +255,31 @@ impl Pool {
     }
 
     /// A backend for the first attempt. Waits for a moment while the proxy is finding out for the first time what its
-    /// backends serve, and in the line while all that could serve it are full.
+    /// backends serve, and in the line while all that could serve it are full, both counted from `began`. `None` where the
+    /// configuration has changed meanwhile, so that another plan may be better.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives the place in the line up.
-    pub(crate) async fn pick_first(&self, plan: &Arc<Plan>) -> Result<Box<Pick>, BalanceError> {
-        let began = Instant::now();
+    pub(crate) async fn pick_first(&self, plan: &Arc<Plan>, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
+        let view = self.view.load_full();
         let mut learned = false;
         loop {
             let mut changed = pin!(self.hub.changed.notified());
             // From here on nothing is missed that changes while we look.
             changed.as_mut().enable();
             match self.find(plan, learned) {
-                Found::Pick(pick) => return Ok(pick),
+                Found::Pick(pick) => return Ok(Some(pick)),
                 Found::None { soon: true, .. } if !learned => {
                     learned = timeout_at(began + LEARN_WAIT, changed).await.is_err();
                 }
                 Found::None { error, .. } => return Err(error),
                 Found::Full(stage) => {
                     if let Some(pick) = self.wait(plan, stage, began).await? {
-                        return Ok(pick);
+                        return Ok(Some(pick));
+                    }
+                    if !Arc::ptr_eq(&view, &self.view.load()) {
+                        return Ok(None);
                     }
                 }
             }
@@ -310,10 +314,18 @@ impl Pool {
         let told = {
             let mut line = self.line();
             let view = self.view();
-            let told = line.advance(Instant::now(), |waiter| {
-                match view.look(&waiter.plan, waiter.stage, waiter.plan.probing(), |_| true) {
+            let told = line.advance(Instant::now(), |waiter, kept| {
+                let plan = &waiter.plan;
+                let look = |at| view.look(plan, at, plan.probing(), |node| !kept.contains(&node.index));
+                // What it would rather have may be there again.
+                let better = (0..waiter.stage).find_map(|at| match look(at) {
+                    Standing::Picked(pick) => Some(pick),
+                    _ => None,
+                });
+                match better.map_or_else(|| look(waiter.stage), Standing::Picked) {
                     Standing::Picked(pick) => Served::Go(pick),
                     Standing::Full => Served::Full,
+                    Standing::Out(_) if !kept.is_empty() && view.has_open(plan, waiter.stage) => Served::Full,
                     _ => Served::LookAgain,
                 }
             });
@@ -338,19 +350,20 @@ impl Pool {
         }
         let line = self.line();
         let view = self.view();
+        // What others wait for is theirs.
+        let awaited = if line.len() == 0 { HashSet::new() } else { line.awaited() };
         let mut none = None;
         for (at, stage) in plan.stages.iter().enumerate() {
-            if line.has(&class(stage)) {
-                return Found::Full(at);
-            }
+            let wanted = |node: &Arc<Node>| !awaited.contains(&node.index);
             let standing = match learned {
-                true => view.look_at_any(plan, at, plan.probing(), |_| true),
-                false => view.look(plan, at, plan.probing(), |_| true),
+                true => view.look_at_any(plan, at, plan.probing(), wanted),
+                false => view.look(plan, at, plan.probing(), wanted),
             };
             let model = stage.model.clone();
             let found = match standing {
                 Standing::Picked(pick) => return Found::Pick(pick),
                 Standing::Full => return Found::Full(at),
+                Standing::Out(_) if !awaited.is_empty() && view.has_open(plan, at) => return Found::Full(at),
                 Standing::Out(retry_after) => (BalanceError::NoBackend { model, retry_after }, false),
                 Standing::Unlearned { soon, retry_after } => {
                     (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
@@ -379,7 +392,7 @@ impl Pool {
             let mut line = self.line();
             let queue = self.view().queue;
             let now = Instant::now();
-            let entered = line.enter(class(&plan.stages[stage]), plan.clone(), stage, &queue, now);
+            let entered = line.enter(self.view().class(plan, stage), plan.clone(), stage, &queue, now);
             self.hub.set_waiting(line.len());
             let Some((ticket, turn)) = entered else {
                 let retry_after = line.retry_after(now);
@@ -402,7 +415,9 @@ impl Pool {
                 }
                 () = sleep_until(next) => {
                     if next < deadline {
-                        self.dispatch();
+                        if self.line().is_due(next, LOOK) {
+                            self.dispatch();
+                        }
                         continue;
                     }
                     let retry_after = self.line().retry_after(next);
@@ -419,10 +434,6 @@ impl Pool {
             }
         }
     }
-}
-
-fn class(stage: &crate::plan::Stage) -> Class {
-    (stage.model.clone(), stage.group.clone(), stage.backend.clone())
 }
 
 // === impl Place ===

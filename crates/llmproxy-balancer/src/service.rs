@@ -81,8 +81,9 @@ enum Outcome<B> {
     Answered(Answer<B>),
     /// Whether it can is known with its first byte.
     Undecided(Answer<B>),
-    /// The backend blames the request, and what it does not like may be what we have put in.
-    Refused(Question),
+    /// The backend blames the request, and what it does not like may be what we have put in. Its flight goes on until the
+    /// same backend is asked again, so that nobody takes its place there.
+    Refused(Question, Box<Observer<Flight>>),
     Failed {
         failure: Failure,
         /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
@@ -129,8 +130,8 @@ where
     ) -> Result<Response<BalanceBody<B>>, BoxError> {
         exchange.expect_attempts();
         // One configuration decides how this request is served; who is there, each look finds anew.
-        let view = Guard::into_inner(self.pool.view());
-        let plan = self.plan(&view, &request, &exchange);
+        let mut view = Guard::into_inner(self.pool.view());
+        let mut plan = self.plan(&view, &request, &exchange);
         let upload = Upload::default();
         if let Some((_, body)) = &mut request {
             let whole = mem::replace(body, RequestBody::whole(Bytes::new()));
@@ -143,7 +144,14 @@ where
             Some(pick) => (pick?, Duration::ZERO),
             None => {
                 let began = Instant::now();
-                (Box::pin(self.pool.pick_first(&plan)).await?, began.elapsed())
+                loop {
+                    if let Some(pick) = Box::pin(self.pool.pick_first(&plan, began)).await? {
+                        break (pick, began.elapsed());
+                    }
+                    // What it waited for is no more, and may have another name now.
+                    view = Guard::into_inner(self.pool.view());
+                    plan = self.plan(&view, &request, &exchange);
+                }
             }
         };
         exchange.set_queue_time(waited);
@@ -162,8 +170,9 @@ where
             };
             let (failure, last) = match outcome {
                 Outcome::Answered(answer) | Outcome::Undecided(answer) => return Ok(answer.serve(&exchange)),
-                Outcome::Refused(question) => {
+                Outcome::Refused(question, flight) => {
                     pick = Pick::again(member, &plan, stage, question);
+                    drop(flight);
                     continue;
                 }
                 Outcome::Failed { failure, last } => (failure, last),
@@ -318,7 +327,7 @@ where
     if question.may_be_why(status) {
         // The answer is let go: what the client is told, the next one decides.
         tracing::debug!(backend = %backend.name, %status, "asked once more, without stream_options.include_usage");
-        return Outcome::Refused(question.withdrawn());
+        return Outcome::Refused(question.withdrawn(), Box::new(flight));
     }
     if let Some(flight) = flight.get_mut() {
         flight.node().question_answered(question, status);

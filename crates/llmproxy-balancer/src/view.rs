@@ -14,6 +14,7 @@ use crate::{
     config::{Commit, InjectUsage, QueueConfig},
     health::{Admission, Sight},
     injection::Question,
+    line::Class,
     models::{ModelInfo, Models, Serves},
     node::Node,
     plan::{Plan, Planner, Stage},
@@ -137,6 +138,27 @@ impl View {
         match self.able(&plan.stages[at]) {
             Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, probing, wanted),
             _ => self.look(plan, at, probing, wanted),
+        }
+    }
+
+    /// The numbers of those that could serve this stage.
+    pub(crate) fn class(&self, plan: &Plan, at: usize) -> Class {
+        let able = match self.able(&plan.stages[at]) {
+            Able::These(able) | Able::Unlearned { any: able, .. } => able,
+            Able::None => Vec::new(),
+        };
+        let mut numbers: Vec<usize> = able.iter().map(|index| self.members[*index].node.index).collect();
+        numbers.sort_unstable();
+        numbers.into()
+    }
+
+    /// Whether any of those that could serve this stage is not out.
+    pub(crate) fn has_open(&self, plan: &Plan, at: usize) -> bool {
+        match self.able(&plan.stages[at]) {
+            Able::These(able) | Able::Unlearned { any: able, .. } => {
+                able.iter().any(|index| self.members[*index].node.sight().admission == Admission::Open)
+            }
+            Able::None => false,
         }
     }
 
