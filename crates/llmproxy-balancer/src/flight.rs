@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::{
     health::{Fault, Pass},
     node::{InFlight, Node},
+    opening::{Beginning, Opening},
     retry::{Failure, retry_after},
 };
 
@@ -30,6 +31,10 @@ pub struct Flight {
     began: Instant,
     status: Option<StatusCode>,
     has_bytes: bool,
+    /// Of a stream, while nothing has come that says how it goes.
+    beginning: Option<Beginning>,
+    /// How it goes, where it does not begin with an answer.
+    error: Option<Opening>,
     /// How many pieces of a stream have come; `None` where the answer is none, and comes as it pleases.
     pieces: Option<u64>,
     /// Whether the failure is on the books; nothing good follows then.
@@ -56,7 +61,17 @@ struct Progress {
 
 impl Flight {
     pub(crate) fn new(in_flight: InFlight, upload: Upload) -> Self {
-        Self { in_flight, began: Instant::now(), status: None, has_bytes: false, pieces: None, failed: false, upload }
+        Self {
+            in_flight,
+            began: Instant::now(),
+            status: None,
+            has_bytes: false,
+            beginning: None,
+            error: None,
+            pieces: None,
+            failed: false,
+            upload,
+        }
     }
 
     /// How the attempt failed by `error`.
@@ -98,13 +113,33 @@ impl Flight {
     fn pass(&self) -> Pass {
         self.in_flight.pass()
     }
+
+    /// The answer has begun.
+    fn begins(&mut self) {
+        self.has_bytes = true;
+        self.beginning = None;
+        // An answer that blames the request comes quickly and says nothing of the work.
+        if self.status.is_some_and(|status| status.is_success()) {
+            // Before the measurement, as whatever was measured of a backend that was out is forgotten when it is back.
+            self.node().worked(self.pass());
+            self.node().measured(self.waited());
+        }
+    }
+
+    /// The stream began with an error, and has ended however it did; what of that is known better was said.
+    fn began_with_an_error(&self) {
+        self.node().penalized();
+        self.node().failed(self.pass(), Fault::Perhaps, None, "a stream began with an error");
+    }
 }
 
 impl Observe for Flight {
     fn head(&mut self, head: &Parts) {
         let status = head.status;
         self.status = Some(status);
-        self.pieces = (status.is_success() && is_stream(head)).then_some(0);
+        let is_stream = status.is_success() && is_stream(head);
+        self.pieces = is_stream.then_some(0);
+        self.beginning = is_stream.then(Beginning::default);
         // It has enough to do, or is loading: neither is a failure, and both pass.
         let is_pressure = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if is_pressure {
@@ -129,18 +164,17 @@ impl Observe for Flight {
         self.node().failed(self.pass(), fault, retry_after(&head.headers), &answered_with(status));
     }
 
-    fn chunk(&mut self, _: &Bytes) {
+    fn chunk(&mut self, piece: &Bytes) {
         self.pieces = self.pieces.map(|pieces| pieces + 1);
-        if self.has_bytes {
+        if self.has_bytes || self.error.is_some() {
             return;
         }
-        self.has_bytes = true;
         self.in_flight.begun();
-        // An answer that blames the request comes quickly and says nothing of the work.
-        if self.status.is_some_and(|status| status.is_success()) {
-            // Before the measurement, as whatever was measured of a backend that was out is forgotten when it is back.
-            self.node().worked(self.pass());
-            self.node().measured(self.waited());
+        match self.beginning.as_mut().map(|beginning| beginning.read(piece)) {
+            None | Some(Some(Opening::Answer)) => self.begins(),
+            // Comments, or the start of a line: servers send these before there is anything to send.
+            Some(None) => {}
+            Some(error) => self.error = error,
         }
     }
 
@@ -149,6 +183,11 @@ impl Observe for Flight {
             return;
         }
         match ending {
+            Ending::Complete | Ending::Dropped if self.error == Some(Opening::Error) => self.began_with_an_error(),
+            Ending::Complete | Ending::Dropped if self.error.is_some() => {
+                self.node().answered();
+                self.node().finished(self.pass());
+            }
             Ending::Complete => {
                 if !self.has_bytes {
                     self.node().answered();

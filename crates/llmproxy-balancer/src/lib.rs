@@ -97,6 +97,7 @@ mod lengths;
 mod line;
 mod models;
 mod node;
+mod opening;
 mod peek;
 mod plan;
 mod policy;

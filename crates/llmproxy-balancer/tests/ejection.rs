@@ -306,3 +306,35 @@ async fn a_drained_backend_says_so() {
     balancer.set_draining("a", true);
     assert_eq!(state(&pool), BackendState::Draining);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_whose_streams_are_errors_is_one_that_fails() {
+    for load_balance in [LoadBalance::LeastConnections, LoadBalance::LatencyBased] {
+        let routing = RoutingConfig { load_balance, ..RoutingConfig::default() };
+        let pool = pool(&[1, 1, 1], &HealthCheckConfig::default(), &routing);
+        let error = "data: {\"error\":{\"message\":\"EngineDeadError\",\"code\":500}}\n\n";
+        let dead = move || Reply::Answer(events([Ok(": wait\n\n"), Ok(error), Ok("data: [DONE]\n\n")]));
+        let proxy = Proxy::new(pool.clone(), move |target| match &*target.backend.name {
+            "a" => dead(),
+            _ => Reply::Answer(events([Ok("data: {\"choices\":[]}\n\n"), Ok("data: [DONE]\n\n")])),
+        });
+        let all = ask(&proxy, 300, SECOND / 10).await;
+        assert!(to_a(&all) <= 15, "{load_balance:?}: {}", to_a(&all));
+        let seen = &pool.snapshot()[0];
+        match load_balance {
+            // So few, as a failure is a very long time.
+            LoadBalance::LatencyBased => assert!(seen.latency > Some(SECOND), "{:?}", seen.latency),
+            _ => assert_eq!((seen.state, seen.out), (BackendState::Ejected, Some(Cause::ErrorRate))),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_blames_the_request_says_nothing_of_its_server() {
+    let pool = plain(&[1, 1]);
+    let blame = "data: {\"error\":{\"message\":\"too long\",\"type\":\"BadRequestError\",\"code\":400}}\n\n";
+    let proxy = Proxy::new(pool.clone(), a_is(move || Reply::Answer(events([Ok(blame)]))));
+    ask(&proxy, 60, SECOND / 10).await;
+    let seen = &pool.snapshot()[0];
+    assert_eq!((seen.state, seen.latency), (BackendState::Up, None), "neither a failure nor work");
+}
