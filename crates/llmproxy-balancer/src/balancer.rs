@@ -28,8 +28,10 @@ use llmproxy_core::{Backend, BoxError, HttpClient};
 use metrics::gauge;
 
 mod found;
+mod kept;
 
 use found::{Changed, Configured};
+use kept::Kept;
 
 /// The state of all backends: what is in flight there, how they are, what they serve, what policies know of them. One for
 /// the life of the process; its [`Pool`] shows what the newest configuration makes of it.
@@ -78,6 +80,8 @@ struct State {
     /// What is in force: the configuration's backends, and those that were found.
     joined: Vec<BackendConfig>,
     entries: HashMap<Identity, Entry>,
+    /// Those that it had and that may come back.
+    kept: Kept,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
     policies: Vec<((Scope, Recipe), Arc<dyn Policy>)>,
 }
@@ -116,7 +120,7 @@ impl Balancer {
 
     /// Puts a configuration in force, at once for all that go through the [`Pool`], which it returns. Backends that were
     /// there before keep their state; those that are gone are checked no more, and what is in flight there ends in its own
-    /// time.
+    /// time. Whoever comes back within ten minutes, or later if it was drained or something is in flight there, is as it was.
     ///
     /// The configuration should have been validated: a backend with a mistake is left out and logged.
     ///
@@ -141,6 +145,9 @@ impl Balancer {
     fn put_in_force(&self, state: &mut State, configured: Configured, joined: Vec<BackendConfig>) {
         let Configured { routing, health, queue, .. } = &configured;
         let backends = &joined;
+        for node in state.kept.sweep() {
+            state.policies.iter().for_each(|(_, policy)| policy.forget(node.index));
+        }
         let mut old = std::mem::take(&mut state.entries);
         let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
         let mut members: Vec<Arc<Member>> = Vec::with_capacity(backends.len());
@@ -157,14 +164,18 @@ impl Balancer {
             };
             let url = backend.url.to_string();
             let twin = new.iter().filter(|(_, identity, ..)| identity.0 == url).count();
-            let known = old.remove(&(url.clone(), twin));
+            let identity = (url, twin);
+            let known = old.remove(&identity).or_else(|| state.kept.take(&identity).map(Entry::of));
             taken.extend(known.iter().map(|entry| entry.node.index));
-            new.push((config, (url, twin), backend, known));
+            new.push((config, identity, backend, known));
         }
-        for gone in old.values() {
+        for (identity, gone) in old {
             gone.node.retire();
-            state.policies.iter().for_each(|(_, policy)| policy.forget(gone.node.index));
+            if let Some(node) = state.kept.keep(identity, gone.node) {
+                state.policies.iter().for_each(|(_, policy)| policy.forget(node.index));
+            }
         }
+        taken.extend(state.kept.indexes());
         // Where there is only one there is nothing to choose.
         let is_scraped = routing.load_signals.enabled && new.len() > 1;
         for (config, identity, backend, known) in new {
@@ -274,6 +285,15 @@ impl Balancer {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Of one that is not asked for anything yet.
+    fn of(node: Arc<Node>) -> Self {
+        Self { node, checks: None, scrapes: None }
     }
 }
 

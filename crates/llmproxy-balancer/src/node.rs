@@ -141,7 +141,12 @@ impl Node {
 
     /// Whether it gets no more requests because somebody has said so, or no configuration has it any more.
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire) || self.retired.load(Ordering::Acquire)
+        self.is_drained() || self.retired.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody has said so.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Says so, or takes it back. Whether that is news.
@@ -160,6 +165,11 @@ impl Node {
         self.retired.store(true, Ordering::Release);
         self.signals.forget();
         self.hub.changed();
+    }
+
+    /// A configuration has it again.
+    pub(crate) fn unretire(&self) {
+        self.retired.store(false, Ordering::Release);
     }
 
     pub(crate) fn in_flight(&self) -> usize {

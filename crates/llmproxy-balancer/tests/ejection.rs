@@ -13,7 +13,8 @@ use std::{
 use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
-    BackendState, Balancer, Cause, HealthCheckConfig, LoadBalance, Pool, QueueConfig, RoutingConfig,
+    BackendConfig, BackendState, BackendStatus, Balancer, Cause, HealthCheckConfig, LoadBalance, Pool, QueueConfig,
+    RoutingConfig,
 };
 use llmproxy_core::Target;
 
@@ -337,4 +338,87 @@ async fn a_stream_that_blames_the_request_says_nothing_of_its_server() {
     ask(&proxy, 60, SECOND / 10).await;
     let seen = &pool.snapshot()[0];
     assert_eq!((seen.state, seen.latency), (BackendState::Up, None), "neither a failure nor work");
+}
+
+/// Backends that come and go, as a source may tell them.
+struct Flapping {
+    balancer: Arc<Balancer>,
+    backends: Vec<BackendConfig>,
+}
+
+impl Flapping {
+    fn new() -> Self {
+        let mut backends = backends(&[1, 1]);
+        backends.iter_mut().for_each(|backend| backend.models.push("m".into()));
+        let flapping = Self { balancer: Balancer::new(Checks::default().client()), backends };
+        flapping.returns();
+        flapping
+    }
+
+    /// Without its first backend.
+    fn leaves(&self) {
+        self.apply(&self.backends[1..]);
+    }
+
+    fn returns(&self) {
+        self.apply(&self.backends);
+    }
+
+    fn apply(&self, backends: &[BackendConfig]) {
+        let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+        self.balancer.apply(backends, &RoutingConfig::default(), &health, &QueueConfig::default());
+    }
+
+    fn first(&self) -> BackendStatus {
+        self.balancer.pool().snapshot().into_iter().next().expect("there is always one")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_leaves_and_returns_is_still_drained() {
+    let flapping = Flapping::new();
+    flapping.balancer.set_draining("a", true).expect("there is one");
+    for away in [SECOND, 3600 * SECOND] {
+        flapping.leaves();
+        assert_eq!(&*flapping.first().backend.name, "b");
+        tokio::time::sleep(away).await;
+        flapping.returns();
+        assert_eq!((flapping.first().state, flapping.first().draining), (BackendState::Draining, true));
+    }
+    flapping.balancer.set_draining("a", false);
+    assert_eq!(flapping.first().state, BackendState::Unknown, "nothing else keeps it from working");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_leaves_and_returns_is_ejected_as_before_for_ten_minutes() {
+    let flapping = Flapping::new();
+    let pool = flapping.balancer.pool().clone();
+    let proxy = Proxy::new(pool, a_is(|| Reply::Answer(answer(500, "engine dead"))));
+    ask(&proxy, 40, SECOND / 100).await;
+    assert_eq!(flapping.first().state, BackendState::Ejected);
+    flapping.leaves();
+    tokio::time::sleep(599 * SECOND).await;
+    flapping.returns();
+    assert_eq!(flapping.first().state, BackendState::Ejected);
+    flapping.leaves();
+    tokio::time::sleep(600 * SECOND).await;
+    flapping.returns();
+    assert_eq!(flapping.first().state, BackendState::Unknown, "so long after, it may be anything");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_flight_at_a_backend_counts_when_it_has_left_and_returned() {
+    let flapping = Flapping::new();
+    let proxy = Proxy::new(flapping.balancer.pool().clone(), a_is(|| Reply::Answer(answer(200, "a"))));
+    let (exchange, response) = proxy.ask().await;
+    let (exchange, response) = if asked(&exchange) == ["a"] { (exchange, response) } else { proxy.ask().await };
+    assert_eq!(asked(&exchange), ["a"]);
+    for away in [SECOND, 3600 * SECOND] {
+        flapping.leaves();
+        tokio::time::sleep(away).await;
+        flapping.returns();
+        assert_eq!(flapping.first().in_flight, 1);
+    }
+    drop(response);
+    assert_eq!(flapping.first().in_flight, 0);
 }
