@@ -2,14 +2,14 @@
 //!
 //! Nothing that is asked here costs tokens, but at SGLang, whose `/health` generates one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use llmproxy_core::{Backend, BoxError, HttpClient};
 use tokio::{
     task::JoinHandle,
-    time::{sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{config::HealthCheckConfig, models::Models, node::Node, retry::Failure};
@@ -18,7 +18,7 @@ const HEALTH: &str = "/health";
 const MODELS: &str = "/v1/models";
 /// The wait before a backend that has not told its models is asked again, where it is not checked: doubled each time,
 /// up to the interval of checks.
-const FIRST_RELEARN: std::time::Duration = std::time::Duration::from_secs(1);
+const FIRST_RELEARN: Duration = Duration::from_secs(1);
 
 /// Checks one backend.
 #[derive(Debug)]
@@ -68,10 +68,10 @@ impl Checker {
                 if self.settings.health.enabled {
                     self.due().await;
                 } else if matches!(**self.node.models(), Models::Unknown) {
-                    sleep(relearn.min(self.settings.health.interval)).await;
+                    self.pause(relearn.min(self.settings.health.interval)).await;
                     relearn = relearn.saturating_mul(2).min(self.settings.health.interval);
                 } else {
-                    sleep(self.settings.health.interval).await;
+                    self.pause(self.settings.health.interval).await;
                 }
             }
         }))
@@ -108,8 +108,28 @@ impl Checker {
             tokio::select! {
                 () = sleep_until(next) => return,
                 () = self.node.rescheduled.notified() => {}
+                () = self.node.asked() => self.tell().await,
             }
         }
+    }
+
+    async fn pause(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = self.node.asked() => self.tell().await,
+            }
+        }
+    }
+
+    /// What it serves, which somebody waits for.
+    async fn tell(&self) {
+        let answer = self.get(Method::GET, MODELS).await;
+        if let Some(models) = answer.ok().as_ref().and_then(Models::read) {
+            self.node.learned(models);
+        }
+        self.node.told();
     }
 
     async fn probe(&self) -> Result<(), Problem> {

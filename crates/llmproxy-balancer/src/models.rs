@@ -85,6 +85,10 @@ impl Models {
             return Some(Self::any());
         }
         let Ok(list) = serde_json::from_slice::<List>(answer.body()) else { return Some(Self::any()) };
+        if list.data.is_empty() {
+            // Many say so before they have loaded what they are for: what is asked for is theirs to refuse.
+            return Some(Self::any());
+        }
         let any = list.data.iter().any(|model| model.owned_by.as_deref() == Some(ANSWERS_TO_ANY_NAME));
         let entries = list
             .data
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_backend_without_a_readable_list_accepts_every_name() {
-        for (status, body) in [(404, ""), (401, ""), (200, "hello"), (200, r#"{"data":{}}"#)] {
+        for (status, body) in [(404, ""), (401, ""), (200, "hello"), (200, r#"{"data":{}}"#), (200, r#"{"data":[]}"#)] {
             assert_eq!(read(status, body).unwrap().serves("x"), Serves::AnyName, "{status} {body}");
         }
     }

@@ -59,6 +59,10 @@ pub(crate) struct Node {
     latency: Mutex<Latency>,
     injection: Mutex<Injection>,
     models: ArcSwap<Models>,
+    /// Somebody wants to know at once what it serves.
+    ask: Notify,
+    /// Whether that is still to be found out.
+    is_asked: AtomicBool,
     /// What it says of its own load.
     signals: Signals,
     /// Tells the checks that the next one is due at another time than they thought.
@@ -110,6 +114,8 @@ impl Node {
             latency: Mutex::default(),
             injection: Mutex::default(),
             models: ArcSwap::default(),
+            ask: Notify::new(),
+            is_asked: AtomicBool::new(false),
             signals: Signals::default(),
             rescheduled: Notify::new(),
             hub,
@@ -357,6 +363,28 @@ impl Node {
             let any_name = matches!(**new, Models::Any(_));
             tracing::info!(backend = %self.name(), models = ?new.names(), any_name, "the backend's models are known");
         }
+        self.hub.changed();
+    }
+
+    /// Lets its checker find out at once what it serves.
+    pub(crate) fn ask(&self) {
+        self.is_asked.store(true, Ordering::Release);
+        self.ask.notify_one();
+    }
+
+    /// Whether that is still to be found out.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Acquire)
+    }
+
+    /// Somebody wants to know.
+    pub(crate) async fn asked(&self) {
+        self.ask.notified().await;
+    }
+
+    /// It is found out, as far as it can be.
+    pub(crate) fn told(&self) {
+        self.is_asked.store(false, Ordering::Release);
         self.hub.changed();
     }
 

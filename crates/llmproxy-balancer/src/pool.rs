@@ -9,6 +9,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use futures_util::FutureExt;
 use llmproxy_core::{Backend, Call};
 use metrics::counter;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -30,6 +31,8 @@ use crate::{
 
 /// How long a request for a model waits while backends are being asked for the first time what they serve.
 const LEARN_WAIT: Duration = Duration::from_secs(2);
+/// Backends are not asked for their models more often than this because somebody wants one that nobody has.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often those in the line look for themselves: time alone may have brought a backend back.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -41,6 +44,8 @@ pub struct Pool {
     hub: Arc<Hub>,
     /// Held for a pick and its count, which are one step: else requests that come together all see the same emptiest backend.
     line: Mutex<Line>,
+    /// When backends were last asked for their models because somebody wanted one that nobody had.
+    asked: Mutex<Option<Instant>>,
     pub(crate) retries: Budget,
 }
 
@@ -136,8 +141,9 @@ impl Pick {
 
 impl Pool {
     pub(crate) fn new(view: View, hub: Arc<Hub>) -> Arc<Self> {
-        let pool =
-            Arc::new(Self { view: ArcSwap::from_pointee(view), hub, line: Mutex::default(), retries: Budget::new() });
+        let view = ArcSwap::from_pointee(view);
+        let (line, asked) = Default::default();
+        let pool = Arc::new(Self { view, hub, line, asked, retries: Budget::new() });
         pool.hub.connect(Arc::downgrade(&pool));
         pool
     }
@@ -249,14 +255,16 @@ impl Pool {
     pub(crate) fn pick_now(&self, plan: &Plan) -> Option<Result<Box<Pick>, BalanceError>> {
         match self.find(plan, false) {
             Found::Pick(pick) => Some(Ok(pick)),
+            Found::None { error: BalanceError::UnknownModel { .. }, .. } if self.ask().is_some() => None,
             Found::None { error, soon: false } => Some(Err(error)),
             Found::Full(_) | Found::None { soon: true, .. } => None,
         }
     }
 
     /// A backend for the first attempt. Waits for a moment while the proxy is finding out for the first time what its
-    /// backends serve, and in the line while all that could serve it are full, both counted from `began`. `None` where the
-    /// configuration has changed meanwhile, so that another plan may be better.
+    /// backends serve, or whether one has got the model since it last told, and in the line while all that could serve it
+    /// are full, both counted from `began`. `None` where the configuration has changed meanwhile, so that another plan may
+    /// be better.
     ///
     /// # Cancel safety
     ///
@@ -273,6 +281,11 @@ impl Pool {
                 Found::None { soon: true, .. } if !learned => {
                     learned = timeout_at(began + LEARN_WAIT, changed).await.is_err();
                 }
+                Found::None { error: error @ BalanceError::UnknownModel { .. }, .. } => match self.ask() {
+                    Some(until) => timeout_at(until, changed).await.map_err(|_| error)?,
+                    // Unless the last one has told since we looked.
+                    None => changed.now_or_never().ok_or(error)?,
+                },
                 Found::None { error, .. } => return Err(error),
                 Found::Full(stage) => {
                     if let Some(pick) = self.wait(plan, stage, began).await? {
@@ -284,6 +297,24 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Lets the backends tell again what they serve, unless they just have. Until when it is worth waiting for that; `None`
+    /// where all have told.
+    fn ask(&self) -> Option<Instant> {
+        let view = self.view();
+        let learned = || view.members.iter().filter(|member| member.models.is_none() && member.is_working());
+        let now = Instant::now();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = match *asked {
+            Some(began) if now.saturating_duration_since(began) < ASK_AGAIN => began,
+            _ => {
+                learned().for_each(|member| member.node.ask());
+                *asked.insert(now)
+            }
+        };
+        let until = began + LEARN_WAIT;
+        (now < until && learned().any(|member| member.node.is_asked())).then_some(until)
     }
 
     /// A backend for a further attempt, one that `wanted` says for a stage and that is neither out nor full; of the stage

@@ -2,17 +2,26 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use bytes::Bytes;
 use common::{Checks, Proxy, Reply, answer, asked, backends, events, text};
-use http::StatusCode;
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
     BackendConfig, BackendState, BackendStatus, BalanceError, Balancer, Candidate, Cause, Choice, HealthCheckConfig,
     Policy, Pool, RoutingConfig, Work,
 };
-use llmproxy_core::{BoxError, RequestBody, cause_ref};
+use llmproxy_core::{BoxError, HttpClient, RequestBody, cause_ref};
 use proptest::prelude::*;
+use tokio::time::Instant;
+use tower::service_fn;
 
 fn health() -> HealthCheckConfig {
     HealthCheckConfig::default()
@@ -444,4 +453,83 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Asks for `model` and returns the answer's status, and how long it took.
+async fn ask_for(proxy: &Proxy, model: &str) -> (u16, Duration) {
+    let began = Instant::now();
+    let (_, answer) = proxy.ask_with(Some(model), RequestBody::whole("{}")).await;
+    let status = answer.map_or_else(|error| code(&error).0, |answer| answer.status().as_u16());
+    (status, began.elapsed())
+}
+
+fn unchecked() -> HealthCheckConfig {
+    HealthCheckConfig { enabled: false, ..health() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_a_backend_has_got_since_is_found_by_the_first_who_asks_for_it() {
+    for health in [health(), unchecked()] {
+        let checks = Checks::default();
+        checks.serves("a", &["qwen"]);
+        checks.serves("b", &["qwen"]);
+        let balancer = Balancer::new(checks.client());
+        let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health, &Default::default());
+        settle().await;
+        checks.serves("b", &["qwen", "llama"]);
+        let proxy = named(pool);
+        assert_eq!(ask_for(&proxy, "llama").await.0, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_nobody_knows_makes_backends_tell_their_models_once_in_five_seconds() {
+    let checks = Checks::default();
+    checks.serves("a", &["qwen"]);
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &unchecked(), &Default::default());
+    settle().await;
+    let proxy = named(pool);
+    for asked in [2, 3] {
+        for _ in 0..10 {
+            assert_eq!(ask_for(&proxy, "typo").await, (404, Duration::ZERO));
+        }
+        assert_eq!(checks.asked("a").len(), asked);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_does_not_tell_again_holds_nobody_up_for_long() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let client = HttpClient::new(service_fn(move |_: Request<Bytes>| {
+        let hangs = asked.fetch_add(1, Ordering::Relaxed) > 0;
+        async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, BoxError>(Response::new(Bytes::from_static(br#"{"data":[{"id":"qwen"}]}"#)))
+        }
+    }));
+    let balancer = Balancer::new(client);
+    let pool = balancer.apply(&backends(&[1]), &RoutingConfig::default(), &unchecked(), &Default::default());
+    settle().await;
+    let proxy = named(pool);
+    assert_eq!(ask_for(&proxy, "typo").await, (404, Duration::from_secs(2)));
+    assert_eq!(ask_for(&proxy, "typo").await, (404, Duration::ZERO));
+    assert_eq!(ask_for(&proxy, "qwen").await, (200, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_list_is_no_list() {
+    let checks = Checks::default();
+    checks.serves("a", &["qwen"]);
+    checks.set("b", 200, 200, r#"{"object":"list","data":[]}"#);
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &health(), &Default::default());
+    settle().await;
+    let proxy = named(pool);
+    let whom =
+        async |model| text(proxy.ask_with(Some(model), RequestBody::whole("{}")).await.1.unwrap()).await.unwrap();
+    assert_eq!((whom("qwen").await, whom("llama").await), ("a".into(), "b".into()));
 }
