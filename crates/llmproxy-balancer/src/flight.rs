@@ -31,12 +31,15 @@ pub struct Flight {
     began: Instant,
     status: Option<StatusCode>,
     has_bytes: bool,
-    /// Of a stream, while nothing has come that says how it goes.
-    beginning: Option<Beginning>,
+    /// Whether it comes piece by piece; else it comes as it pleases.
+    is_stream: bool,
     /// How it goes, where it does not begin with an answer.
     error: Option<Opening>,
-    /// How many pieces of a stream have come; `None` where the answer is none, and comes as it pleases.
-    pieces: Option<u64>,
+    /// Of a stream that has begun with nothing that says how it goes. Boxed, as there hardly ever is one, and what there is
+    /// for each open stream is kept small; so are the fields beside it.
+    beginning: Option<Box<Beginning>>,
+    /// How many pieces of a stream have come.
+    pieces: u64,
     /// Whether the failure is on the books; nothing good follows then.
     failed: bool,
     /// How the request's own body does, where it passes through.
@@ -66,9 +69,10 @@ impl Flight {
             began: Instant::now(),
             status: None,
             has_bytes: false,
-            beginning: None,
+            is_stream: false,
             error: None,
-            pieces: None,
+            beginning: None,
+            pieces: 0,
             failed: false,
             upload,
         }
@@ -117,7 +121,6 @@ impl Flight {
     /// The answer has begun.
     fn begins(&mut self) {
         self.has_bytes = true;
-        self.beginning = None;
         // An answer that blames the request comes quickly and says nothing of the work.
         if self.status.is_some_and(|status| status.is_success()) {
             // Before the measurement, as whatever was measured of a backend that was out is forgotten when it is back.
@@ -137,9 +140,7 @@ impl Observe for Flight {
     fn head(&mut self, head: &Parts) {
         let status = head.status;
         self.status = Some(status);
-        let is_stream = status.is_success() && is_stream(head);
-        self.pieces = is_stream.then_some(0);
-        self.beginning = is_stream.then(Beginning::default);
+        self.is_stream = status.is_success() && is_stream(head);
         // It has enough to do, or is loading: neither is a failure, and both pass.
         let is_pressure = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if is_pressure {
@@ -165,16 +166,20 @@ impl Observe for Flight {
     }
 
     fn chunk(&mut self, piece: &Bytes) {
-        self.pieces = self.pieces.map(|pieces| pieces + 1);
+        self.pieces += 1;
         if self.has_bytes || self.error.is_some() {
             return;
         }
         self.in_flight.begun();
-        match self.beginning.as_mut().map(|beginning| beginning.read(piece)) {
-            None | Some(Some(Opening::Answer)) => self.begins(),
+        if !self.is_stream {
+            return self.begins();
+        }
+        let mut beginning = self.beginning.take().map_or_else(Beginning::default, |beginning| *beginning);
+        match beginning.read(piece) {
+            Some(Opening::Answer) => self.begins(),
             // Comments, or the start of a line: servers send these before there is anything to send.
-            Some(None) => {}
-            Some(error) => self.error = error,
+            None => self.beginning = Some(Box::new(beginning)),
+            error => self.error = error,
         }
     }
 
@@ -196,8 +201,8 @@ impl Observe for Flight {
                     }
                 }
                 self.node().finished(self.pass());
-                if let Some(pieces) = self.pieces {
-                    self.in_flight.came_to(pieces);
+                if self.is_stream {
+                    self.in_flight.came_to(self.pieces);
                 }
             }
             Ending::Failed(error) => {
