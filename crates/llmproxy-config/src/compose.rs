@@ -127,14 +127,24 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     config
 }
 
-/// Files of certificates that can't be read, or have none.
 /// Of the listener for administration.
 fn wrong_listener(config: &Config) -> Vec<(String, String)> {
     let Some(listen) = config.admin_listen() else { return Vec::new() };
     let listener = ListenerConfig { listen: listen.to_owned(), ..ListenerConfig::default() };
-    listener.address().err().map(|message| ("listen".to_owned(), message)).into_iter().collect()
+    let message = match listener.address() {
+        Ok(_) => config.server.all_listeners().into_iter().find(|other| listener.overlaps(other)).map(|other| {
+            format!(
+                "`{listen}` is taken by the API, which listens on `{}`; give it a port of its own, or leave it out to have \
+                 it below /admin beside the API",
+                other.listen
+            )
+        }),
+        Err(message) => Some(message),
+    };
+    message.map(|message| ("listen".to_owned(), message)).into_iter().collect()
 }
 
+/// Files of certificates that can't be read, or have none.
 fn unusable_authorities(backends: &[BackendConfig]) -> Vec<(String, String)> {
     let files = backends.iter().enumerate().filter_map(|(index, backend)| Some((index, backend.ca_file.as_ref()?)));
     let problem = |path: &Path| match fs::read(path) {

@@ -102,6 +102,21 @@ impl ListenerConfig {
         }
     }
 
+    /// Whether both can't be had at once: one port, and one interface or all.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let read = |listener: &Self| match listener.address().ok()? {
+            ListenAddress::Host(host, port) if host != "0.0.0.0" && host != "[::]" => Some((Some(host), port)),
+            ListenAddress::All(port) | ListenAddress::Host(_, port) => Some((None, port)),
+        };
+        match (read(self), read(other)) {
+            // 0 is any port that is free.
+            (Some((here, port)), Some((there, same))) if port == same && port != 0 => {
+                here.is_none() || there.is_none() || here == there
+            }
+            _ => false,
+        }
+    }
+
     /// Everything that is wrong with it: the key below it, and what is allowed.
     pub fn validate(&self) -> Vec<(String, String)> {
         let address = self.address().err().map(|message| ("listen".to_owned(), message));

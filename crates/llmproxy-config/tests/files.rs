@@ -326,3 +326,24 @@ fn a_pipeline_may_name_the_builtin_store() {
     let text = "backends: [{url: 'http://a'}]\nauth: {enabled: true, pipeline: [{type: builtin}]}\n";
     assert!(load_str(text, &options()).unwrap().config.auth.needs_store());
 }
+
+#[test]
+fn administration_needs_an_address_that_the_api_does_not_have() {
+    let check = |server: &str, admin: &str, expected: &[&str]| {
+        let text = format!(
+            "backends: [{{url: 'http://a'}}]\nserver: {server}\nadmin: {{enabled: true, token: t, listen: '{admin}'}}\n"
+        );
+        let loaded = load_str(&text, &options()).map_err(|error| error.mistakes().to_vec());
+        let paths: Vec<String> = loaded.err().into_iter().flatten().map(|mistake| mistake.path).collect();
+        assert_eq!(paths, expected, "{server} {admin}");
+    };
+    for taken in [":8000", "8000", "127.0.0.1:8000", "0.0.0.0:8000", "[::]:8000", "nowhere"] {
+        check("{}", taken, &["admin.listen"]);
+    }
+    check("{listen: '127.0.0.1:9000'}", "127.0.0.1:9000", &["admin.listen"]);
+    check("{listen: '127.0.0.1:9000'}", ":9000", &["admin.listen"]);
+    check("{listeners: [{listen: ':9001'}]}", ":9001", &["admin.listen"]);
+    for (server, free) in [("{}", ":8001"), ("{listen: '10.0.0.1:9000'}", "127.0.0.1:9000"), ("{listen: ':0'}", ":0")] {
+        check(server, free, &[]);
+    }
+}

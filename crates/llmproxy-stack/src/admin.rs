@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -19,7 +22,21 @@ struct Administered(Arc<Balancer>);
 
 /// The routes of the newest configuration, for a listener that has nothing else. Where the configuration has none, all is 404.
 #[derive(Clone, Default)]
-pub(crate) struct Admin(Arc<ArcSwap<Router>>);
+pub(crate) struct Admin(Arc<Served>);
+
+#[derive(Default)]
+struct Served {
+    alone: ArcSwap<Router>,
+    /// Where administrators have found it so far: only a restart opens another listener, so only a restart moves it.
+    place: OnceLock<Place>,
+    has_started: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    BesideTheApi,
+    Alone,
+}
 
 // === impl Admin ===
 
@@ -27,9 +44,23 @@ impl Admin {
     /// Puts a configuration in force and returns the routes that belong beside the API, if they do.
     pub(crate) fn apply(&self, config: &AdminConfig, balancer: &Arc<Balancer>) -> Option<Router> {
         let routes = config.is_served().then(|| router(config, Arc::new(Administered(balancer.clone()))));
-        let (beside, alone) = if config.listen.is_empty() { (routes, None) } else { (None, routes) };
-        self.0.store(Arc::new(alone.unwrap_or_default()));
+        let (beside, alone) = match self.place(config) {
+            Place::BesideTheApi => (routes, None),
+            Place::Alone => (None, routes),
+        };
+        self.0.alone.store(Arc::new(alone.unwrap_or_default()));
         beside
+    }
+
+    fn place(&self, config: &AdminConfig) -> Place {
+        let is_start = !self.0.has_started.swap(true, Ordering::AcqRel);
+        let wanted = if config.listen.is_empty() { Place::BesideTheApi } else { Place::Alone };
+        // A listener that a reload names is not there yet.
+        let is_there = is_start || wanted == Place::BesideTheApi;
+        if config.is_served() && is_there {
+            return *self.0.place.get_or_init(|| wanted);
+        }
+        self.0.place.get().copied().unwrap_or(wanted)
     }
 }
 
@@ -43,7 +74,7 @@ impl Service<Request<Body>> for Admin {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let router = Router::clone(&self.0.load());
+        let router = Router::clone(&self.0.alone.load());
         Box::pin(router.oneshot(request))
     }
 }
@@ -86,5 +117,44 @@ fn view(status: BackendStatus) -> BackendView {
             waiting: load.waiting,
             kv_usage: load.kv_usage,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llmproxy_core::{BoxError, HttpClient};
+    use tower::service_fn;
+
+    use super::*;
+
+    /// Puts these in force one after the other, each by its `listen` or `None` where it is off, and says after each whether
+    /// administration is beside the API and whether it is alone.
+    async fn check(configs: &[Option<&str>], expected: &[(bool, bool)]) {
+        let client =
+            HttpClient::new(service_fn(async |_| Err::<http::Response<bytes::Bytes>, BoxError>("down".into())));
+        let (admin, balancer) = (Admin::default(), Balancer::new(client));
+        let mut found = Vec::new();
+        for listen in configs {
+            let config = AdminConfig {
+                enabled: listen.is_some(),
+                token: "t".into(),
+                listen: listen.unwrap_or_default().into(),
+                ..AdminConfig::default()
+            };
+            let beside = admin.apply(&config, &balancer).is_some();
+            let request = Request::get("/admin/backends").body(Body::empty()).expect("a good request");
+            let answer = admin.clone().oneshot(request).await.expect("it can't fail");
+            found.push((beside, answer.status() != http::StatusCode::NOT_FOUND));
+        }
+        assert_eq!(found, expected, "{configs:?}");
+    }
+
+    #[tokio::test]
+    async fn administration_stays_where_it_is_until_a_restart() {
+        let (beside, alone, off) = ((true, false), (false, true), (false, false));
+        check(&[Some(""), Some(":9"), None, Some(":9"), Some("")], &[beside, beside, off, beside, beside]).await;
+        check(&[Some(":9"), Some(""), None, Some(":8")], &[alone, alone, off, alone]).await;
+        // Where there was none it can only be beside; a listener may be somebody else's, who embeds this.
+        check(&[None, Some(":9"), Some(""), Some(":9")], &[off, alone, beside, beside]).await;
     }
 }

@@ -277,8 +277,8 @@ impl Runtime {
             .service(self.live.clone())
     }
 
-    /// Administration as a service, for a listener of its own (`admin.listen`). It follows every reload, and knows nothing but
-    /// 404 where the configuration has no such listener.
+    /// Administration as a service, for a listener of its own (`admin.listen`). It follows every reload, but for where it is:
+    /// it stays beside the API, or away from there, until a restart. It knows nothing but 404 where it is beside the API.
     pub fn admin_service(
         &self,
     ) -> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
