@@ -141,7 +141,11 @@ impl Node {
 
     /// Gives it another share than the configured one, until the configuration has a new one.
     pub(crate) fn set_weight(&self, weight: u32) {
+        let old = self.weight();
         self.weight.lock().unwrap_or_else(PoisonError::into_inner).set = Some(weight);
+        if weight != old {
+            tracing::info!(backend = %self.name(), weight, old, "it has another weight by an administrator's word");
+        }
         self.hub.changed();
     }
 
