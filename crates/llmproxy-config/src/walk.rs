@@ -13,6 +13,11 @@ use crate::{
     table::{self, Key, Kind, State},
 };
 
+/// Entries that decide by conditions: what is lost of one makes it fit more requests, not fewer.
+const RULES: &str = "routing.rules[]";
+/// The conditions.
+const CONDITIONS: &str = "routing.rules[].match";
+
 /// What a walk found.
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
@@ -48,6 +53,7 @@ impl Walk {
         for (name, value) in mem::take(dict) {
             // An absent value is an absent key. At the top, x-... holds what anchors refer to.
             if matches!(value, Value::Empty(..)) || (pattern.is_empty() && name.starts_with("x-")) {
+                self.no_condition(&join(pattern, &name), &join(at.path, &name));
                 continue;
             }
             let path = join(at.path, &name);
@@ -141,6 +147,7 @@ impl Walk {
         let mut kept = Dict::new();
         for (name, value) in dict {
             if matches!(value, Value::Empty(..)) {
+                self.no_condition(&pattern, &join(at.path, &name));
                 continue;
             }
             let path = join(at.path, &name);
@@ -217,7 +224,18 @@ impl Walk {
                 None => "is not a known key, and has no effect".into(),
             },
         };
-        self.unknown.push(Warning::new(path, message));
+        if is_within(pattern, RULES) {
+            self.mistake(path, message);
+        } else {
+            self.unknown.push(Warning::new(path, message));
+        }
+    }
+
+    /// Of a key without a value. As a condition it would be none, and its rule decide for requests that it is not for.
+    fn no_condition(&mut self, pattern: &str, path: &str) {
+        if is_within(pattern, CONDITIONS) {
+            self.mistake(path, "is empty, so that every request would fit; give it a value, or remove the key".into());
+        }
     }
 
     fn mistake(&mut self, path: &str, message: String) {
@@ -269,6 +287,11 @@ fn elsewhere(name: &str) -> Option<&'static str> {
     places.next().is_none().then_some(place.path)
 }
 
+/// Whether `pattern` is `outer`, or a key below it.
+fn is_within(pattern: &str, outer: &str) -> bool {
+    pattern.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
@@ -315,6 +338,25 @@ mod tests {
         let expected =
             ["auth", "backends[0].weight", "routing.load_balance", "server.max_header_bytes", "server.read_timeout"];
         assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn a_rule_that_lost_a_condition_is_a_mistake() {
+        let check = |rule: &str, expected: &[&str]| {
+            let (_, walk) = walk(&format!("routing: {{rules: [{{group: big, {rule}}}]}}"));
+            let paths: Vec<&str> = walk.mistakes.iter().map(|mistake| mistake.path.as_str()).collect();
+            assert_eq!(paths, expected, "{rule}");
+            assert!(walk.unknown.is_empty(), "{rule}");
+        };
+        check("match: {modle: gpt-4}", &["routing.rules[0].match.modle"]);
+        check("mach: {model: gpt-4}", &["routing.rules[0].mach"]);
+        check("match: {model: ~, tools: null}", &["routing.rules[0].match.model", "routing.rules[0].match.tools"]);
+        check("match: ", &["routing.rules[0].match"]);
+        check("match: {header: {X-Kind: ~}}", &["routing.rules[0].match.header.X-Kind"]);
+        check("match: {header: }", &["routing.rules[0].match.header"]);
+        check("match: {min_prompt_tokens: ''}", &["routing.rules[0].match.min_prompt_tokens"]);
+        // No condition: who leaves it out says nothing.
+        check("name: ~, match: {model: gpt-4, header: {X-Kind: batch}}", &[]);
     }
 
     #[test]
