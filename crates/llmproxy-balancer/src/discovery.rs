@@ -28,6 +28,7 @@ use crate::{
 
 mod dns;
 mod entry;
+mod lenient;
 mod source;
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! The lists that files and servers give: which shapes they may have, and what is wrong with an entry.
 
-use std::mem;
-
 use serde::{Deserialize, Deserializer, de, forward_to_deserialize_any};
 use serde_json::{Map, Value};
 
+use super::lenient;
 use crate::config::{BackendConfig, BackendDefaults, validate_backends};
 
 /// The names that a list may have in the object that holds it.
@@ -74,18 +73,6 @@ fn one(entry: Value, defaults: &BackendDefaults, strict: bool) -> Result<Option<
     if object.remove(STATE).is_some_and(|state| !is_working(&state)) {
         return Ok(None);
     }
-    // As databases give them: numbers as text, lists with commas.
-    if let Some(weight) = object.get_mut("weight")
-        && let Some(number) = weight.as_str().and_then(|text| text.trim().parse::<u32>().ok())
-    {
-        *weight = number.into();
-    }
-    if let Some(models) = object.get_mut("models")
-        && let Value::String(text) = models
-    {
-        let text = mem::take(text);
-        *models = text.split(',').map(str::trim).filter(|model| !model.is_empty()).collect();
-    }
     // What is wrong with a header must be said without its value.
     if let Some(headers) = object.get("headers")
         && !headers.as_object().is_some_and(|headers| headers.values().all(Value::is_string))
@@ -103,8 +90,8 @@ fn one(entry: Value, defaults: &BackendDefaults, strict: bool) -> Result<Option<
 
 /// What an entry says and `defaults` add, if there is nothing wrong with it.
 pub(super) fn complete(entry: Map<String, Value>, defaults: &BackendDefaults) -> Result<BackendConfig, String> {
-    let entry = Value::Object(defaults.complete(entry));
-    let backend: BackendConfig = serde_json::from_value(entry).map_err(|error| error.to_string())?;
+    let entry = lenient::coerce(defaults.complete(entry))?;
+    let backend: BackendConfig = serde_json::from_value(Value::Object(entry)).map_err(|error| error.to_string())?;
     if backend.url.is_empty() {
         return Err("has no `url`".into());
     }
@@ -200,6 +187,19 @@ mod tests {
             ..BackendConfig::new("http://a")
         };
         assert_eq!(entries.backends, [expected]);
+    }
+
+    #[test]
+    fn an_entry_means_what_it_would_mean_in_the_configuration() {
+        let entry = json!({"url": "http://a", "timeout": 30, "max_concurrent": "8", "http2": "no", "name": 7});
+        let entries = read(json!([entry]), true).unwrap();
+        let expected = BackendConfig {
+            name: Some("7".into()),
+            timeout: Some(std::time::Duration::from_secs(30)),
+            max_concurrent: Some(8),
+            ..BackendConfig::new("http://a")
+        };
+        assert_eq!((entries.backends, entries.problems), (vec![expected], Vec::new()));
     }
 
     #[test]
