@@ -49,7 +49,7 @@ pub enum BalanceError {
         retry_after: Duration,
     },
     /// It waited in the line for as long as `queue.timeout` allows.
-    #[error("every backend that could take this is full; none had room within {}", llmproxy_core::duration::format(*waited))]
+    #[error("every backend that could take this is full; none had room within {}", about(*waited))]
     QueueTimeout {
         /// How long it waited.
         waited: Duration,
@@ -120,6 +120,13 @@ impl BalanceError {
     }
 }
 
+/// As people say it: in milliseconds below ten seconds, and in whole seconds above.
+fn about(duration: Duration) -> String {
+    let precision = if duration < Duration::from_secs(10) { 1 } else { 1000 };
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    llmproxy_core::duration::format(Duration::from_millis(millis / precision * precision))
+}
+
 fn no_backend(model: Option<&str>) -> String {
     match model {
         Some(model) => format!("no backend that offers the model `{model}` is up; try again soon"),
@@ -156,6 +163,19 @@ mod tests {
         check(upstream(Failure::Connect), 502, "backend_error");
         check(upstream(Failure::Reset), 502, "backend_error");
         check(upstream(Failure::Timeout), 504, "backend_timeout");
+    }
+
+    #[test]
+    fn a_wait_is_told_as_people_tell_it() {
+        let check = |waited: Duration, expected: &str| {
+            let error = BalanceError::QueueTimeout { waited, retry_after: waited };
+            assert!(error.to_string().ends_with(&format!("within {expected}")), "{error}");
+        };
+        check(Duration::from_nanos(12_004_927_396), "12s");
+        check(Duration::from_nanos(1_504_927_396), "1504ms");
+        check(Duration::from_secs(30), "30s");
+        check(Duration::from_nanos(60_000_100_000), "1m");
+        check(Duration::from_nanos(900), "0s");
     }
 
     #[test]
