@@ -17,7 +17,7 @@ use metrics::{counter, gauge};
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -38,7 +38,7 @@ use source::{Answer, Source};
 
 /// How long new sources are waited for before the configuration that names them is in force.
 const FIRST_ANSWERS: Duration = Duration::from_secs(3);
-/// The wait before a source is asked again that could not be: doubled each time, up to its interval.
+/// The wait before a source is asked again that could not be, or seems to have nothing: doubled each time, up to its interval.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// The sources of one configuration, each with what it told last. Those of the next one that are the same go on.
@@ -75,6 +75,8 @@ struct Asker {
     balancer: Weak<Balancer>,
     /// Failures since the last answer.
     failures: u32,
+    /// Since when it seems to have nothing, and how often it said so.
+    bare: Option<(Instant, u32)>,
     /// What was said of the last answer, so that it is not said of each.
     problems: Vec<String>,
 }
@@ -183,7 +185,7 @@ impl Running {
             return Self { source, told, task: None };
         }
         let (sender, told) = watch::channel(Told { asked: false, backends });
-        let asker = Asker { source: source.clone(), client, told: sender, balancer, failures: 0, problems: Vec::new() };
+        let asker = Asker::new(source.clone(), client, sender, balancer);
         Self { source, told, task: Some(tokio::spawn(asker.run())) }
     }
 }
@@ -199,6 +201,10 @@ impl Drop for Running {
 // === impl Asker ===
 
 impl Asker {
+    fn new(source: Source, client: HttpClient, told: watch::Sender<Told>, balancer: Weak<Balancer>) -> Self {
+        Self { source, client, told, balancer, failures: 0, bare: None, problems: Vec::new() }
+    }
+
     async fn run(mut self) {
         loop {
             let answer = self.source.ask(&self.client).await;
@@ -221,7 +227,7 @@ impl Asker {
     /// How long to wait before it is asked again, and whether it told anything new.
     fn answered(&mut self, answer: Answer) -> (Duration, bool) {
         let label = &self.source.label;
-        let wait = self.source.interval(&answer);
+        let mut wait = self.source.interval(&answer);
         if self.failures > 0 {
             tracing::info!(source = label, backends = answer.backends.len(), "the source of backends answers again");
             self.failures = 0;
@@ -231,6 +237,22 @@ impl Asker {
                 tracing::warn!(source = label, problem, "a backend is left out");
             }
             self.problems = answer.problems;
+        }
+        if answer.is_bare {
+            let (since, times) = self.bare.unwrap_or_else(|| (Instant::now(), 0));
+            self.bare = Some((since, times.saturating_add(1)));
+            let (kept, left) = (self.told.borrow().backends.len(), wait.saturating_sub(since.elapsed()));
+            wait = wait.min(backoff(times));
+            if kept > 0 && !left.is_zero() {
+                if times == 0 {
+                    let message = "a source of backends seems to have none; what it told last stays for one interval";
+                    tracing::warn!(source = label, kept, message);
+                }
+                let is_news = self.told.send_if_modified(|told| !mem::replace(&mut told.asked, true));
+                return (wait.min(left), is_news);
+            }
+        } else {
+            self.bare = None;
         }
         self.source.show(answer.backends.len());
         let is_news = self.told.send_if_modified(|told| {
@@ -254,11 +276,16 @@ impl Asker {
         } else {
             tracing::debug!(source = label, error, kept, "a source of backends can't be asked");
         }
-        let wait = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(self.failures));
+        let wait = backoff(self.failures);
         self.failures = self.failures.saturating_add(1);
         let is_news = self.told.send_if_modified(|told| !mem::replace(&mut told.asked, true));
         (wait.min(self.source.interval(&Answer::default())), is_news)
     }
+}
+
+/// The wait after the first of several answers that will not do, and after those that follow.
+fn backoff(before: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(before))
 }
 
 fn names(backends: &[BackendConfig]) -> Vec<&str> {

@@ -57,7 +57,7 @@ impl Answer {
     }
 }
 
-/// Looks the name up. That the name has no records is an answer; that there is no such name is none: where a name was, a
+/// Looks the name up. That the name has no records is an answer, if one that is not believed at once; that there is no such name is none: where a name was, a
 /// zone that is gone is more likely a fault than a wish.
 pub(super) async fn look_up(config: &DnsSourceConfig, defaults: &BackendDefaults) -> Result<Answer, BoxError> {
     let look_up = async {
@@ -67,7 +67,7 @@ pub(super) async fn look_up(config: &DnsSourceConfig, defaults: &BackendDefaults
             DnsRecords::Srv => services(&resolver, config, defaults).await,
             DnsRecords::Address | DnsRecords::A | DnsRecords::Aaaa => {
                 let (addresses, good_for) = addresses(&resolver, &config.name).await?;
-                let mut answer = Answer { good_for, ..Answer::default() };
+                let mut answer = Answer { good_for, is_bare: addresses.is_empty(), ..Answer::default() };
                 for address in addresses {
                     answer.add(entry(config, &host(address), config.port), defaults);
                 }
@@ -122,7 +122,7 @@ async fn services(
 ) -> Result<Answer, BoxError> {
     let found = match resolver.lookup(&*config.name, RecordType::SRV).await {
         Ok(found) => found,
-        Err(error) if is_empty(&error) => return Ok(Answer::default()),
+        Err(error) if is_empty(&error) => return Ok(Answer { is_bare: true, ..Answer::default() }),
         Err(error) => return Err(error.into()),
     };
     let service = |record: &Record| match &record.data {
@@ -135,11 +135,14 @@ async fn services(
     let mut services: Vec<Service> = found.answers().iter().filter_map(service).collect();
     services.sort_by(|one, other| (one.priority, &one.host, one.port).cmp(&(other.priority, &other.host, other.port)));
     let mut answer = Answer { good_for: good_for(found.answers()), ..Answer::default() };
+    // Services of which nobody knows where they are; that there are none is said by the root, and meant.
+    let mut is_nowhere = !services.is_empty();
     for service in services {
         let name = service.host.trim_end_matches('.');
         if config.scheme == Scheme::Https {
             // What its certificate is for.
             answer.add(service.entry(config, name), defaults);
+            is_nowhere = false;
             continue;
         }
         // By address: the one who is asked here may be the only one who knows the name.
@@ -150,11 +153,13 @@ async fn services(
         if addresses.is_empty() {
             answer.problems.push(format!("{name} has no address"));
         }
+        is_nowhere &= addresses.is_empty();
         for address in addresses {
             answer.add(service.entry(config, &host(address)), defaults);
         }
         answer.good_for = [answer.good_for, good_for].into_iter().flatten().min();
     }
+    answer.is_bare = is_nowhere;
     Ok(answer)
 }
 

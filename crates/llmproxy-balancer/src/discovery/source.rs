@@ -32,6 +32,8 @@ pub(super) struct Answer {
     pub(super) problems: Vec<String>,
     /// How long the answer is good for, where it says so.
     pub(super) good_for: Option<Duration>,
+    /// Whether it has nothing where something is to be expected, which may be so for a moment only.
+    pub(super) is_bare: bool,
 }
 
 // === impl Source ===
@@ -74,7 +76,7 @@ impl Source {
             Some(SourceType::Static) | None => return Ok(Answer::default()),
         };
         let Entries { backends, problems } = Entries::read(list, defaults, strict)?;
-        Ok(Answer { backends, problems, good_for: None })
+        Ok(Answer { backends, problems, ..Answer::default() })
     }
 }
 

@@ -16,10 +16,13 @@ fn sources(mode: DiscoveryMode, all: &[&[BackendConfig]]) -> Sources {
         source
     });
     let config = DiscoveryConfig { enabled: true, mode, sources: sources.collect(), ..DiscoveryConfig::default() };
-    let client = HttpClient::new(tower::service_fn(async |_: http::Request<bytes::Bytes>| {
+    Sources::start(&config, &Sources::default(), &nobody(), &Weak::new())
+}
+
+fn nobody() -> HttpClient {
+    HttpClient::new(tower::service_fn(async |_: http::Request<bytes::Bytes>| {
         Err::<http::Response<bytes::Bytes>, _>(llmproxy_core::BoxError::from("nobody is to be asked"))
-    }));
-    Sources::start(&config, &Sources::default(), &client, &Weak::new())
+    }))
 }
 
 fn joined(sources: &Sources, configured: &[BackendConfig]) -> Vec<String> {
@@ -55,6 +58,32 @@ fn what_is_off_is_not_asked() {
     };
     assert_eq!(Source::all(&off(true, true)).len(), 1);
     assert_eq!(Source::all(&off(false, true)).len() + Source::all(&off(true, false)).len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_without_records_is_asked_again_soon_and_believed_after_an_interval() {
+    let config = r#"{"enabled": true, "interval": "10s", "sources": [{"type": "dns", "dns": {"name": "x"}}]}"#;
+    let config: DiscoveryConfig = serde_json::from_str(config).unwrap();
+    let (sender, told) = watch::channel(Told::default());
+    let mut asker = Asker::new(Source::all(&config).remove(0), nobody(), sender, Weak::new());
+    let known = || told.borrow().backends.len();
+    let bare = || Answer { is_bare: true, ..Answer::default() };
+    let full = || Answer { backends: vec![backend("a", "http://a")], ..Answer::default() };
+    // Where nothing was known, nothing is: that it was asked is news.
+    assert_eq!(asker.answered(bare()), (Duration::from_secs(1), true));
+    assert_eq!(asker.answered(full()), (Duration::from_secs(10), true));
+    for wait in [1, 2, 4, 3] {
+        assert_eq!(asker.answered(bare()), (Duration::from_secs(wait), false));
+        assert_eq!(known(), 1);
+        tokio::time::advance(Duration::from_secs(wait)).await;
+    }
+    assert_eq!(asker.answered(bare()), (Duration::from_secs(10), true));
+    assert_eq!(known(), 0);
+    // What is there again counts at once, and if it goes again, so does all of that.
+    asker.answered(full());
+    assert_eq!((asker.answered(bare()), known()), ((Duration::from_secs(1), false), 1));
+    // A list that says that it is empty is believed.
+    assert_eq!((asker.answered(Answer::default()), known()), ((Duration::from_secs(10), true), 0));
 }
 
 #[test]

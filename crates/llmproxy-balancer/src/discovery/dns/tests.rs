@@ -95,6 +95,7 @@ async fn a_name_stands_for_its_addresses_in_an_order_that_stays() {
     assert_eq!(urls(&answer), ["http://10.0.0.2:8000", "http://10.0.0.9:8000", "http://[fd00::1]:8000"]);
     assert_eq!(answer.backends[2].name.as_deref(), Some("[fd00::1]:8000"));
     assert_eq!(answer.backends[2].models, ["m"]);
+    assert!(!answer.is_bare);
     assert_eq!(answer.good_for, Some(Duration::from_secs(TTL.into())));
     let answer = server.look_up("vllm.internal", DnsRecords::A).await.unwrap();
     assert_eq!(urls(&answer), ["http://10.0.0.2:8000", "http://10.0.0.9:8000"]);
@@ -127,11 +128,21 @@ async fn srv_records_say_ports_tiers_and_weights() {
 
 #[tokio::test]
 async fn a_name_without_records_has_no_backends_and_one_that_is_not_there_is_a_fault() {
-    let server = Server::start(&[("empty.internal", &[]), ("none.internal", &[srv(0, 0, 0, ".")])]).await;
+    let zone: [(&str, &[RData]); 3] = [
+        ("empty.internal", &[]),
+        ("none.internal", &[srv(0, 0, 0, ".")]),
+        ("lost.internal", &[srv(0, 0, 80, "gone.internal.")]),
+    ];
+    let server = Server::start(&zone).await;
     for records in [DnsRecords::Address, DnsRecords::Srv] {
-        assert_eq!(urls(&server.look_up("empty.internal", records).await.unwrap()), [""; 0]);
+        let answer = server.look_up("empty.internal", records).await.unwrap();
+        assert!(urls(&answer).is_empty() && answer.is_bare, "{answer:?}");
         let error = server.look_up("other.internal", records).await.unwrap_err();
         assert!(error.to_string().contains("other.internal"), "{error}");
     }
-    assert_eq!(urls(&server.look_up("none.internal", DnsRecords::Srv).await.unwrap()), [""; 0]);
+    // That there is no such service is meant; that nobody knows where it is may pass.
+    for (name, is_bare) in [("none.internal", false), ("lost.internal", true)] {
+        let answer = server.look_up(name, DnsRecords::Srv).await.unwrap();
+        assert!(urls(&answer).is_empty() && answer.is_bare == is_bare, "{answer:?}");
+    }
 }
