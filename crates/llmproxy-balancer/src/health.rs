@@ -385,7 +385,7 @@ impl Health {
         // What it has asked for itself is the least.
         let until = (now + wait).max(self.pressed.unwrap_or(now));
         self.state = State::Out { cause, until, probing: false, rechecks: 0 };
-        self.next_check = now + self.rules.recheck(0);
+        self.next_check = now + self.rules.recheck(cause, 0);
     }
 }
 

@@ -37,7 +37,7 @@ impl Health {
         };
         self.checks += 1;
         if self.checks < needed {
-            self.next_check = now + self.rules.recheck(0);
+            self.next_check = now + self.rules.recheck(Cause::Checks, 0);
             return None;
         }
         self.next_check = now + self.rules.next_check();
@@ -52,11 +52,14 @@ impl Health {
         match &mut self.state {
             // Never yet heard of, and not good at the first sight.
             State::Unknown => self.take_out(if refused { Cause::Refused } else { Cause::Checks }, now),
+            // There is something to connect to by now, which is loading perhaps: better than nothing. Or no more.
+            State::Out { cause: Cause::Refused, .. } if !refused => self.take_out(Cause::Checks, now),
+            State::Out { cause: Cause::Checks, .. } if refused => self.take_out(Cause::Refused, now),
             State::Out { cause, rechecks, .. } if !cause.is_ejection() => {
                 self.checks = 0;
                 *rechecks = rechecks.saturating_add(1);
-                let rechecks = *rechecks;
-                self.next_check = now + self.rules.recheck(rechecks);
+                let (cause, rechecks) = (*cause, *rechecks);
+                self.next_check = now + self.rules.recheck(cause, rechecks);
                 None
             }
             State::Up | State::Out { .. } => {

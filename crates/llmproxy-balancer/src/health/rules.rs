@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use super::Cause;
 use crate::config::HealthCheckConfig;
 
 /// The first check of a backend that is out comes after this; each further one after twice the time, up to the interval.
 const FIRST_RECHECK: Duration = Duration::from_secs(1);
+/// The longest wait before one is checked that could not be connected to: to knock costs nobody anything, and whoever
+/// restarts it waits for it.
+const REFUSED_RECHECK: Duration = Duration::from_secs(2);
 /// How long a backend that is down gets nothing where no checks are made.
 const PAUSE: Duration = Duration::from_secs(5);
 /// What a check's wait is longer or shorter by at most, so that many proxies, or the checks of many backends, do not
@@ -64,9 +68,10 @@ impl Rules {
         around(self.interval)
     }
 
-    /// The wait before the check that follows `before` others of a backend that is out.
-    pub(super) fn recheck(&self, before: u32) -> Duration {
-        around(doubled(FIRST_RECHECK, before, self.interval))
+    /// The wait before the check that follows `before` others of a backend that is out for this.
+    pub(super) fn recheck(&self, cause: Cause, before: u32) -> Duration {
+        let most = if cause == Cause::Refused { self.interval.min(REFUSED_RECHECK) } else { self.interval };
+        around(doubled(FIRST_RECHECK, before, most))
     }
 
     /// How long a backend that was ejected for the `nth` time in a row, from 1 on, gets nothing.

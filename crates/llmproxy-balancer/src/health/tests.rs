@@ -114,14 +114,45 @@ fn a_check_that_began_before_it_went_out_proves_nothing() {
 
 #[test]
 fn a_backend_that_is_out_is_checked_soon_and_then_less_and_less_often() {
-    let (mut health, now) = (up(), Instant::now());
-    let pass = health.enter(now);
-    health.refused(pass, now);
+    let (mut health, now) = (self::health(), Instant::now());
+    health.check_failed(health.begin_check(), false, now);
     for plain in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
         let wait = (health.next_check() - now).as_secs_f64();
         assert!((plain * 0.9..=plain * 1.1).contains(&wait), "{plain}: {wait}");
-        health.check_failed(health.begin_check(), true, now);
+        health.check_failed(health.begin_check(), false, now);
     }
+}
+
+#[test]
+fn a_backend_that_is_restarted_is_knocked_at_for_as_long_as_it_takes() {
+    let (mut health, now) = (up(), Instant::now());
+    let pass = health.enter(now);
+    health.refused(pass, now);
+    for plain in [1.0, 2.0, 2.0, 2.0, 2.0] {
+        let wait = (health.next_check() - now).as_secs_f64();
+        assert!((plain * 0.9..=plain * 1.1).contains(&wait), "{plain}: {wait}");
+        assert_eq!(health.check_failed(health.begin_check(), true, now), None);
+    }
+    health.set_rules(Rules::new(&HealthCheckConfig { interval: SECOND, ..config() }));
+    health.check_failed(health.begin_check(), true, now);
+    assert!(health.next_check() - now < SECOND * 12 / 10, "as often as it is checked when it is well");
+}
+
+#[test]
+fn one_that_loads_after_its_restart_is_better_than_none() {
+    let (mut health, now) = (up(), Instant::now());
+    let pass = health.enter(now);
+    health.refused(pass, now);
+    assert!(!health.sight(now).is_doubtful, "there is nobody to ask");
+    let change = health.check_failed(health.begin_check(), false, now);
+    assert_eq!((change, health.sight(now).is_doubtful), (Some(Change::Out(Cause::Checks)), true));
+    // It dies again.
+    let change = health.check_failed(health.begin_check(), true, now);
+    assert_eq!((change, health.sight(now).is_doubtful), (Some(Change::Out(Cause::Refused)), false));
+    assert_eq!(health.check_failed(health.begin_check(), false, now), Some(Change::Out(Cause::Checks)));
+    assert_eq!(health.check_passed(health.begin_check(), now), None);
+    let change = health.check_passed(health.begin_check(), now);
+    assert_eq!(change, Some(Change::Up { is_back: true, is_new: true }), "another process, so its caches are empty");
 }
 
 #[test]
