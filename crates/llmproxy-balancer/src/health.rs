@@ -28,8 +28,8 @@ pub(crate) use self::{
     words::{Admission, Change, Check, Fault, Pass, Sight},
 };
 
-/// By how much a backend must fail more often than the others, on the mean, to be ejected for its share of failures.
-const OUTLIER: f64 = 1.5;
+/// By how much a backend must fail more often than the best of the others to be ejected for its share of failures.
+const OUTLIER: f64 = 2.0;
 
 /// After so long without a request that could be sent again elsewhere, any will do as a probe: there may be no others.
 const OVERDUE: Duration = Duration::from_secs(10);
@@ -281,10 +281,10 @@ impl Health {
     }
 
     /// Ejects it, if so many requests failed and it fails more often than the others: a request that fails wherever it goes
-    /// takes nobody out. `others` is the mean share of failures there; `None` where nothing is known of any.
-    pub(crate) fn convict(&mut self, others: Option<f64>, now: Instant) -> Option<Change> {
+    /// takes nobody out. `best` is the share of failures of the best of the others; `None` where nothing is known of any.
+    pub(crate) fn convict(&mut self, best: Option<f64>, now: Instant) -> Option<Change> {
         let rate = self.suspicion(now)?;
-        if others.is_some_and(|others| rate < OUTLIER * others) { None } else { self.take_out(Cause::ErrorRate, now) }
+        if best.is_some_and(|best| rate < OUTLIER * best) { None } else { self.take_out(Cause::ErrorRate, now) }
     }
 
     /// The share of requests that failed, where it is reason enough.

@@ -51,7 +51,7 @@ impl Hub {
         policies.iter().for_each(|policy| policy.forget(index));
     }
 
-    /// The share of requests that failed lately, on the mean, at the backends that do the same work as `node`; `None` where
+    /// The share of requests that failed lately at the best of the backends that do the same work as `node`; `None` where
     /// there is none, or none has had any.
     pub(crate) fn failure_rate_of_others(&self, node: &Node) -> Option<f64> {
         self.pool.get().and_then(Weak::upgrade)?.view().failure_rate_beside(node)

@@ -270,8 +270,8 @@ impl Node {
         self.after(change, Some(problem));
         if is_suspect {
             // How the others do is asked without holding this one: they may be asking too.
-            let others = self.hub.failure_rate_of_others(self);
-            let change = self.health().convict(others, now);
+            let best = self.hub.failure_rate_of_others(self);
+            let change = self.health().convict(best, now);
             self.after(change, Some(problem));
         }
     }

@@ -174,15 +174,24 @@ impl View {
         if room.is_empty() { None } else { Some(self.pick(&room, plan, at)) }
     }
 
-    /// How often requests failed lately, on the mean, at those that do the same work as `node`.
+    /// How often requests failed lately at the best of those that do the same work as `node`: one that can do it is enough to
+    /// show that it can be done, however many can't. Those that are out are asked only where no other has had any requests:
+    /// what failed at one of them and is another's turn now takes that one out as well otherwise, and so on.
     pub(crate) fn failure_rate_beside(&self, node: &Node) -> Option<f64> {
         let now = Instant::now();
         let member = self.members.iter().find(|member| std::ptr::eq(&*member.node, node))?;
         let others = self.members.iter().filter(|other| !std::ptr::eq(&*other.node, node) && other.is_working());
         let others = others.filter(|other| member.shares_models_with(other));
-        // Each counts once, however much it has to do: one that fails fast attracts the most.
-        let rates: Vec<f64> = others.filter_map(|other| other.node.health().failure_rate(now)).collect();
-        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+        let rates = others.filter_map(|other| {
+            let health = other.node.health();
+            Some((health.is_in(), health.failure_rate(now)?))
+        });
+        let best = |best: Option<f64>, rate: f64| Some(best.map_or(rate, |best| best.min(rate)));
+        let (within, without) = rates.fold((None, None), |(within, without), (is_in, rate)| match is_in {
+            true => (best(within, rate), without),
+            false => (within, best(without, rate)),
+        });
+        within.or(without)
     }
 
     fn choose(

@@ -26,7 +26,7 @@ fn pool(weights: &[u32], health: &HealthCheckConfig, routing: &RoutingConfig) ->
         backend.models.push("m".into());
     }
     let checks = Checks::default();
-    for name in ["a", "b", "c", "d"] {
+    for name in ["a", "b", "c", "d", "e"] {
         checks.well(name);
     }
     let balancer = Balancer::new(checks.client());
@@ -205,6 +205,32 @@ async fn where_most_fail_the_good_ones_are_not_buried_and_the_others_are_tried()
     });
     ask(&proxy, 100, SECOND / 100).await;
     assert!(ask(&proxy, 100, Duration::ZERO).await.iter().all(|(names, _)| names == &["c"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_good_backend_is_enough_to_judge_all_others_by() {
+    for load_balance in [LoadBalance::RoundRobin, LoadBalance::LeastConnections] {
+        let routing = RoutingConfig { load_balance, ..RoutingConfig::default() };
+        let pool = pool(&[1, 1, 1, 1, 1], &HealthCheckConfig::default(), &routing);
+        let proxy = Proxy::new(pool.clone(), |target| {
+            Reply::Answer(answer(if &*target.backend.name == "e" { 200 } else { 500 }, ""))
+        });
+        ask(&proxy, 300, SECOND / 10).await;
+        let states: Vec<_> = pool.snapshot().iter().map(|status| status.state).collect();
+        assert_eq!(states[..4], [BackendState::Ejected; 4], "{load_balance:?}");
+        assert_eq!(states[4], BackendState::Up, "{load_balance:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_at_one_backend_after_the_other_does_not_take_out_the_last() {
+    let pool = plain(&[1, 1]);
+    let poison = Proxy::new(pool.clone(), |_| Reply::Answer(answer(500, "")));
+    let strange = Proxy::new(pool.clone(), a_is(|| Reply::Answer(answer(500, ""))));
+    ask(&strange, 40, SECOND / 100).await;
+    assert_eq!(state(&pool), BackendState::Ejected);
+    ask(&poison, 100, SECOND / 100).await;
+    assert!(pool.snapshot()[1].out.is_none(), "all of it comes here now, and it failed there as well");
 }
 
 #[tokio::test(start_paused = true)]

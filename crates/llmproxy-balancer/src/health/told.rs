@@ -42,9 +42,14 @@ impl Health {
         self.out().filter(|_| !self.is_up(now))
     }
 
-    /// The share of its requests that failed lately.
+    /// The share of its requests that fail, judged by the last ones, and rather too high where these are few.
     pub(crate) fn failure_rate(&self, now: Instant) -> Option<f64> {
-        self.window.tally(now).rate()
+        self.window.tally(now).cautious_rate()
+    }
+
+    /// Whether it is in: neither ejected nor down.
+    pub(crate) fn is_in(&self) -> bool {
+        self.out().is_none()
     }
 
     /// What was found, after it went out.

@@ -94,6 +94,13 @@ impl Tally {
     pub(crate) fn rate(self) -> Option<f64> {
         (self.all() > 0).then(|| f64::from(self.bad) / f64::from(self.all()))
     }
+
+    /// The same, where too low would be worse than too high: as if there had been four more of which half failed, so that
+    /// a little luck makes nobody look good.
+    pub(crate) fn cautious_rate(self) -> Option<f64> {
+        let with_more = f64::from(self.bad.saturating_add(2)) / f64::from(self.all().saturating_add(4));
+        self.rate().map(|rate| rate.max(with_more))
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +135,16 @@ mod tests {
         let mut window = Window::new(10 * SECOND, now);
         window.spoiled(now);
         assert_eq!(window.tally(now).rate(), Some(1.0));
+    }
+
+    #[test]
+    fn few_good_ones_are_no_proof() {
+        for (good, bad, rate) in
+            [(1, 0, 0.4), (4, 0, 0.25), (96, 0, 0.02), (0, 1, 1.0), (3, 7, 0.7), (7, 3, 5.0 / 14.0)]
+        {
+            assert_eq!(Tally { good, bad }.cautious_rate(), Some(rate), "{good} good and {bad} bad");
+        }
+        assert_eq!(Tally::default().cautious_rate(), None);
     }
 
     #[test]
