@@ -94,7 +94,8 @@ impl Checker {
             && let Some(Ok(answer)) = &models
             && matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
-            return self.node.check_failed(check, false, "it still refuses the credentials");
+            let problem = format!("{MODELS} was answered with {}", answer.status());
+            return self.node.credentials_refused(check, &problem);
         }
         if let Some(answer) = models.filter(|_| self.settings.learn) {
             self.learn(answer, true);

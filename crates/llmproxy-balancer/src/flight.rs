@@ -84,10 +84,11 @@ impl Flight {
     }
 
     /// The backend refused our credentials.
-    pub(crate) fn credentials_refused(&mut self) {
+    pub(crate) fn credentials_refused(&mut self, status: StatusCode) {
         self.failed = true;
         self.node().penalized();
-        self.node().misconfigured(self.pass());
+        let problem = format!("{}, though it had the credentials of its `headers`", answered_with(status));
+        self.node().misconfigured(self.pass(), &problem);
     }
 
     /// Whether the backend broke the connection off in the middle of the request. A server that refuses an upload answers

@@ -12,6 +12,7 @@
 
 mod cause;
 mod checks;
+mod credentials;
 mod rules;
 mod told;
 mod window;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use self::cause::{BackendState, Cause};
-use self::window::Window;
+use self::{credentials::Credentials, window::Window};
 pub(crate) use self::{
     rules::Rules,
     words::{Admission, Change, Check, Fault, Pass, Sight},
@@ -57,6 +58,9 @@ pub(crate) struct Health {
     back: Option<Instant>,
     /// Whether it has ever worked: else there is nothing to come back to.
     has_worked: bool,
+    /// When it last did.
+    last_worked: Option<Instant>,
+    credentials: Credentials,
     /// Until when it has said to have enough to do.
     pressed: Option<Instant>,
     /// Whether, since it last worked, there was nobody to connect to.
@@ -105,6 +109,8 @@ impl Health {
             ejections: 0,
             back: None,
             has_worked: false,
+            last_worked: None,
+            credentials: Credentials::default(),
             pressed: None,
             was_refused: false,
         }
@@ -187,15 +193,6 @@ impl Health {
         }
     }
 
-    /// The backend refused our credentials.
-    pub(crate) fn misconfigured(&mut self, pass: Pass, now: Instant) -> Option<Change> {
-        match self.out() {
-            _ if pass.era != self.era => None,
-            Some(Cause::Credentials) if !pass.is_probe => None,
-            _ => self.take_out(Cause::Credentials, now),
-        }
-    }
-
     /// There is an answer that is no failure of the backend's, whatever it says of the request.
     pub(crate) fn answered(&mut self, pass: Pass, now: Instant) -> Option<Change> {
         if pass.era == self.era && self.out() == Some(Cause::Refused) { self.up(now) } else { None }
@@ -207,6 +204,7 @@ impl Health {
             return None;
         }
         self.window.good(now);
+        self.last_worked = Some(now);
         self.row = Row::default();
         // Whoever is asked in spite of its checks proves nothing against them.
         match self.out() {

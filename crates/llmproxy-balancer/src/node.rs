@@ -256,6 +256,12 @@ impl Node {
         self.after(change, Some(problem));
     }
 
+    /// A check that was good otherwise has shown that it does not take the proxy's credentials.
+    pub(crate) fn credentials_refused(&self, check: Check, problem: &str) {
+        let change = self.health().credentials_refused(check, Instant::now());
+        self.after(change, Some(problem));
+    }
+
     pub(crate) fn refused(&self, pass: Pass) {
         let change = self.health().refused(pass, Instant::now());
         self.after(change, None);
@@ -263,11 +269,14 @@ impl Node {
 
     pub(crate) fn failed(&self, pass: Pass, fault: Fault, asked: Option<Duration>, problem: &str) {
         let now = Instant::now();
-        let (change, is_suspect) = {
-            let mut health = self.health();
-            (health.failed(pass, fault, asked, now), health.is_suspect(now))
-        };
+        let change = self.health().failed(pass, fault, asked, now);
         self.after(change, Some(problem));
+        self.judge(problem, now);
+    }
+
+    /// Ejects it, if it fails so often that it is to be.
+    fn judge(&self, problem: &str, now: Instant) {
+        let is_suspect = self.health().is_suspect(now);
         if is_suspect {
             // How the others do is asked without holding this one: they may be asking too.
             let best = self.hub.failure_rate_of_others(self);
@@ -282,9 +291,18 @@ impl Node {
         self.show_state();
     }
 
-    pub(crate) fn misconfigured(&self, pass: Pass) {
-        let change = self.health().misconfigured(pass, Instant::now());
-        self.after(change, None);
+    /// It refused a request with the proxy's credentials.
+    pub(crate) fn misconfigured(&self, pass: Pass, problem: &str) {
+        let now = Instant::now();
+        let (change, doubts) = {
+            let mut health = self.health();
+            (health.misconfigured(pass, now), health.doubts_credentials())
+        };
+        self.after(change, Some(problem));
+        if doubts {
+            self.rescheduled.notify_one();
+        }
+        self.judge(problem, now);
     }
 
     /// There is an answer that says nothing against the backend.

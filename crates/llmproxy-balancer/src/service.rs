@@ -339,7 +339,7 @@ where
             "the backend refuses the credentials that its headers in the configuration give it"
         );
         if let Some(flight) = flight.get_mut() {
-            flight.credentials_refused();
+            flight.credentials_refused(status);
         }
         let error = BalanceError::Misconfigured { backend: backend.name.clone() };
         return Outcome::Failed { failure: Failure::Credentials, last: Err(error.into()) };

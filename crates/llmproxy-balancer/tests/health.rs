@@ -162,6 +162,78 @@ async fn a_misconfigured_backend_must_show_that_it_takes_the_credentials() {
     assert_eq!(ups(&pool), [true]);
 }
 
+/// Two backends that get a key of ours, and whose checks are good; they list models to everybody.
+async fn keyed() -> (Checks, Arc<Balancer>, Arc<Pool>) {
+    let checks = Checks::default();
+    let keyed = |mut backend: BackendConfig| {
+        checks.set(backend.name.as_deref().unwrap(), 200, 200, r#"{"data":[]}"#);
+        backend.headers = [("Authorization".into(), "Bearer ours".into())].into();
+        backend.models = vec!["m".into()];
+        backend
+    };
+    let backends: Vec<_> = backends(&[1, 1]).into_iter().map(keyed).collect();
+    let balancer = Balancer::new(checks.client());
+    let pool = balancer.apply(&backends, &RoutingConfig::default(), &health(), &Default::default());
+    settle().await;
+    (checks, balancer, pool)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_client_takes_a_backend_from_all_by_what_it_is_refused() {
+    for has_worked in [false, true] {
+        let (checks, _balancer, pool) = keyed().await;
+        if has_worked {
+            for _ in 0..4 {
+                let _ = text(named(pool.clone()).ask().await.1.unwrap()).await;
+            }
+            // Not even where the key is not for lists.
+            checks.set("a", 200, 403, "");
+            checks.set("b", 200, 403, "");
+        }
+        let before = checks.asked("a").len();
+        let policy = Proxy::new(pool.clone(), |_| Reply::Answer(answer(403, "we don't speak about that")));
+        for _ in 0..3 {
+            assert_eq!(code(&policy.ask().await.1.unwrap_err()), (502, "backend_misconfigured"));
+            settle().await;
+            assert_eq!(pool.snapshot().iter().filter_map(|status| status.out).next(), None, "{has_worked}");
+        }
+        assert_eq!(checks.asked("a")[before..], ["/health", "/v1/models"], "once, though it was refused three times");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_key_that_no_check_finds_is_found_by_requests_and_does_not_flap() {
+    let (_checks, _balancer, pool) = keyed().await;
+    let proxy = Proxy::new(pool.clone(), |target| match &*target.backend.name {
+        "a" => Reply::Answer(answer(401, "no")),
+        name => Reply::Answer(answer(200, name)),
+    });
+    let mut there = 0;
+    for _ in 0..3000 {
+        let (exchange, response) = proxy.ask().await;
+        assert_eq!(text(response.unwrap()).await.unwrap(), "b");
+        there += usize::from(asked(&exchange).iter().any(|name| name == "a"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Ten to find out, and then after 5, 10, 20, ... seconds.
+    assert!((11..=20).contains(&there), "{there}");
+    let status = &pool.snapshot()[0];
+    assert_eq!((status.state, status.out), (BackendState::Ejected, Some(Cause::ErrorRate)));
+    let reason = status.reason.as_deref().unwrap();
+    assert!(
+        reason.ends_with("answered with 401 Unauthorized, though it had the credentials of its `headers`"),
+        "{reason}"
+    );
+
+    // Where all have it, each client is told of it.
+    let (_checks, _balancer, pool) = keyed().await;
+    let proxy = Proxy::new(pool.clone(), |_| Reply::Answer(answer(401, "no")));
+    for _ in 0..100 {
+        assert_eq!(code(&proxy.ask().await.1.unwrap_err()), (502, "backend_misconfigured"));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reload_keeps_what_is_known_and_what_is_in_flight() {
     let checks = Checks::default();

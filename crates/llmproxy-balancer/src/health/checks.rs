@@ -2,14 +2,14 @@
 
 use tokio::time::Instant;
 
-use super::{Cause, Change, Check, Health, State};
+use super::{Cause, Change, Check, Credentials, Health, State};
 
 // === impl Health ===
 
 impl Health {
     /// A check begins.
     pub(crate) fn begin_check(&self) -> Check {
-        Check { era: self.era, credentials: self.out() == Some(Cause::Credentials) }
+        Check { era: self.era, credentials: self.credentials.doubted || self.out() == Some(Cause::Credentials) }
     }
 
     /// The check was good.
@@ -17,6 +17,18 @@ impl Health {
         if check.era != self.era {
             return None;
         }
+        if check.credentials {
+            self.credentials = Credentials { doubted: false, checked: Some(now) };
+        }
+        let change = self.passed(now);
+        if self.credentials.doubted {
+            // The doubt is newer than the check.
+            self.next_check = now;
+        }
+        change
+    }
+
+    fn passed(&mut self, now: Instant) -> Option<Change> {
         let needed = match self.state {
             State::Unknown => 1,
             State::Up => {

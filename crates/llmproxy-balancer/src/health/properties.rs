@@ -13,6 +13,8 @@ use crate::config::HealthCheckConfig;
 enum Event {
     Check(bool, bool),
     BeginCheck,
+    /// A check shows that it does not take our credentials.
+    KeyRefused,
     /// A request is sent there, if it is admitted or for want of another.
     Enter(bool),
     /// The request at this place, of those that are there, ends so.
@@ -46,6 +48,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         1 => any::<(bool, bool)>().prop_map(|(good, refused)| Event::Check(good, refused)),
         1 => Just(Event::BeginCheck),
+        1 => Just(Event::KeyRefused),
         4 => any::<bool>().prop_map(Event::Enter),
         4 => (any::<usize>(), end).prop_map(|(at, end)| Event::End(at, end)),
         1 => (0..100_u32).prop_map(Event::Wait),
@@ -69,6 +72,9 @@ proptest! {
                     let _ = if good { health.check_passed(check, now) } else { health.check_failed(check, refused, now) };
                 }
                 Event::BeginCheck => check = health.begin_check(),
+                Event::KeyRefused => {
+                    let _ = health.credentials_refused(check, now);
+                }
                 Event::Enter(insists) => {
                     if insists || health.admission(now) != Admission::Closed {
                         there.push(health.enter(now));
@@ -84,7 +90,7 @@ proptest! {
                         End::Refused => health.refused(pass, now),
                         End::Fails(fault) => health.failed(pass, fault, None, now).or(health.convict(None, now)),
                         End::Pressed(after) => health.pressed(pass, after.map(|after| after * SECOND), now),
-                        End::Credentials => health.misconfigured(pass, now),
+                        End::Credentials => health.misconfigured(pass, now).or(health.convict(None, now)),
                     };
                     health.leave(pass);
                 }

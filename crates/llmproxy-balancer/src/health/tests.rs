@@ -426,11 +426,54 @@ fn a_backend_that_has_come_back_gets_a_growing_share() {
 #[test]
 fn a_backend_that_refuses_our_credentials_must_prove_that_it_takes_them() {
     let (mut health, now) = (up(), Instant::now());
-    assert!(!health.begin_check().credentials);
+    let check = health.begin_check();
+    assert!(!check.credentials);
     let pass = health.enter(now);
-    assert_eq!(health.misconfigured(pass, now), Some(Change::Out(Cause::Credentials)));
+    assert_eq!(health.misconfigured(pass, now), None, "it may be the request");
+    assert_eq!(health.next_check(), now, "which is found out at once");
+    assert_eq!(
+        (health.check_passed(check, now), health.next_check()),
+        (None, now),
+        "not by a check that has begun before"
+    );
+    let check = health.begin_check();
+    assert!(check.credentials);
+    assert_eq!(health.credentials_refused(check, now), Some(Change::Out(Cause::Credentials)));
     assert!(health.begin_check().credentials);
     assert!(!health.sight(now).is_doubtful, "asking all the same would not help");
+    assert_eq!(health.credentials_refused(health.begin_check(), now), None);
+    assert_eq!(health.check_passed(health.begin_check(), now), Some(Change::Up { is_back: true, is_new: false }));
+
+    let mut health = unchecked();
+    let pass = health.enter(now);
+    assert_eq!(health.misconfigured(pass, now), Some(Change::Out(Cause::Credentials)), "there is no check to find out");
+}
+
+#[test]
+fn a_backend_whose_requests_work_takes_the_credentials() {
+    for mut health in [up(), unchecked()] {
+        let now = Instant::now();
+        works(&mut health, now);
+        let refuse = |health: &mut Health, now: Instant| {
+            let pass = health.enter(now);
+            health.misconfigured(pass, now)
+        };
+        assert_eq!(refuse(&mut health, now + 59 * SECOND), None);
+        // Its list of models may be for others.
+        let at = now + 59 * SECOND;
+        if health.rules.checked {
+            assert_eq!(health.credentials_refused(health.begin_check(), at), None);
+            assert!(health.next_check() > at + 25 * SECOND, "all has been found out that can be");
+            refuse(&mut health, at + SECOND);
+            assert!(!health.doubts_credentials(), "not for each request");
+            refuse(&mut health, at + 10 * SECOND);
+            assert!(health.doubts_credentials());
+            let change = health.credentials_refused(health.begin_check(), at + 10 * SECOND);
+            assert_eq!(change, Some(Change::Out(Cause::Credentials)));
+        } else {
+            assert_eq!(refuse(&mut health, at + SECOND), Some(Change::Out(Cause::Credentials)));
+        }
+    }
 }
 
 #[test]
