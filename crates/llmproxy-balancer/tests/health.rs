@@ -166,7 +166,7 @@ async fn a_misconfigured_backend_must_show_that_it_takes_the_credentials() {
 async fn keyed() -> (Checks, Arc<Balancer>, Arc<Pool>) {
     let checks = Checks::default();
     let keyed = |mut backend: BackendConfig| {
-        checks.set(backend.name.as_deref().unwrap(), 200, 200, r#"{"data":[]}"#);
+        checks.set(backend.name.as_deref().expect("they are named"), 200, 200, r#"{"data":[]}"#);
         backend.headers = [("Authorization".into(), "Bearer ours".into())].into();
         backend.models = vec!["m".into()];
         backend
