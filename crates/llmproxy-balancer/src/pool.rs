@@ -163,12 +163,12 @@ impl Pool {
         self.view().members.iter().map(|member| member.backend.clone()).collect()
     }
 
-    /// Whether any backend that gets requests is known to work, or is at least asked although requests failed there.
+    /// Whether any backend that gets requests is known to work, or is at least asked although requests or checks failed there.
     pub fn is_any_up(&self) -> bool {
         let view = self.view();
-        let is_asked = |member: &Member| {
-            view.panic_threshold > 0 && member.node.state() == BackendState::Ejected || member.node.is_up()
-        };
+        // Where none is open, all are asked of which only doubts keep requests away.
+        let is_asked =
+            |member: &Member| view.panic_threshold > 0 && member.node.sight().is_doubtful || member.node.is_up();
         view.members.iter().any(|member| member.is_working() && is_asked(member))
     }
 

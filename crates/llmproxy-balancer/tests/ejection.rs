@@ -185,6 +185,27 @@ async fn the_only_backend_is_asked_whatever_it_answers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_only_backend_is_ready_as_long_as_requests_are_sent_there_whatever_its_health_page_says() {
+    for (panic_threshold, is_ready) in [(50, true), (0, false)] {
+        let checks = Checks::default();
+        checks.set("a", 500, 500, "");
+        let mut backends = backends(&[1]);
+        backends[0].models.push("m".into());
+        let health = HealthCheckConfig { panic_threshold, ..HealthCheckConfig::default() };
+        let balancer = Balancer::new(checks.client());
+        let pool = balancer.apply(&backends, &RoutingConfig::default(), &health, &QueueConfig::default());
+        tokio::time::sleep(SECOND).await;
+        assert_eq!((state(&pool), pool.is_any_up()), (BackendState::Down, is_ready));
+        let proxy = Proxy::new(pool.clone(), |_| Reply::Answer(answer(200, "")));
+        assert_eq!(proxy.ask().await.1.is_ok(), is_ready);
+        // It is shown as it is all the same, and nobody can be asked where there is no connection.
+        checks.refuse("a");
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!((state(&pool), pool.is_any_up()), (BackendState::Down, false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_most_fail_the_good_ones_are_not_buried_and_the_others_are_tried() {
     let pool = plain(&[1, 1, 1]);
     let proxy = Proxy::new(pool.clone(), |target| {
