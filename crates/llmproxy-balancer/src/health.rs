@@ -35,6 +35,10 @@ const OUTLIER: f64 = 2.0;
 /// After so long without a request that could be sent again elsewhere, any will do as a probe: there may be no others.
 const OVERDUE: Duration = Duration::from_secs(10);
 
+/// After so long a probe under way keeps no others away where there is nobody else to ask: there was a connection, it
+/// seems, and the first byte of a good answer may be long in coming.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What is known of one backend's health, and what follows from it.
 #[derive(Debug)]
 pub(crate) struct Health {
@@ -76,8 +80,8 @@ enum State {
         cause: Cause,
         /// When a request may find out whether it is back, where that is how it is found out.
         until: Instant,
-        /// Whether one is doing so.
-        probing: bool,
+        /// Since when one is doing so.
+        probing: Option<Instant>,
         rechecks: u32,
     },
 }
@@ -128,7 +132,7 @@ impl Health {
     pub(crate) fn admission(&self, now: Instant) -> Admission {
         match self.state {
             State::Unknown | State::Up => Admission::Open,
-            State::Out { until, probing: false, .. } if self.waits_for_probe() && now >= until => Admission::Probe,
+            State::Out { until, probing: None, .. } if self.waits_for_probe() && now >= until => Admission::Probe,
             State::Out { .. } => Admission::Closed,
         }
     }
@@ -137,7 +141,7 @@ impl Health {
         Sight {
             admission: self.admission(now),
             is_overdue: now >= self.next_chance() + OVERDUE,
-            is_doubtful: self.out().is_some_and(Cause::is_doubtful),
+            is_doubtful: self.is_doubtful(now),
             is_pressured: self.is_pressured(now),
             share: self.share(now).unwrap_or(1.0),
         }
@@ -169,7 +173,7 @@ impl Health {
     pub(crate) fn enter(&mut self, now: Instant) -> Pass {
         let is_probe = self.admission(now) == Admission::Probe;
         if let State::Out { probing, .. } = &mut self.state {
-            *probing |= is_probe;
+            *probing = probing.or(is_probe.then_some(now));
         }
         Pass { era: self.era, is_probe, is_doubted: self.out().is_some() }
     }
@@ -180,7 +184,7 @@ impl Health {
             && pass.is_probe
             && pass.era == self.era
         {
-            *probing = false;
+            *probing = None;
         }
     }
 
@@ -312,6 +316,17 @@ impl Health {
         self.out().is_some_and(|cause| cause.is_ejection() || !self.rules.checked)
     }
 
+    /// Whether it is better than none.
+    fn is_doubtful(&self, now: Instant) -> bool {
+        match self.state {
+            State::Out { cause, probing, .. } => {
+                let is_under_way = probing.is_some_and(|began| now.saturating_duration_since(began) >= PATIENCE);
+                cause.is_doubtful() || is_under_way && self.waits_for_probe()
+            }
+            State::Unknown | State::Up => false,
+        }
+    }
+
     fn is_pressured(&self, now: Instant) -> bool {
         self.pressed.is_some_and(|until| now < until)
     }
@@ -382,7 +397,7 @@ impl Health {
         self.era += 1;
         // What it has asked for itself is the least.
         let until = (now + wait).max(self.pressed.unwrap_or(now));
-        self.state = State::Out { cause, until, probing: false, rechecks: 0 };
+        self.state = State::Out { cause, until, probing: None, rechecks: 0 };
         self.next_check = now + self.rules.recheck(cause, 0);
     }
 }

@@ -154,6 +154,24 @@ async fn a_probe_is_one_request_and_its_failure_costs_no_client_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_that_takes_its_time_keeps_nobody_else_from_the_only_backend() {
+    let pool = common::unchecked(&[1], &RoutingConfig::default());
+    let refused = Proxy::new(pool.clone(), |_| Reply::Refused);
+    assert!(refused.ask().await.1.is_err());
+    let hung = Proxy::new(pool.clone(), |_| Reply::Stall);
+    let well = Proxy::new(pool.clone(), |_| Reply::Answer(answer(200, "")));
+    assert!(well.ask().await.1.is_err(), "there is nobody to connect to");
+    tokio::time::sleep(5 * SECOND).await;
+    let probe = tokio::spawn(async move { hung.ask().await.1.is_ok() });
+    tokio::time::sleep(SECOND / 2).await;
+    assert!(well.ask().await.1.is_err(), "the probe is to tell");
+    tokio::time::sleep(SECOND / 2).await;
+    assert_eq!(ask(&well, 1, Duration::ZERO).await[0].1, 200);
+    assert!(pool.snapshot()[0].out.is_none(), "and that has told");
+    probe.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_can_not_be_sent_again_is_a_probe_only_where_no_other_comes() {
     let pool = plain(&[1, 1]);
     let proxy = Proxy::new(pool, a_is(|| Reply::Answer(answer(500, ""))));
