@@ -172,6 +172,11 @@ impl Pool {
         view.members.iter().any(|member| member.is_working() && is_asked(member))
     }
 
+    /// Brings the metrics of the backends' states up to date: time alone changes some. To be called before they are rendered.
+    pub fn show_states(&self) {
+        self.view().members.iter().for_each(|member| member.node.show_state());
+    }
+
     /// Requests that wait in the line.
     pub fn waiting(&self) -> usize {
         self.line().len()

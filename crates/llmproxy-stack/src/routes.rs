@@ -164,6 +164,7 @@ fn readiness(shared: &Shared) -> Response {
 fn render(shared: &Shared) -> Response {
     match &shared.render_metrics {
         Some(render) => {
+            shared.show_states();
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render()).into_response()
         }
         None => (StatusCode::NOT_FOUND, "this process exports no metrics").into_response(),

@@ -484,6 +484,13 @@ fn access_log(config: &Config, current: &Current) -> Result<Option<(AccessLogCon
 // === impl Shared ===
 
 impl Shared {
+    /// Brings up to date what metrics say of backends, as far as time alone changes it.
+    pub(crate) fn show_states(&self) {
+        if let Some(pool) = &**self.pool.load() {
+            pool.show_states();
+        }
+    }
+
     /// Why new requests should go elsewhere, if they should.
     pub(crate) fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.load(Ordering::Acquire) {

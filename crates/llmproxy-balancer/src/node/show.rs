@@ -64,7 +64,7 @@ impl Node {
     }
 
     /// The same, if it is news.
-    pub(super) fn show_state(&self) {
+    pub(crate) fn show_state(&self) {
         let state = self.state();
         let shown = self.state_shown.lock().unwrap_or_else(PoisonError::into_inner).replace(state);
         if shown == Some(state) || self.retired.load(Ordering::Acquire) {

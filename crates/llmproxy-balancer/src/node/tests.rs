@@ -9,14 +9,20 @@ use std::{
     thread,
 };
 
-use http::Response;
-use llmproxy_core::body::{Ending, Observer};
+use bytes::Bytes;
+use http::{Request, Response};
+use llmproxy_core::{
+    BoxError, HttpClient,
+    body::{Ending, Observer},
+};
 use metrics::{Counter, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use tower::service_fn;
 
 use super::*;
 use crate::{
-    HealthCheckConfig,
+    BackendConfig, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig,
     flight::Flight,
+    metrics::BACKEND_STATE,
     policy::{Candidate, Choice, Policy},
 };
 
@@ -39,7 +45,8 @@ impl Recorder for Gauges {
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        let series = key.name().to_owned() + key.labels().next().map_or("", |label| label.value());
+        let labels: Vec<&str> = key.labels().map(|label| label.value()).collect();
+        let series = key.name().to_owned() + &labels.join(".");
         Gauge::from_arc(self.0.lock().expect("no panic").entry(series).or_default().clone())
     }
 
@@ -159,6 +166,28 @@ fn policies_forget_what_a_process_had_that_was_gone() {
     node.check_failed(check(), true, "refused");
     node.check_passed(check());
     assert_eq!(*policy.0.lock().expect("no panic"), [7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_time_alone_has_changed_is_shown_to_whoever_asks_for_metrics() {
+    let gauges = Gauges::default();
+    let _recorder = metrics::set_default_local_recorder(&gauges);
+    let nobody = service_fn(async |_: Request<Bytes>| Err::<Response<Bytes>, BoxError>("nobody is there".into()));
+    let unchecked = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+    let backend = BackendConfig { name: Some("a".into()), ..BackendConfig::new("http://a") };
+    let balancer = Balancer::new(HttpClient::new(nobody));
+    let pool = balancer.apply(&[backend], &RoutingConfig::default(), &unchecked, &QueueConfig::default());
+    let shown = |state: &str| {
+        let gauges = gauges.0.lock().expect("no panic");
+        f64::from_bits(gauges[&format!("{BACKEND_STATE}a.{state}")].load(Ordering::SeqCst))
+    };
+    let node = pool.view().members[0].node.clone();
+    let request = node.enter(&node.name(), &Work::default());
+    node.pressed(request.pass(), Some(Duration::from_secs(7)), "it was answered with 429");
+    assert_eq!((shown("pressured"), shown("unknown")), (1.0, 0.0));
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    pool.show_states();
+    assert_eq!((shown("pressured"), shown("unknown")), (0.0, 1.0));
 }
 
 #[test]
