@@ -81,7 +81,7 @@ async fn overview(State(backends): Administered) -> Response {
 fn drain(State(backends): &Administered, body: &Bytes, draining: bool) -> Response {
     let Named { name } = match read(body, r#"{"name": "vllm-1"}"#) {
         Ok(named) => named,
-        Err(refusal) => return refusal,
+        Err(mistake) => return refused(StatusCode::BAD_REQUEST, mistake),
     };
     match backends.set_draining(&name, draining) {
         None => unknown(&name),
@@ -96,7 +96,7 @@ fn drain(State(backends): &Administered, body: &Bytes, draining: bool) -> Respon
 async fn weight(State(backends): Administered, body: Bytes) -> Response {
     let Weighed { name, weight } = match read(&body, r#"{"name": "vllm-1", "weight": 3}"#) {
         Ok(weighed) => weighed,
-        Err(refusal) => return refusal,
+        Err(mistake) => return refused(StatusCode::BAD_REQUEST, mistake),
     };
     match backends.set_weight(&name, weight) {
         None => unknown(&name),
@@ -115,7 +115,6 @@ fn unknown(name: &str) -> Response {
     )
 }
 
-fn read<T: DeserializeOwned>(body: &Bytes, example: &str) -> Result<T, Response> {
-    serde_json::from_slice(body)
-        .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("{error}; send JSON such as {example}")))
+fn read<T: DeserializeOwned>(body: &Bytes, example: &str) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| format!("{error}; send JSON such as {example}"))
 }

@@ -115,6 +115,11 @@ impl Flight {
         self.in_flight.is_doubted()
     }
 
+    /// The answer is a failure, and another attempt is to follow: that is all that the backend has done.
+    pub(crate) fn leave(&mut self) {
+        self.in_flight.leave();
+    }
+
     fn pass(&self) -> Pass {
         self.in_flight.pass()
     }

@@ -85,6 +85,7 @@ mod balancer;
 mod budget;
 mod check;
 mod config;
+mod date;
 mod discovery;
 mod error;
 mod flight;

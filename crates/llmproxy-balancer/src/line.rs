@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{config::QueueConfig, plan::Plan, pool::Pick};
+use crate::{config::QueueConfig, node::Node, plan::Plan, pool::Pick, view::Terms};
 
 /// A grant weighs this much in the mean time between two of them.
 const SHARE: f64 = 0.1;
@@ -31,12 +31,24 @@ pub(crate) struct Line {
 /// by the same ones; how many classes there are depends on the configuration and not on what clients ask for.
 pub(crate) type Class = Arc<[usize]>;
 
+/// What a request in the line waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) plan: Arc<Plan>,
+    /// The first stage that it may have.
+    pub(crate) first: usize,
+    /// The one that it waits for.
+    pub(crate) stage: usize,
+    pub(crate) terms: Terms,
+    /// Not these: they have failed in this request.
+    pub(crate) failed: Vec<Arc<Node>>,
+}
+
 /// A request in the line.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     number: u64,
-    pub(crate) plan: Arc<Plan>,
-    pub(crate) stage: usize,
+    pub(crate) wish: Wish,
     turn: oneshot::Sender<Turn>,
 }
 
@@ -71,6 +83,14 @@ struct Rate {
     last: Option<Instant>,
 }
 
+// === impl Wish ===
+
+impl Wish {
+    pub(crate) fn is_for(&self, node: &Arc<Node>) -> bool {
+        !self.failed.iter().any(|failed| Arc::ptr_eq(failed, node))
+    }
+}
+
 // === impl Line ===
 
 impl Line {
@@ -83,8 +103,7 @@ impl Line {
     pub(crate) fn enter(
         &mut self,
         class: Class,
-        plan: Arc<Plan>,
-        stage: usize,
+        wish: Wish,
         config: &QueueConfig,
         now: Instant,
     ) -> Option<(Ticket, oneshot::Receiver<Turn>)> {
@@ -98,7 +117,7 @@ impl Line {
         let number = self.next_number;
         self.next_number += 1;
         self.len += 1;
-        self.classes.entry(class.clone()).or_default().push_back(Waiter { number, plan, stage, turn });
+        self.classes.entry(class.clone()).or_default().push_back(Waiter { number, wish, turn });
         Some((Ticket { class, number }, receiver))
     }
 

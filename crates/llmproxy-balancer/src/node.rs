@@ -92,6 +92,8 @@ pub(crate) struct InFlight {
     prompt_waiting: u64,
     tokens: u64,
     pass: Pass,
+    /// Whether it counts no more.
+    is_gone: bool,
 }
 
 // === impl Node ===
@@ -212,7 +214,16 @@ impl Node {
         let gauge = self.shown_as(name);
         gauge.increment(1);
         let pass = self.health().enter(Instant::now());
-        InFlight { node: self.clone(), shown: gauge, model: None, waits: true, prompt_waiting, tokens, pass }
+        InFlight {
+            node: self.clone(),
+            shown: gauge,
+            model: None,
+            waits: true,
+            prompt_waiting,
+            tokens,
+            pass,
+            is_gone: false,
+        }
     }
 
     fn shown_as(&self, name: &Arc<str>) -> Gauge {
@@ -457,11 +468,31 @@ impl InFlight {
         self.pass.is_doubted
     }
 
+    /// Whether it is the one that is to show whether the backend is back.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.pass.is_probe
+    }
+
     /// So many tokens of its prompt are in the backend's cache, so nobody waits for them.
     pub(crate) fn is_cached(&mut self, tokens: u64) {
         let cached = tokens.min(self.prompt_waiting);
         self.prompt_waiting -= cached;
         self.node.tokens_waiting.fetch_sub(cached, Ordering::Relaxed);
+    }
+
+    /// It counts no more: the backend has nothing more to do for it, whatever becomes of its answer.
+    pub(crate) fn leave(&mut self) {
+        if std::mem::replace(&mut self.is_gone, true) {
+            return;
+        }
+        self.begun();
+        if self.pass.is_probe {
+            self.node.health().leave(self.pass);
+        }
+        self.node.tokens.fetch_sub(self.tokens, Ordering::SeqCst);
+        self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.shown.decrement(1);
+        self.node.hub.released();
     }
 
     /// Its answer has begun, so nobody waits behind its prompt any more.
@@ -475,13 +506,6 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.begun();
-        if self.pass.is_probe {
-            self.node.health().leave(self.pass);
-        }
-        self.node.tokens.fetch_sub(self.tokens, Ordering::SeqCst);
-        self.node.in_flight.fetch_sub(1, Ordering::SeqCst);
-        self.shown.decrement(1);
-        self.node.hub.released();
+        self.leave();
     }
 }

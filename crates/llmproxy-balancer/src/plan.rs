@@ -13,7 +13,7 @@ use crate::{
     RoutingConfig,
     config::LoadBalance,
     policy::{Incoming, Policy, Work},
-    view::Probing,
+    view::{Probing, Terms},
 };
 use routes::{Routes, Way};
 use rules::Rule;
@@ -241,9 +241,21 @@ impl Stage {
 // === impl Plan ===
 
 impl Plan {
-    /// Whether a backend may be probed with it.
-    pub(crate) fn probing(&self) -> Probing {
-        if self.may_fail { Probing::Any } else { Probing::Overdue }
+    /// On which terms its stages are looked at for the first attempt, each time all of them. What is open in any comes before
+    /// what is doubtful in the first.
+    pub(crate) fn rounds(&self) -> impl Iterator<Item = Terms> + use<> {
+        let probing = if self.may_fail { Probing::Any } else { Probing::Overdue };
+        self.rounds_of(probing)
+    }
+
+    /// The same for a further attempt.
+    pub(crate) fn further_rounds(&self) -> impl Iterator<Item = Terms> + use<> {
+        self.rounds_of(Probing::No)
+    }
+
+    fn rounds_of(&self, probing: Probing) -> impl Iterator<Item = Terms> + use<> {
+        let is_alone = self.stages.len() < 2;
+        [false, true].into_iter().skip(usize::from(is_alone)).map(move |doubtful| Terms { probing, doubtful })
     }
 
     pub(crate) fn chooser(&self, stage: &Stage) -> &Chooser {

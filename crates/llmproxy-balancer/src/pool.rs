@@ -12,7 +12,10 @@ use arc_swap::{ArcSwap, Guard};
 use futures_util::FutureExt;
 use llmproxy_core::{Backend, Call};
 use metrics::counter;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use crate::{
     budget::Budget,
@@ -20,13 +23,13 @@ use crate::{
     health::{BackendState, Cause},
     hub::Hub,
     injection::Question,
-    line::{Line, Served, Ticket, Turn},
+    line::{Line, Served, Ticket, Turn, Wish},
     metrics::QUEUE_REFUSED,
     models::ModelInfo,
     node::{InFlight, Node},
     plan::Plan,
     signals::Load,
-    view::{MIN_RETRY_AFTER, Member, Probing, Standing, View},
+    view::{MIN_RETRY_AFTER, Member, Probing, Standing, Terms, View},
 };
 
 /// How long a request for a model waits while backends are being asked for the first time what they serve.
@@ -105,7 +108,10 @@ pub(crate) struct Pick {
 enum Found {
     Pick(Box<Pick>),
     /// Whoever could serve this stage is full.
-    Full(usize),
+    Full {
+        stage: usize,
+        terms: Terms,
+    },
     /// Nobody can; whether it may be known soon that somebody can.
     None {
         error: BalanceError,
@@ -262,7 +268,7 @@ impl Pool {
             Found::Pick(pick) => Some(Ok(pick)),
             Found::None { error: BalanceError::UnknownModel { .. }, .. } if self.ask().is_some() => None,
             Found::None { error, soon: false } => Some(Err(error)),
-            Found::Full(_) | Found::None { soon: true, .. } => None,
+            Found::Full { .. } | Found::None { soon: true, .. } => None,
         }
     }
 
@@ -292,12 +298,19 @@ impl Pool {
                     None => changed.now_or_never().ok_or(error)?,
                 },
                 Found::None { error, .. } => return Err(error),
-                Found::Full(stage) => {
-                    if let Some(pick) = self.wait(plan, stage, began).await? {
-                        return Ok(Some(pick));
-                    }
-                    if !Arc::ptr_eq(&view, &self.view.load()) {
-                        return Ok(None);
+                Found::Full { stage, terms } => {
+                    let wish = Wish { plan: plan.clone(), first: 0, stage, terms, failed: Vec::new() };
+                    match self.wait(wish, began).await {
+                        Ok(Some(pick)) => return Ok(Some(pick)),
+                        Ok(None) if !Arc::ptr_eq(&view, &self.view.load()) => return Ok(None),
+                        // Whatever has changed, others have their turn before it is looked at again.
+                        Ok(None) => yield_now().await,
+                        Err(error) => {
+                            let is_late = matches!(error, BalanceError::QueueTimeout { .. });
+                            let reason = if is_late { "timeout" } else { "full" };
+                            counter!(QUEUE_REFUSED, "reason" => reason).increment(1);
+                            return Err(error);
+                        }
                     }
                 }
             }
@@ -332,11 +345,54 @@ impl Pool {
     ) -> Option<Box<Pick>> {
         let _step = self.line();
         let view = self.view();
-        let look = |stage| view.look_at_any(plan, stage, Probing::No, |node| wanted(stage, node));
-        (from..plan.stages.len()).find_map(|stage| match look(stage) {
-            Standing::Picked(pick) => Some(pick),
-            _ => None,
+        let stages = |terms| (from..plan.stages.len()).map(move |stage| (stage, terms));
+        plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
+            match view.look_at_any(plan, stage, terms, |node| wanted(stage, node)) {
+                Standing::Picked(pick) => Some(pick),
+                _ => None,
+            }
         })
+    }
+
+    /// A backend for a further attempt that is not one of `failed`, once it has room, if it lacks nothing else. `None` where
+    /// that is not to be waited for, or was in vain; nobody waits for longer than since `began`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the place in the line up.
+    pub(crate) async fn pick_later(
+        &self,
+        plan: &Arc<Plan>,
+        from: usize,
+        failed: &[Arc<Node>],
+        began: Instant,
+    ) -> Option<Box<Pick>> {
+        let terms = Terms { probing: Probing::No, doubtful: false };
+        loop {
+            let wish = {
+                let _step = self.line();
+                let view = self.view();
+                if began.elapsed() >= view.queue.timeout {
+                    return None;
+                }
+                let wishes = (from..plan.stages.len()).map(|stage| Wish {
+                    plan: plan.clone(),
+                    first: from,
+                    stage,
+                    terms,
+                    failed: failed.to_vec(),
+                });
+                let look = |wish: &Wish| view.look(plan, wish.stage, terms, |node| wish.is_for(node));
+                match { wishes }.map(|wish| (look(&wish), wish)).find(|(standing, _)| standing.is_for_now()) {
+                    Some((Standing::Picked(pick), _)) => return Some(pick),
+                    Some((_, wish)) => wish,
+                    None => return None,
+                }
+            };
+            if let Some(pick) = self.wait(wish, began).await.ok()? {
+                return Some(pick);
+            }
+        }
     }
 
     /// The same, whether it is out or not.
@@ -351,17 +407,20 @@ impl Pool {
             let mut line = self.line();
             let view = self.view();
             let told = line.advance(Instant::now(), |waiter, kept| {
-                let plan = &waiter.plan;
-                let look = |at| view.look(plan, at, plan.probing(), |node| !kept.contains(&node.index));
+                let wish = &waiter.wish;
+                let Wish { plan, stage, terms, .. } = wish;
+                let is_free = |node: &Arc<Node>| wish.is_for(node) && !kept.contains(&node.index);
+                let look = |at| view.look(plan, at, *terms, is_free);
                 // What it would rather have may be there again.
-                let better = (0..waiter.stage).find_map(|at| match look(at) {
+                let better = (wish.first..*stage).find_map(|at| match look(at) {
                     Standing::Picked(pick) => Some(pick),
                     _ => None,
                 });
-                match better.map_or_else(|| look(waiter.stage), Standing::Picked) {
+                let would_do = || view.has_any(plan, *stage, *terms, |node| wish.is_for(node));
+                match better.map_or_else(|| look(*stage), Standing::Picked) {
                     Standing::Picked(pick) => Served::Go(pick),
                     Standing::Full => Served::Full,
-                    Standing::Out(_) if !kept.is_empty() && view.has_open(plan, waiter.stage) => Served::Full,
+                    Standing::Out(_) if !kept.is_empty() && would_do() => Served::Full,
                     _ => Served::LookAgain,
                 }
             });
@@ -378,7 +437,7 @@ impl Pool {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at each stage in turn.
+    /// Looks at each stage in turn, and again where none has a backend that is open.
     fn find(&self, plan: &Plan, learned: bool) -> Found {
         if self.hub.is_waiting() {
             // Whoever came before is served before.
@@ -388,18 +447,31 @@ impl Pool {
         let view = self.view();
         // What others wait for is theirs.
         let awaited = if line.len() == 0 { HashSet::new() } else { line.awaited() };
+        let mut found = None;
+        for terms in plan.rounds() {
+            match Self::round(&awaited, &view, plan, terms, learned) {
+                none @ Found::None { .. } => found = Some(none),
+                found => return found,
+            }
+        }
+        found.expect("there is always a round")
+    }
+
+    /// Looks at each stage in turn.
+    fn round(awaited: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms, learned: bool) -> Found {
         let mut none = None;
         for (at, stage) in plan.stages.iter().enumerate() {
             let wanted = |node: &Arc<Node>| !awaited.contains(&node.index);
+            let would_do = || view.has_any(plan, at, terms, |_| true);
             let standing = match learned {
-                true => view.look_at_any(plan, at, plan.probing(), wanted),
-                false => view.look(plan, at, plan.probing(), wanted),
+                true => view.look_at_any(plan, at, terms, wanted),
+                false => view.look(plan, at, terms, wanted),
             };
             let model = stage.model.clone();
             let found = match standing {
                 Standing::Picked(pick) => return Found::Pick(pick),
-                Standing::Full => return Found::Full(at),
-                Standing::Out(_) if !awaited.is_empty() && view.has_open(plan, at) => return Found::Full(at),
+                Standing::Full => return Found::Full { stage: at, terms },
+                Standing::Out(_) if !awaited.is_empty() && would_do() => return Found::Full { stage: at, terms },
                 Standing::Out(retry_after) => (BalanceError::NoBackend { model, retry_after }, false),
                 Standing::Unlearned { soon, retry_after } => {
                     (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
@@ -422,17 +494,17 @@ impl Pool {
         Found::None { error, soon: soon || view.soon }
     }
 
-    /// Waits in the line for this stage. `None` where all is different from when it came.
-    async fn wait(&self, plan: &Arc<Plan>, stage: usize, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
+    /// Waits in the line for that. `None` where all is different from when it came.
+    async fn wait(&self, wish: Wish, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
         let (place, mut turn, deadline) = {
             let mut line = self.line();
             let queue = self.view().queue;
             let now = Instant::now();
-            let entered = line.enter(self.view().class(plan, stage), plan.clone(), stage, &queue, now);
+            let class = self.view().class(&wish);
+            let entered = line.enter(class, wish, &queue, now);
             self.hub.set_waiting(line.len());
             let Some((ticket, turn)) = entered else {
                 let retry_after = line.retry_after(now);
-                counter!(QUEUE_REFUSED, "reason" => "full").increment(1);
                 return Err(BalanceError::QueueFull { retry_after });
             };
             (Place { pool: self, ticket }, turn, began + queue.timeout)
@@ -461,10 +533,7 @@ impl Pool {
                     // Its turn may have come in this moment.
                     return match turn.try_recv() {
                         Ok(Turn::Go(pick)) => Ok(Some(pick)),
-                        _ => {
-                            counter!(QUEUE_REFUSED, "reason" => "timeout").increment(1);
-                            Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after })
-                        }
+                        _ => Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after }),
                     };
                 }
             }

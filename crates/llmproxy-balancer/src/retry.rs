@@ -5,7 +5,10 @@ use std::{io, time::Duration};
 use http::{HeaderMap, StatusCode, header};
 use llmproxy_core::{BoxError, End, Ended, cause_ref};
 
-use crate::config::{RetryConfig, RetryOn};
+use crate::{
+    config::{RetryConfig, RetryOn},
+    date,
+};
 
 /// Why an attempt gave no answer, or none that the client should have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,9 +171,16 @@ impl Retry {
     }
 }
 
-/// What an answer asks for by `Retry-After`. A date is passed over: backends here write seconds, and clocks differ.
+/// What an answer asks for by `Retry-After`, in seconds or up to a date. That is by the clock that wrote the answer's own
+/// date, whatever ours says; without one it says nothing.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = |name| headers.get(name)?.to_str().ok();
+    let asked = text(header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let wait = date::seconds(asked)? - date::seconds(text(header::DATE)?)?;
+    Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -239,12 +249,20 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_seconds() {
+    fn retry_after_is_read_in_seconds_and_up_to_a_date() {
         let mut headers = HeaderMap::new();
         assert_eq!(retry_after(&headers), None);
         headers.insert(header::RETRY_AFTER, " 12 ".parse().unwrap());
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(12)));
         headers.insert(header::RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
-        assert_eq!(retry_after(&headers), None);
+        assert_eq!(retry_after(&headers), None, "by which clock?");
+        for (date, expected) in
+            [("23:59:29", Some(30)), ("23:59:59", Some(0)), ("23:58:59", Some(60)), ("25:00:00", None)]
+        {
+            headers.insert(header::DATE, format!("Fri, 31 Dec 1999 {date} GMT").parse().unwrap());
+            assert_eq!(retry_after(&headers), expected.map(Duration::from_secs), "{date}");
+        }
+        headers.insert(header::DATE, "Sat, 01 Jan 2000 00:00:29 GMT".parse().unwrap());
+        assert_eq!(retry_after(&headers), Some(Duration::ZERO), "it has passed");
     }
 }

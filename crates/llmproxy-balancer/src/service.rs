@@ -24,6 +24,7 @@ use crate::{
     config::Commit,
     error::BalanceError,
     flight::{Flight, Upload},
+    health::Admission,
     injection::Question,
     metrics::{RETRIES, RETRIES_REFUSED},
     node::Node,
@@ -96,6 +97,8 @@ enum Outcome<B> {
 struct Tried {
     failed: Vec<Failed>,
     waits: u32,
+    /// When it first looked for room at another one.
+    queued: Option<Instant>,
 }
 
 /// An attempt that came to nothing.
@@ -156,7 +159,8 @@ where
         };
         exchange.set_queue_time(waited);
         let last = loop {
-            let (member, stage, is_doubted) = (pick.member.clone(), pick.stage, pick.in_flight.is_doubted());
+            let (member, stage) = (pick.member.clone(), pick.stage);
+            let (is_probe, is_doubted) = (pick.in_flight.is_probe(), pick.in_flight.is_doubted());
             let ready = self.inner.ready().await.map(|_| ());
             let retries_left = view.retry.max_retries as usize > tried.failed.len();
             let (called, attempt) = self.begin(ready, *pick, &mut request, retries_left, &exchange, &upload);
@@ -179,23 +183,37 @@ where
             };
             tried.note(stage, &member, failure, &last);
             // What a backend answered, whatever it was, says more than that another one did not.
-            let last = last.or_else(|error| kept.take().ok_or(error));
+            let mut last = last.or_else(|error| kept.take().ok_or(error));
             let is_wanted = view.retry.is_wanted(failure);
             // The proxy has doubts about the backend and asked it all the same: the client is not to pay for that.
             let is_ours = is_doubted && failure.is_the_backends();
-            if !retries_left || request.is_none() || !(is_wanted || is_ours) {
+            if !retries_left || request.is_none() || !(is_wanted || is_ours) || tried.is_deadly() {
                 break last;
             }
             let name = member.backend.name.clone();
+            // Where another one is well; else this one was asked for want of a better one, as the next one would be.
+            let better = match is_ours && !is_probe {
+                true => self.pool.pick_again(&plan, stage, tried.is_open()),
+                false => None,
+            };
+            let is_free = is_ours && is_probe || better.is_some();
+            if !is_wanted && !is_free {
+                break last;
+            }
             // What is our own doing makes no backend do more than it would have done.
-            let is_charged = failure != Failure::Credentials && !is_ours;
+            let is_charged = failure != Failure::Credentials && !is_free;
             if is_charged && !self.pool.retries.take(view.retry.budget) {
                 counter!(RETRIES_REFUSED, "backend" => name, "reason" => failure.as_str()).increment(1);
                 break last;
             }
-            let next = match is_wanted {
-                true => Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await,
-                false => self.pool.pick_again(&plan, stage, tried.is_other()),
+            // It is kept for the client, but takes nobody's place, that of the next attempt least.
+            if let Some(flight) = last.as_mut().ok().and_then(|answer| answer.flight.get_mut()) {
+                flight.leave();
+            }
+            let next = match (better, is_wanted) {
+                (Some(better), _) => Some(better),
+                (None, true) => Box::pin(next(&self.pool, &view, &plan, stage, &mut tried)).await,
+                (None, false) => self.pool.pick_again(&plan, stage, tried.is_other()),
             };
             let Some(next) = next else {
                 if is_charged {
@@ -275,30 +293,38 @@ where
 }
 
 /// A backend for the next attempt: at once if there is one that has not failed in this request, for the same model or
-/// else for one that may stand in for it, or one that has failed with another model only; else after a wait one that has
-/// failed, rather not the one that failed last, and none before the time that it asked for. `None` if no other attempt
-/// makes sense.
-async fn next(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
-    // Credentials do not get better by waiting, nor by another model.
-    let is_curable = |node: &Arc<Node>| tried.of(node).all(|failed| failed.failure != Failure::Credentials);
-    let is_due = |node: &Arc<Node>, now| tried.not_before(node).is_none_or(|then| then <= now);
+/// else for one that may stand in for it, or one that has failed with another model only; else, where another one is
+/// merely full, once it has room; else one of those that have failed. `None` if no other attempt makes sense.
+async fn next(pool: &Pool, view: &View, plan: &Arc<Plan>, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
     let now = Instant::now();
     let with_another_model = |at: usize, node: &Arc<Node>| {
         let is_same = |failed: &Failed| plan.stages[failed.stage].model == plan.stages[at].model;
-        is_curable(node) && is_due(node, now) && !tried.of(node).any(is_same)
+        tried.is_curable(node) && tried.is_due(node, now) && !tried.of(node).any(is_same)
     };
     let pick =
         pool.pick_again(plan, stage, tried.is_other()).or_else(|| pool.pick_again(plan, stage, with_another_model));
     if pick.is_some() {
         return pick;
     }
-    let curable = tried.failed.iter().filter(|failed| is_curable(&failed.node));
+    let failed: Vec<Arc<Node>> = tried.failed.iter().map(|failed| failed.node.clone()).collect();
+    let began = *tried.queued.get_or_insert(now);
+    match pool.pick_later(plan, stage, &failed, began).await {
+        Some(pick) => Some(pick),
+        None => again(pool, view, plan, stage, tried).await,
+    }
+}
+
+/// After a wait one that has failed, rather not the one that failed last, and none before the time that it asked for.
+async fn again(pool: &Pool, view: &View, plan: &Plan, stage: usize, tried: &mut Tried) -> Option<Box<Pick>> {
+    let now = Instant::now();
+    let curable = tried.failed.iter().filter(|failed| tried.is_curable(&failed.node));
     let floor = curable
         .map(|failed| tried.not_before(&failed.node).map_or(Duration::ZERO, |then| then.saturating_duration_since(now)))
         .min()?;
     sleep(view.retry.wait(tried.waits, floor)?).await;
     let now = Instant::now();
-    let worth_it = |node: &Arc<Node>| tried.of(node).next().is_some() && is_curable(node) && is_due(node, now);
+    let worth_it =
+        |node: &Arc<Node>| tried.of(node).next().is_some() && tried.is_curable(node) && tried.is_due(node, now);
     let just_failed = |node: &Arc<Node>| tried.failed.last().is_some_and(|failed| Arc::ptr_eq(&failed.node, node));
     let pick = pool
         .pick_again(plan, stage, tried.is_other())
@@ -432,8 +458,29 @@ impl Tried {
         self.of(node).filter_map(|failed| failed.not_before).max()
     }
 
+    /// Whether asking once more may help: credentials do not get better by waiting, nor by another model.
+    fn is_curable(&self, node: &Arc<Node>) -> bool {
+        self.of(node).all(|failed| failed.failure != Failure::Credentials)
+    }
+
+    /// Whether the request may be what kills those that it is sent to: one that broke off may have had bad luck, two have not.
+    fn is_deadly(&self) -> bool {
+        self.failed.iter().filter(|failed| failed.failure == Failure::Reset).count() > 1
+    }
+
+    /// Whether it has had the time that it asked for.
+    fn is_due(&self, node: &Arc<Node>, now: Instant) -> bool {
+        self.not_before(node).is_none_or(|then| then <= now)
+    }
+
     /// Which backends have not failed in this request, with whatever model.
     fn is_other(&self) -> impl Fn(usize, &Arc<Node>) -> bool {
         |_, node| self.of(node).next().is_none()
+    }
+
+    /// Which of these are not out.
+    fn is_open(&self) -> impl Fn(usize, &Arc<Node>) -> bool {
+        let is_other = self.is_other();
+        move |stage, node| is_other(stage, node) && node.sight().admission == Admission::Open
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     config::{Commit, InjectUsage, QueueConfig},
     health::{Admission, Sight},
     injection::Question,
-    line::Class,
+    line::{Class, Wish},
     models::{ModelInfo, Models, Serves},
     node::Node,
     plan::{Plan, Planner, Stage},
@@ -63,7 +63,7 @@ struct Seen<'a> {
     sight: Sight,
 }
 
-/// Whether a request may go to a backend that is out, to find out whether it works again, though another one is there.
+/// Whether a request may go to a backend that is out, be it to find out whether it works again, though another one is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probing {
     /// It can be sent elsewhere if it fails.
@@ -72,6 +72,14 @@ pub(crate) enum Probing {
     Overdue,
     /// It has failed already.
     No,
+}
+
+/// Who will do for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) probing: Probing,
+    /// Whether, where no backend is open, those will do of which only doubts keep requests away.
+    pub(crate) doubtful: bool,
 }
 
 /// What looking for a backend comes to.
@@ -103,24 +111,17 @@ enum Able {
 // === impl View ===
 
 impl View {
-    /// Looks for a backend for this stage of `plan`, among those that `wanted` says; `probing` says whether one may be asked
-    /// to find out whether it works again, though another one is known to.
-    pub(crate) fn look(
-        &self,
-        plan: &Plan,
-        at: usize,
-        probing: Probing,
-        wanted: impl Fn(&Arc<Node>) -> bool,
-    ) -> Standing {
+    /// Looks for a backend for this stage of `plan`, among those that `wanted` says.
+    pub(crate) fn look(&self, plan: &Plan, at: usize, terms: Terms, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
         let stage = &plan.stages[at];
         match self.able(stage) {
-            Able::These(able) => self.choose(&able, plan, at, probing, wanted),
+            Able::These(able) => self.choose(&able, plan, at, terms, wanted),
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
                 let soon = members.clone().any(|member| member.node.sight().admission != Admission::Closed);
                 match soon || any.is_empty() {
                     true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
-                    false => self.choose(&any, plan, at, probing, wanted),
+                    false => self.choose(&any, plan, at, terms, wanted),
                 }
             }
             Able::None => Standing::Nobody,
@@ -132,34 +133,36 @@ impl View {
         &self,
         plan: &Plan,
         at: usize,
-        probing: Probing,
+        terms: Terms,
         wanted: impl Fn(&Arc<Node>) -> bool,
     ) -> Standing {
         match self.able(&plan.stages[at]) {
-            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, probing, wanted),
-            _ => self.look(plan, at, probing, wanted),
+            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, terms, wanted),
+            _ => self.look(plan, at, terms, wanted),
         }
     }
 
-    /// The numbers of those that could serve this stage.
-    pub(crate) fn class(&self, plan: &Plan, at: usize) -> Class {
-        let able = match self.able(&plan.stages[at]) {
+    /// The numbers of those that could grant it.
+    pub(crate) fn class(&self, wish: &Wish) -> Class {
+        let able = match self.able(&wish.plan.stages[wish.stage]) {
             Able::These(able) | Able::Unlearned { any: able, .. } => able,
             Able::None => Vec::new(),
         };
-        let mut numbers: Vec<usize> = able.iter().map(|index| self.members[*index].node.index).collect();
+        let nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wish.is_for(node));
+        let mut numbers: Vec<usize> = nodes.map(|node| node.index).collect();
         numbers.sort_unstable();
         numbers.into()
     }
 
-    /// Whether any of those that could serve this stage is not out.
-    pub(crate) fn has_open(&self, plan: &Plan, at: usize) -> bool {
-        match self.able(&plan.stages[at]) {
-            Able::These(able) | Able::Unlearned { any: able, .. } => {
-                able.iter().any(|index| self.members[*index].node.sight().admission == Admission::Open)
-            }
-            Able::None => false,
-        }
+    /// Whether any of those that could serve this stage, and that `wanted` says, would do if it had room.
+    pub(crate) fn has_any(&self, plan: &Plan, at: usize, terms: Terms, wanted: impl Fn(&Arc<Node>) -> bool) -> bool {
+        let (Able::These(able) | Able::Unlearned { any: able, .. }) = self.able(&plan.stages[at]) else { return false };
+        let may_doubt = terms.doubtful && self.panic_threshold > 0;
+        let mut nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wanted(node));
+        nodes.any(|node| {
+            let sight = node.sight();
+            sight.admission == Admission::Open || may_doubt && sight.is_doubtful
+        })
     }
 
     /// A backend that has failed in this request and is asked again, whether it is out or not.
@@ -199,19 +202,21 @@ impl View {
         able: &[usize],
         plan: &Plan,
         at: usize,
-        probing: Probing,
+        terms: Terms,
         wanted: impl Fn(&Arc<Node>) -> bool,
     ) -> Standing {
         let able: Vec<Seen<'_>> = able.iter().map(|index| Seen::new(&self.members[*index])).collect();
         let open = able.iter().filter(|seen| seen.sight.admission == Admission::Open).count();
-        // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
-        let is_panic = open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
         let wanted = || able.iter().filter(|seen| wanted(&seen.member.node)).copied();
+        let may_doubt = terms.doubtful || wanted().any(|seen| seen.sight.admission == Admission::Open);
+        // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
+        let is_panic = may_doubt && open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
         let work = &plan.chooser(&plan.stages[at]).work;
         let has_room = |seen: &&Seen<'_>| seen.member.has_room(work);
         let group = |doubtful: bool| {
             let is_in = |seen: &Seen<'_>| match doubtful {
-                true => seen.sight.is_doubtful,
+                // One that hangs would take all that it is given: while another one is well, it has one at a time.
+                true => seen.sight.is_doubtful && (open == 0 || seen.member.node.waiting() == 0),
                 false => seen.sight.admission == Admission::Open,
             };
             let mut group: Vec<Seen<'_>> = wanted().filter(is_in).collect();
@@ -223,23 +228,29 @@ impl View {
         // Then those that are open get as many as they would at the threshold, and the doubtful ones the rest: a policy alone
         // would give nearly all to whatever fails fast.
         let share = open as f64 * 100.0 / (f64::from(self.panic_threshold) * able.len() as f64);
-        let doubtful_first = is_panic && fastrand::f64() >= share;
+        // Not what has failed before, nor what can't be sent elsewhere: its client would pay.
+        let doubtful_first = is_panic && terms.probing == Probing::Any && fastrand::f64() >= share;
         let mut asked = group(doubtful_first);
-        if is_panic && !asked.iter().any(|seen| has_room(&seen)) {
+        let is_short = match terms.probing {
+            Probing::Any | Probing::No => !asked.iter().any(|seen| has_room(&seen)),
+            Probing::Overdue => asked.is_empty(),
+        };
+        if is_panic && is_short {
             asked.extend(group(!doubtful_first));
         }
         let is_due = |seen: &Seen<'_>| {
-            let may_be_asked = match probing {
+            let may_be_asked = match terms.probing {
                 Probing::Any => true,
                 Probing::Overdue => seen.sight.is_overdue,
                 Probing::No => false,
             };
-            seen.sight.admission == Admission::Probe && (may_be_asked || asked.is_empty())
+            seen.sight.admission == Admission::Probe && (may_be_asked || terms.doubtful && asked.is_empty())
         };
         let due: Vec<Seen<'_>> = wanted().filter(is_due).collect();
         if asked.is_empty() && due.is_empty() {
             return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
         }
+        let is_hopeless = asked.is_empty() && !terms.doubtful;
         let room = narrowed(asked.into_iter().filter(|seen| has_room(&seen)).collect());
         let tier = room.first().map(|seen| seen.member.tier);
         let is_near = |seen: &&Seen<'_>| has_room(seen) && tier.is_none_or(|tier| seen.member.tier <= tier);
@@ -247,6 +258,10 @@ impl View {
             let reason =
                 Cow::Borrowed("a probe: requests failed there before, and one is to show whether they still do");
             return Standing::Picked(Box::new(Pick::new(probed.member.clone(), plan, at, reason)));
+        }
+        if room.is_empty() && is_hopeless {
+            // Of those that are due nothing is known that is worth waiting for.
+            return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
         }
         if room.is_empty() {
             return Standing::Full;
@@ -357,6 +372,15 @@ fn narrowed(seen: Vec<Seen<'_>>) -> Vec<Seen<'_>> {
         seen.retain(|seen| !is_crowded(seen));
     }
     seen
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// Whether there is a backend, if only once it has room.
+    pub(crate) fn is_for_now(&self) -> bool {
+        matches!(self, Self::Picked(_) | Self::Full)
+    }
 }
 
 // === impl Member ===

@@ -85,6 +85,25 @@ async fn a_backend_that_died_before_the_head_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_kills_two_backends_kills_no_third() {
+    let proxy = Proxy::new(unchecked(&[1; 5], &routing()), |_| Reply::Reset);
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(asked(&exchange), ["a", "b"]);
+    let error = response.unwrap_err();
+    assert_eq!(cause_ref::<BalanceError>(&*error).unwrap().status(), StatusCode::BAD_GATEWAY);
+    // One that answers is alive, whatever it says.
+    let proxy = Proxy::new(unchecked(&[1; 5], &routing()), |target| match &*target.backend.name {
+        "a" | "c" => Reply::Reset,
+        _ => Reply::Answer(answer(503, "busy")),
+    });
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(
+        (asked(&exchange), response.unwrap().status().as_u16()),
+        (["a", "b", "c"].map(String::from).to_vec(), 503)
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_backend_that_failed_last_is_not_asked_while_another_is_there() {
     let many = retry(RetryConfig { max_retries: 9, ..RetryConfig::default() });
     // By its weight the second would be asked three times in a row.
@@ -197,7 +216,7 @@ async fn the_last_backend_answer_is_what_the_client_gets() {
             busy.headers_mut().insert("retry-after", "2".parse().unwrap());
             Reply::Answer(busy)
         }
-        _ => Reply::Reset,
+        _ => Reply::Refused,
     });
     let (exchange, response) = proxy.ask().await;
     let response = response.unwrap();
@@ -264,11 +283,11 @@ async fn a_client_that_leaves_while_we_wait_ends_it() {
         counted.fetch_add(1, Ordering::Relaxed);
         busy("5")
     });
-    let (_, is_kept) = tokio::join!(tokio::time::timeout(Duration::from_secs(1), proxy.ask()), async {
+    let (_, takes_no_place) = tokio::join!(tokio::time::timeout(Duration::from_secs(1), proxy.ask()), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        proxy.in_flight() == [1]
+        proxy.in_flight() == [0]
     });
-    assert!(is_kept, "its answer is kept until there is a better one");
+    assert!(takes_no_place, "an answer that is kept until there is a better one is no work");
     assert_eq!(proxy.in_flight(), [0]);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(requests.load(Ordering::Relaxed), 1);

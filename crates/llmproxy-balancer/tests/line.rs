@@ -237,6 +237,75 @@ async fn a_retry_does_not_go_where_there_is_no_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_is_kept_while_another_is_tried_for_takes_no_place() {
+    let mut number = 0;
+    let proxy = Proxy::new(pool_of(&with_room(&[1]), &RoutingConfig::default()), move |_| {
+        number += 1;
+        Reply::Answer(answer(if number == 1 { 503 } else { 200 }, "a"))
+    });
+    let (exchange, result) = proxy.ask().await;
+    assert_eq!((asked(&exchange), result.unwrap().status()), (vec!["a".into(), "a".into()], StatusCode::OK));
+    assert_eq!(proxy.in_flight(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_attempt_waits_for_room_at_one_that_has_not_failed_and_holds_up_nobody() {
+    let mut number = 0;
+    let proxy = Proxy::new(pool_of(&with_room(&[9, 1]), &RoutingConfig::default()), move |target| {
+        number += 1;
+        match (&*target.backend.name, number) {
+            ("a", 3) => Reply::Answer(answer(502, "no engine")),
+            (name, _) => Reply::Answer(answer(200, name)),
+        }
+    });
+    let [_, held] = [proxy.ask().await.1.unwrap(), proxy.ask().await.1.unwrap()];
+    assert_eq!(proxy.in_flight()[1], 1);
+    let waits = ask(&proxy).await;
+    assert_eq!((waits.is_finished(), proxy.pool.waiting()), (false, 1));
+    let (exchange, result) = proxy.ask().await;
+    assert_eq!((asked(&exchange), text(result.unwrap()).await.unwrap()), (vec!["a".into()], "a".into()));
+    sleep(Duration::from_secs(7)).await;
+    assert!(!waits.is_finished());
+    // It was there before whoever comes now.
+    drop(held);
+    let later = ask(&proxy).await;
+    let (exchange, result) = waits.await.unwrap();
+    assert_eq!((asked(&exchange), result.unwrap().status()), (vec!["a".into(), "b".into()], StatusCode::OK));
+    assert_eq!(name(later).await, "a");
+    assert_eq!(proxy.pool.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_attempt_waits_for_room_once_and_no_longer_than_anyone() {
+    let mut room = with_room(&[9, 1]);
+    room[1].tier = 1;
+    let first = Proxy::new(pool_of(&room, &RoutingConfig::default()), |target| {
+        Reply::Answer(answer(if &*target.backend.name == "a" { 502 } else { 200 }, ""))
+    });
+    let _held = first.ask().await.1.unwrap();
+    let began = Instant::now();
+    let (exchange, result) = first.ask().await;
+    assert_eq!((asked(&exchange), result.unwrap().status()), (vec!["a".to_owned(); 4], StatusCode::BAD_GATEWAY));
+    let (waited, queue) = (began.elapsed(), QueueConfig::default().timeout);
+    assert!(waited >= queue && waited < queue + Duration::from_secs(10), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_only_backend_is_out_and_full_all_wait_for_it() {
+    let proxy = Proxy::new(pool_of(&with_room(&[1]), &RoutingConfig::default()), |_| Reply::Answer(answer(500, "")));
+    while proxy.pool.snapshot()[0].out.is_none() {
+        let _ = proxy.ask().await;
+    }
+    let held = proxy.ask().await.1.unwrap();
+    let waiting = [ask(&proxy).await, ask(&proxy).await];
+    assert!(waiting.iter().all(|waits| !waits.is_finished()));
+    drop(held);
+    for waits in waiting {
+        assert_eq!(waits.await.unwrap().1.unwrap().status(), 500);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_next_tier_is_asked_when_the_first_is_full_and_no_longer() {
     let mut backends = with_room(&[1, 1, 5]);
     backends[2].tier = 1;

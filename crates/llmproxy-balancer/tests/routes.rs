@@ -88,6 +88,65 @@ async fn attempts_that_fail_go_on_to_what_stands_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_stands_in_comes_before_a_first_choice_that_requests_fail_at() {
+    let proxy = proxy(GPT4, |target| match &*target.backend.name {
+        "little" => Reply::Answer(answer(200, "small")),
+        _ => Reply::Answer(answer(502, "broken")),
+    });
+    while proxy.pool.snapshot()[..2].iter().any(|status| status.out.is_none()) {
+        let _ = ask(&proxy, "big").await;
+    }
+    for _ in 0..50 {
+        check(&proxy, "gpt-4", &["little"], 200).await;
+    }
+    // One shows whether the first choice is back, and its client pays nothing.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let (exchange, response) = ask(&proxy, "gpt-4").await;
+    assert_eq!((asked(&exchange)[0].as_str(), response.unwrap().status()), ("big-1", StatusCode::OK));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_requests_fail_at_all_that_stand_in_the_first_choice_is_asked() {
+    let proxy = proxy(GPT4, |_| Reply::Answer(answer(502, "broken")));
+    for model in ["big", "small", "tiny"] {
+        let owns = |status: &llmproxy_balancer::BackendStatus| {
+            status.out.is_none() && status.models.iter().any(|name| name == model)
+        };
+        while proxy.pool.snapshot().iter().any(owns) {
+            let _ = ask(&proxy, model).await;
+        }
+    }
+    let (exchange, response) = ask(&proxy, "gpt-4").await;
+    assert!(asked(&exchange)[0].starts_with("big"), "{:?}", asked(&exchange));
+    assert_eq!(response.unwrap().status(), 502);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_first_choice_that_is_full_and_out_while_another_model_is_there() {
+    let mut backends = backends();
+    backends[0].max_concurrent = Some(1);
+    backends[1].max_concurrent = Some(1);
+    let proxy = Proxy::new(pool_of(&backends, &routing(GPT4)), |target| match &*target.backend.name {
+        "little" => Reply::Answer(answer(200, "small")),
+        _ => Reply::Answer(answer(502, "broken")),
+    });
+    while proxy.pool.snapshot()[..2].iter().any(|status| status.out.is_none()) {
+        let _ = ask(&proxy, "big").await;
+    }
+    // Answers that nobody reads on, and one who waits for nothing else.
+    let held = [ask(&proxy, "big").await, ask(&proxy, "big").await];
+    let waits = tokio::spawn({
+        let proxy = proxy.clone();
+        async move { ask(&proxy, "big").await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(proxy.pool.waiting(), 1);
+    check(&proxy, "gpt-4", &["little"], 200).await;
+    drop(held);
+    waits.await.unwrap().1.expect("its turn");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_first_choice_that_is_out_is_not_asked() {
     let proxy = proxy(GPT4, |target| match &*target.backend.name {
         "big-1" | "big-2" => Reply::Refused,
