@@ -1,5 +1,7 @@
 //! Looking at backends, and changing them, as a client sees it.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests may panic as the tests do")]
+
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, body::Body};
