@@ -19,6 +19,7 @@ use crate::{
     health::{Fault, Pass},
     node::{InFlight, Node},
     opening::{Beginning, Opening},
+    plan::Plan,
     retry::{Failure, retry_after},
 };
 
@@ -28,6 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Flight {
     in_flight: InFlight,
+    /// Which policy chose it, until that has heard what came of it: the plan and its stage.
+    chosen: Option<(Arc<Plan>, usize)>,
     began: Instant,
     status: Option<StatusCode>,
     has_bytes: bool,
@@ -66,6 +69,7 @@ impl Flight {
     pub(crate) fn new(in_flight: InFlight, upload: Upload) -> Self {
         Self {
             in_flight,
+            chosen: None,
             began: Instant::now(),
             status: None,
             has_bytes: false,
@@ -75,6 +79,26 @@ impl Flight {
             pieces: 0,
             failed: false,
             upload,
+        }
+    }
+
+    /// The policy of this stage of `plan` is to hear what comes of it.
+    pub(crate) fn is_chosen_by(&mut self, plan: &Arc<Plan>, stage: usize) {
+        self.chosen = Some((plan.clone(), stage));
+    }
+
+    /// Tells the policy that the backend has done nothing for this request.
+    pub(crate) fn came_to_nothing(&mut self) {
+        if let Some((plan, stage)) = self.chosen.take() {
+            let chooser = plan.chooser(&plan.stages[stage]);
+            chooser.policy.failed(&chooser.work, self.node().index);
+        }
+    }
+
+    fn came_to_something(&mut self) {
+        if let Some((plan, stage)) = self.chosen.take() {
+            let chooser = plan.chooser(&plan.stages[stage]);
+            chooser.policy.began(&chooser.work, self.node().index);
         }
     }
 
@@ -129,6 +153,7 @@ impl Flight {
         self.has_bytes = true;
         // An answer that blames the request comes quickly and says nothing of the work.
         if self.status.is_some_and(|status| status.is_success()) {
+            self.came_to_something();
             // Before the measurement, as whatever was measured of a backend that was out is forgotten when it is back.
             self.node().worked(self.pass());
             self.node().measured(self.waited());
@@ -189,7 +214,10 @@ impl Observe for Flight {
         }
     }
 
-    fn end(self, ending: Ending<'_>) {
+    fn end(mut self, ending: Ending<'_>) {
+        if matches!(ending, Ending::Failed(_)) {
+            self.came_to_nothing();
+        }
         if self.failed {
             return;
         }

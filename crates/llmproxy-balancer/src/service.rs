@@ -163,7 +163,10 @@ where
             let (is_probe, is_doubted) = (pick.in_flight.is_probe(), pick.in_flight.is_doubted());
             let ready = self.inner.ready().await.map(|_| ());
             let retries_left = view.retry.max_retries as usize > tried.failed.len();
-            let (called, attempt) = self.begin(ready, *pick, &mut request, retries_left, &exchange, &upload);
+            let (called, mut attempt) = self.begin(ready, *pick, &mut request, retries_left, &exchange, &upload);
+            if let Some(flight) = attempt.flight.get_mut() {
+                flight.is_chosen_by(&plan, stage);
+            }
             let result = match called {
                 Ok(called) => called.await,
                 Err(error) => Err(error),
@@ -356,6 +359,9 @@ where
         return Outcome::Refused(question.withdrawn(), Box::new(flight));
     }
     if let Some(flight) = flight.get_mut() {
+        if !status.is_success() {
+            flight.came_to_nothing();
+        }
         flight.node().question_answered(question, status);
     }
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && backend.supplies_credentials() {

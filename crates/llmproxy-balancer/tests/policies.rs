@@ -4,14 +4,17 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
 
 use common::{answer, backends, events, pool_of, text, unchecked};
 use http::{Request, Response};
 use llmproxy_balancer::{
-    BackendConfig, BalanceLayer, Candidate, Choice, LoadBalance, Policy, Pool, RoutingConfig, Work,
+    BackendConfig, BalanceLayer, Candidate, Choice, LoadBalance, Policy, Pool, RetryConfig, RoutingConfig, Work,
 };
-use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, RequestBody, Target};
+use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, Prompt, RequestBody, Target};
 use tower::{Layer, ServiceExt, service_fn};
 
 fn by_session() -> RoutingConfig {
@@ -111,4 +114,47 @@ async fn a_request_waits_until_its_first_byte() {
     drop(ask().await.unwrap());
     let waiting: Vec<usize> = spy.0.lock().unwrap().iter().map(|(_, waiting)| *waiting).collect();
     assert_eq!(waiting, [0, 1, 1, 0]);
+}
+
+/// Asks one of two backends for an answer to a long prompt, which is `response`; returns why that one.
+async fn reason(pool: &Arc<Pool>, prompt: &str, response: Result<Response<BoxBody>, BoxError>) -> String {
+    let response = Arc::new(Mutex::new(Some(response)));
+    let inner = service_fn(move |_: Request<RequestBody>| {
+        let response = response.lock().unwrap().take().unwrap();
+        async move { response }
+    });
+    let mut request = Request::new(RequestBody::whole(prompt.to_owned()));
+    let tokens = prompt.len() as u64 / 4;
+    let exchange = Exchange::of(request.extensions_mut());
+    exchange.set_call(Call {
+        model: Some("m".into()),
+        prompt: Some(Prompt { text: 0..prompt.len(), ..Prompt::default() }),
+        prompt_estimate: tokens,
+        ..Call::new(Endpoint::of("/v1/chat/completions"))
+    });
+    if let Ok(answer) = BalanceLayer::new(pool.clone()).layer(inner).oneshot(request).await {
+        let _ = text(answer).await;
+    }
+    exchange.attempts()[0].reason.to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_did_not_answer_has_no_prefix_and_one_that_did_keeps_it() {
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let pool = unchecked(&[1, 1], &RoutingConfig { retry, ..RoutingConfig::default() });
+    let (first, prompt) = (["once upon a time "; 200].concat(), ["so it was told "; 400].concat());
+    let whole = format!("{first}{prompt}");
+    let broken = || Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+    assert_eq!(reason(&pool, &first, Ok(answer(400, "no"))).await, "least to compute");
+    assert_eq!(reason(&pool, &first, broken()).await, "least to compute");
+    assert_eq!(reason(&pool, &first, Ok(events([Err("broken")]))).await, "least to compute");
+    assert_eq!(reason(&pool, &first, Ok(answer(200, "yes"))).await, "least to compute");
+    assert_eq!(reason(&pool, &whole, Ok(answer(400, "no"))).await, "some of the prompt cached");
+    assert_eq!(reason(&pool, &whole, Ok(answer(200, "yes"))).await, "some of the prompt cached", "what it had before");
+    assert_eq!(reason(&pool, &whole, Ok(answer(400, "no"))).await, "most of the prompt cached");
+    assert_eq!(
+        reason(&pool, &whole, Ok(answer(200, "yes"))).await,
+        "most of the prompt cached",
+        "as long as it has it"
+    );
 }

@@ -57,6 +57,13 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// pool waits for: it must be quick. What is chosen is asked, so a policy may remember it at once.
     fn pick(&self, work: &Work, candidates: &[Candidate<'_>]) -> Choice;
 
+    /// The backend of this index, which was picked for `work`, has sent the first byte of an answer.
+    fn began(&self, _work: &Work, _index: usize) {}
+
+    /// It has not, and will not: it could not be reached, or refused, or broke off before. What a policy remembers of the
+    /// pick is not so.
+    fn failed(&self, _work: &Work, _index: usize) {}
+
     /// The backend of this index is gone, or has come back with nothing left of what it had: what is known of it does not
     /// count any more. Another backend may have the index next.
     fn forget(&self, _index: usize) {}

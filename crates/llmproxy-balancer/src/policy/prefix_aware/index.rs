@@ -3,6 +3,9 @@
 //! An entry is one prefix at one backend. Its place is one of the [`WINDOW`] places that follow from its hash. Where all of
 //! them are taken, the entry that is oldest there makes room; nothing is ever moved, allocated or swept.
 //!
+//! An entry is put in when its backend is asked, so that the next request may follow at once, and is known to be true when
+//! an answer begins; where none does, what is not known is taken back.
+//!
 //! Age is counted in tokens: how many a backend has been given to compute since. That is by what a server's own cache
 //! forgets, and a backend that does nothing forgets nothing.
 
@@ -14,13 +17,17 @@ const WINDOW: usize = 16;
 /// window, so that a prefix that all of them have leaves room for others.
 const GROUP: usize = 8;
 /// Bits of an entry that say which backend it is of.
-const BACKEND_BITS: u32 = 16;
+const BACKEND_BITS: u32 = 15;
+/// Of an entry that is known to be so: the backend has begun an answer to a prompt with this prefix.
+const KNOWN: u64 = 1 << BACKEND_BITS;
+/// Bits of an entry below its time.
+const TIME_SHIFT: u32 = BACKEND_BITS + 1;
 
 /// A set of the backends of one group.
 type Set = u8;
 
-/// The table. A place is the prefix's hash and then, in one word, the time of its last use and the backend; a hash of 0 is an
-/// empty place.
+/// The table. A place is the prefix's hash and then, in one word, the time of its last use, whether it is known, and the backend; a
+/// hash of 0 is an empty place, and a time of 0 one that was given back.
 #[derive(Debug)]
 pub(super) struct Index {
     places: Vec<[u64; 2]>,
@@ -34,6 +41,8 @@ pub(super) struct Index {
 struct Clock {
     /// Tokens that it has been given to compute.
     now: u64,
+    /// The latest that it has been: tokens that were not computed after all take it back.
+    latest: u64,
     /// What is as old as this does not count.
     forgotten: u64,
 }
@@ -79,18 +88,52 @@ impl Index {
             self.clocks.resize(backend + 1, Clock::default());
         }
         // It goes on in any case, so that what comes now is not as old as what was forgotten.
-        let now = &mut self.clocks[backend].now;
-        *now = now.saturating_add(tokens.max(1));
-        let value = *now << BACKEND_BITS | backend as u64;
+        let clock = &mut self.clocks[backend];
+        clock.now = clock.now.saturating_add(tokens.max(1));
+        clock.latest = clock.latest.max(clock.now);
+        let value = clock.now << TIME_SHIFT | backend as u64;
         for block in blocks {
             self.put(key(block, backend / GROUP), value);
+        }
+    }
+
+    /// The backend has begun its answer to this prompt.
+    pub(super) fn confirm(&mut self, blocks: &[Block], backend: usize) {
+        let Some(Clock { now, .. }) = self.clocks.get(backend).copied() else { return };
+        let value = now.max(1) << TIME_SHIFT | KNOWN | backend as u64;
+        // What is known of a prefix is known of all shorter ones.
+        for block in blocks.iter().rev() {
+            let key = key(block, backend / GROUP);
+            if self.entry(key, backend).is_some_and(|(_, value)| value & KNOWN != 0) {
+                break;
+            }
+            self.put(key, value);
+        }
+    }
+
+    /// The backend has not begun one, nor computed any of `tokens` and what of the prompt nobody knows that it has.
+    pub(super) fn take_back(&mut self, blocks: &[Block], backend: usize, tokens: u64) {
+        let mut of_prompt = 0;
+        for (at, block) in blocks.iter().enumerate().rev() {
+            let Some((place, value)) = self.entry(key(block, backend / GROUP), backend) else { continue };
+            if value & KNOWN != 0 {
+                break;
+            }
+            // Not emptied: others of the same window may be behind it.
+            self.places[place][1] = backend as u64;
+            let before = at.checked_sub(1).map_or(0, |before| blocks[before].tokens);
+            of_prompt += block.tokens.saturating_sub(before);
+        }
+        if let Some(Clock { now, forgotten, .. }) = self.clocks.get_mut(backend) {
+            *now = now.saturating_sub(tokens + of_prompt).max(*forgotten + 1);
         }
     }
 
     /// Nothing counts any more that the backend had.
     pub(super) fn forget(&mut self, backend: usize) {
         if let Some(clock) = self.clocks.get_mut(backend) {
-            clock.forgotten = clock.now;
+            clock.now = clock.latest;
+            clock.forgotten = clock.latest;
         }
     }
 
@@ -146,10 +189,15 @@ impl Index {
     }
 
     fn put(&mut self, key: u64, value: u64) {
-        let mut oldest = (0, 0);
+        let (mut oldest, mut known) = ((0, 0), 0);
         for (at, [hash, other]) in self.window(key).iter().enumerate() {
-            if *hash == 0 || (*hash == key && backend(*other) == backend(value)) {
+            if *hash == 0 {
                 oldest.1 = at;
+                break;
+            }
+            if *hash == key && backend(*other) == backend(value) {
+                oldest.1 = at;
+                known = if self.age(*other) < self.lifetime { other & KNOWN } else { 0 };
                 break;
             }
             let age = self.age(*other);
@@ -158,7 +206,16 @@ impl Index {
             }
         }
         let start = self.start(key);
-        self.places[start + oldest.1] = [key, value];
+        self.places[start + oldest.1] = [key, value | known];
+    }
+
+    /// Where this backend's entry of a prefix is, if it counts, and what it says.
+    fn entry(&self, key: u64, of: usize) -> Option<(usize, u64)> {
+        let places = self.window(key).iter().take_while(|[hash, _]| *hash != 0);
+        let at = { places }.position(|[hash, value]| *hash == key && backend(*value) == of)?;
+        let place = self.start(key) + at;
+        let value = self.places[place][1];
+        (self.age(value) < self.lifetime).then_some((place, value))
     }
 
     fn window(&self, key: u64) -> &[[u64; 2]] {
@@ -173,7 +230,7 @@ impl Index {
 
     /// Tokens that its backend has been given since this entry was used.
     fn age(&self, value: u64) -> u64 {
-        let (Clock { now, forgotten }, then) = (self.clocks[backend(value)], value >> BACKEND_BITS);
+        let (Clock { now, forgotten, .. }, then) = (self.clocks[backend(value)], value >> TIME_SHIFT);
         if then <= forgotten { u64::MAX } else { now.saturating_sub(then) }
     }
 }

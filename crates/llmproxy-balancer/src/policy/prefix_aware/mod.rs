@@ -96,6 +96,18 @@ impl Policy for PrefixAware {
         Choice { cached: cached[at], ..Choice::new(at, reason) }
     }
 
+    fn began(&self, work: &Work, index: usize) {
+        if !work.affinity.blocks.is_empty() {
+            self.index().confirm(&work.affinity.blocks, index);
+        }
+    }
+
+    fn failed(&self, work: &Work, index: usize) {
+        if !work.affinity.blocks.is_empty() {
+            self.index().take_back(&work.affinity.blocks, index, work.output_tokens);
+        }
+    }
+
     fn forget(&self, index: usize) {
         self.index().forget(index);
         self.ties.forget(index);

@@ -137,13 +137,13 @@ fn hashes_at_both_ends_have_their_places() {
     let mut index = Index::new(0, FOREVER);
     for hash in [0, 1, u64::MAX, u64::MAX - 1] {
         let blocks = [Block { hash, tokens: 1 }];
-        for backend in [0, 8, 1 << 15] {
+        for backend in [0, 8, (1 << 15) - 1] {
             index.insert(&blocks, backend, 1);
             assert_eq!(find(&index, &blocks, [backend]), [1], "{hash} at {backend}");
         }
     }
-    index.insert(&[Block { hash: 5, tokens: 1 }], 1 << 16, 1);
-    assert_eq!(find(&index, &[Block { hash: 5, tokens: 1 }], [1 << 16, 0]), [0, 0], "so many there are not");
+    index.insert(&[Block { hash: 5, tokens: 1 }], 1 << 15, 1);
+    assert_eq!(find(&index, &[Block { hash: 5, tokens: 1 }], [1 << 15, 0]), [0, 0], "so many there are not");
 }
 
 #[derive(Clone, Debug)]
@@ -192,4 +192,44 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_is_taken_back_is_what_nobody_knows() {
+    let mut index = Index::new(MIB, FOREVER);
+    let (a, b) = (prompt(1, 1, 5, 20), prompt(1, 2, 5, 30));
+    index.insert(&a, 0, 1000);
+    index.confirm(&a, 0);
+    index.insert(&a, 1, 1000);
+    for _ in 0..3 {
+        index.insert(&b, 0, 1000);
+    }
+    assert_eq!(find(&index, &b, [0, 1]), [30, 5], "a burst follows its first");
+    index.take_back(&b, 0, 0);
+    assert_eq!(find(&index, &b, [0, 1]), [5, 5]);
+    assert_eq!(find(&index, &a, [0, 1]), [20, 20]);
+    index.confirm(&b, 0);
+    index.take_back(&b, 0, 0);
+    assert_eq!(find(&index, &b, [0, 1]), [30, 5], "another one of the burst was answered");
+    index.take_back(&a, 1, 0);
+    assert_eq!(find(&index, &a, [0, 1]), [20, 0]);
+    index.forget(0);
+    index.insert(&b, 0, 1);
+    index.take_back(&b, 0, 1 << 40);
+    assert_eq!(find(&index, &b, [0, 1]), [0, 0], "what was known of it is forgotten");
+    index.insert(&b, 0, 1);
+    assert_eq!(find(&index, &b, [0, 1]), [30, 0]);
+}
+
+#[test]
+fn what_was_taken_back_makes_nothing_older() {
+    let mut index = Index::new(MIB, 5000);
+    let (a, b) = (prompt(1, 1, 0, 20), prompt(1, 2, 0, 20));
+    index.insert(&a, 0, 1500);
+    index.confirm(&a, 0);
+    for _ in 0..20 {
+        index.insert(&b, 0, 1500);
+        index.take_back(&b, 0, 220);
+    }
+    assert_eq!(find(&index, &a, [0]), [20]);
 }
