@@ -31,7 +31,7 @@ fn main() {
     let call =
         Call { prompt: Some(prompt), prompt_estimate: tokens, ..Call::new(Endpoint::of("/v1/chat/completions")) };
     let (head, ()) = Request::new(()).into_parts();
-    let incoming = Incoming { head: &head, call: Some(&call), body: Some(&body) };
+    let incoming = Incoming { head: &head, call: Some(&call), model: None, body: Some(&body) };
     row("hash, outside of the lock", &[(); 20_000], |()| {
         black_box(policy.affinity(black_box(&incoming)));
     });

@@ -23,7 +23,7 @@ use rules::Rule;
 pub(crate) struct Plan {
     /// Never empty.
     pub(crate) stages: Vec<Stage>,
-    /// The policies of the stages, each with what it reads in the request.
+    /// The policies of the stages, each with what it reads in the request: one for each model that is named.
     pub(crate) choosers: Vec<Chooser>,
     /// Whether it can be sent again elsewhere.
     pub(crate) may_fail: bool,
@@ -113,12 +113,25 @@ impl Planner {
     pub(crate) fn plan(&self, asked: Asked<'_>, policy: Option<&Arc<dyn Policy>>) -> Plan {
         let named = asked.call.and_then(|call| call.model.as_ref());
         let rule = self.rules.iter().find(|rule| rule.takes(&asked));
-        let (stages, chosen) = self.stages(named, rule);
-        let policy = policy.unwrap_or(chosen).clone();
-        let incoming = Incoming { head: asked.head, call: asked.call, body: asked.body };
-        let affinity = policy.affinity(&incoming);
-        let work = Work::of(asked.call, affinity);
-        Plan { stages, choosers: vec![Chooser { policy, work }], may_fail: false }
+        let (mut stages, chosen) = self.stages(named, rule);
+        let policy = policy.unwrap_or(chosen);
+        // What ties a request to a backend is of the model that is asked for there: of which others under other names are
+        // too, and what stands in for it is not.
+        let mut choosers: Vec<Chooser> = Vec::with_capacity(1);
+        let mut models: Vec<Option<Arc<str>>> = Vec::with_capacity(1);
+        for stage in &mut stages {
+            if let Some(known) = models.iter().position(|model| *model == stage.model) {
+                stage.chooser = known;
+                continue;
+            }
+            let model = stage.model.as_deref();
+            let incoming = Incoming { head: asked.head, call: asked.call, model, body: asked.body };
+            let work = Work::of(asked.call, policy.affinity(&incoming));
+            stage.chooser = choosers.len();
+            choosers.push(Chooser { policy: policy.clone(), work });
+            models.push(stage.model.clone());
+        }
+        Plan { stages, choosers, may_fail: false }
     }
 
     /// What serves a request that names this model and that `rule` decides, and who chooses.

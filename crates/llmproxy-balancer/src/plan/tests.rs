@@ -1,7 +1,7 @@
 //! What requests may be served by, as rules, aliases and fallbacks say.
 
 use http::Request;
-use llmproxy_core::{Endpoint, Needs};
+use llmproxy_core::{Endpoint, Needs, Prompt};
 
 use super::*;
 use crate::policy;
@@ -233,6 +233,31 @@ fn each_rule_and_each_model_may_have_a_policy_of_its_own() {
     check("gpt-4", None, "LatencyBased");
     check("big", Some("batch"), "LeastConnections");
     check("m", Some("x"), "LatencyBased");
+}
+
+#[test]
+fn what_ties_a_request_is_of_the_model_and_not_of_the_name_that_a_client_gives_it() {
+    for policy in ["session", "prefix_aware"] {
+        let planner = planner(&format!(
+            r#"{{"load_balance":"{policy}","models":{{"gpt-4":{{"to":"big"}},"big":{{"fallbacks":["small"]}}}},
+                "rules":[{{"match":{{"tag":"x"}},"model":"big"}}]}}"#,
+        ));
+        let body = Bytes::from("once upon a time ".repeat(100));
+        let ties = |model: &str, tag: Option<&str>| {
+            let mut ask = Ask::new(model);
+            ask.call.prompt = Some(Prompt { text: 0..body.len(), opening: 0..100, ..Prompt::default() });
+            ask.flow.tag = tag.map(Into::into);
+            let (head, ()) = ask.request.into_parts();
+            let asked = Asked { head: &head, call: Some(&ask.call), flow: Some(&ask.flow), body: Some(&body) };
+            let plan = planner.plan(asked, None);
+            let ties = plan.stages.iter().map(|stage| plan.chooser(stage).work.affinity.clone());
+            ties.collect::<Vec<_>>()
+        };
+        let big = ties("big", None);
+        assert_eq!((ties("gpt-4", None), ties("other", Some("x"))), (big.clone(), big.clone()), "{policy}");
+        assert_ne!(big[0], big[1]);
+        assert_eq!(ties("small", None), big[1..], "{policy}");
+    }
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub struct Incoming<'a> {
     pub head: &'a Parts,
     /// What it asks for, where that is known.
     pub call: Option<&'a Call>,
+    /// The model by its name at the backends: not an alias of it that the client may have used.
+    pub model: Option<&'a str>,
     /// Its body, where that was read whole.
     pub body: Option<&'a Bytes>,
 }

@@ -60,7 +60,7 @@ impl Session {
             return Some(hash(Source::User, &[user.as_bytes()]));
         }
         let opening = request.body?.get(call.prompt.as_ref()?.opening.clone())?;
-        let model = call.model.as_deref().unwrap_or_default();
+        let model = request.model.unwrap_or_default();
         (!opening.is_empty()).then(|| hash(Source::Opening, &[model.as_bytes(), opening]))
     }
 

@@ -34,7 +34,7 @@ impl Seed {
             return Box::default();
         };
         // Servers keep what they have computed for one model apart from what is another's.
-        let mut chain = self.absorb(self.0, call.model.as_deref().unwrap_or_default().as_bytes());
+        let mut chain = self.absorb(self.0, request.model.unwrap_or_default().as_bytes());
         let pieces = [tools.as_ref(), system.as_ref(), Some(text)];
         let pieces = pieces.map(|piece| piece.and_then(|piece| body.get(piece.clone())).unwrap_or_default());
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -98,7 +98,7 @@ mod tests {
         let call =
             Call { prompt: Some(prompt), prompt_estimate: tokens, ..Call::new(Endpoint::of("/v1/chat/completions")) };
         let body = Bytes::copy_from_slice(body);
-        seed.blocks(&Incoming { head: &head, call: Some(&call), body: Some(&body) })
+        seed.blocks(&Incoming { head: &head, call: Some(&call), model: None, body: Some(&body) })
     }
 
     fn text(seed: Seed, body: &[u8]) -> Box<[Block]> {

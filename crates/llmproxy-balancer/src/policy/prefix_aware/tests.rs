@@ -73,7 +73,8 @@ impl Field {
         };
         let (head, ()) = Request::new(()).into_parts();
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let affinity = self.policy.affinity(&Incoming { head: &head, call: Some(&call), body: Some(&body) });
+        let affinity =
+            self.policy.affinity(&Incoming { head: &head, call: Some(&call), model: Some(model), body: Some(&body) });
         Work::of(Some(&call), affinity)
     }
 }
@@ -187,7 +188,7 @@ fn without_a_prompt_load_is_all_that_counts() {
     let call = Call::new(Endpoint::of(PATH));
     let body = Bytes::from_static(b"{}");
     for call in [None, Some(&call)] {
-        let affinity = field.policy.affinity(&Incoming { head: &head, call, body: Some(&body) });
+        let affinity = field.policy.affinity(&Incoming { head: &head, call, model: None, body: Some(&body) });
         assert_eq!(affinity, Affinity::default());
     }
     field.waiting = vec![10, 0];

@@ -24,7 +24,9 @@ fn of(key: u64) -> Work {
 }
 
 fn key(headers: &[(&str, &str)], call: Option<&Call>, body: Option<&Bytes>) -> Option<u64> {
-    session().affinity(&Incoming { head: &head(headers), call, body }).session
+    session()
+        .affinity(&Incoming { head: &head(headers), call, model: call.and_then(|call| call.model.as_deref()), body })
+        .session
 }
 
 /// Where each of these sessions goes while nobody is busy.
@@ -71,7 +73,11 @@ fn without_any_of_them_there_is_no_session() {
     assert_eq!(key(&[("cookie", "sid=1")], None, None), key(&[("cookie", "x=2;sid=1 ")], None, None));
     let plain = Session::new(&SessionConfig::default());
     let head = head(&[("cookie", "sid=1")]);
-    assert_eq!(plain.affinity(&Incoming { head: &head, call: None, body: None }).session, None, "no cookie is named");
+    assert_eq!(
+        plain.affinity(&Incoming { head: &head, call: None, model: None, body: None }).session,
+        None,
+        "no cookie is named"
+    );
 }
 
 #[test]
@@ -170,7 +176,7 @@ fn requests_without_a_session_go_where_the_fewest_are() {
 fn a_name_that_no_header_can_have_is_passed_over() {
     let config = SessionConfig { headers: vec!["a b".into(), "x-chat".into()], ..SessionConfig::default() };
     let head = head(&[("x-chat", "1"), ("x-session-id", "2")]);
-    let found = Session::new(&config).affinity(&Incoming { head: &head, call: None, body: None }).session;
+    let found = Session::new(&config).affinity(&Incoming { head: &head, call: None, model: None, body: None }).session;
     assert_eq!(found, Some(hash(Source::Header, &[b"1"])));
 }
 
