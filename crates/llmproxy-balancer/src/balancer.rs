@@ -309,7 +309,11 @@ impl State {
     ) -> View {
         let mut old = std::mem::take(&mut self.policies);
         let mut policies = |scope: Scope, strategy: LoadBalance| {
-            let chosen = (scope, Recipe::of(strategy, routing));
+            let recipe = Recipe::of(strategy, routing);
+            let chosen = (if recipe.is_shared() { Scope::All } else { scope }, recipe);
+            if let Some((_, policy)) = self.policies.iter().find(|(known, _)| *known == chosen) {
+                return policy.clone();
+            }
             let known = old.iter().position(|(known, _)| *known == chosen);
             let policy = known.map_or_else(|| chosen.1.make(), |at| old.swap_remove(at).1);
             self.policies.push((chosen, policy.clone()));
@@ -365,4 +369,28 @@ fn build(config: &BackendConfig, routing: &RoutingConfig) -> Result<Backend, Box
     }
     backend.max_idle_conns = config.max_idle_conns.unwrap_or(Backend::DEFAULT_MAX_IDLE_CONNS);
     Ok(backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_prompts_is_one_table_for_all_and_outlives_a_configuration() {
+        let text = r#"{"load_balance":"session","models":{"a":{"load_balance":"prefix_aware"},"b":{"load_balance":"prefix_aware"},
+            "c":{"load_balance":"session"}},"rules":[{"match":{"tag":"x"},"load_balance":"prefix_aware"}]}"#;
+        let routing: RoutingConfig = serde_json::from_str(text).expect("a configuration");
+        let mut state = State::default();
+        let mut policies = |routing: &RoutingConfig| {
+            state.view(Vec::new(), routing, &HealthCheckConfig::default(), &QueueConfig::default());
+            state.policies.iter().map(|(_, policy)| policy.clone()).collect::<Vec<_>>()
+        };
+        let first = policies(&routing);
+        let names: Vec<String> = first.iter().map(|policy| format!("{policy:?}")).collect();
+        let count = |name: &str| names.iter().filter(|other| other.starts_with(name)).count();
+        assert_eq!((count("PrefixAware"), count("Session")), (1, 2));
+        let second = policies(&routing);
+        let is_kept = |policy| second.iter().any(|other| Arc::ptr_eq(policy, other));
+        assert!(second.len() == 3 && first.iter().all(is_kept));
+    }
 }

@@ -63,7 +63,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) body: Option<&'a Bytes>,
 }
 
-/// For which requests a policy chooses: each has one of its own, of which it learns nothing by those of another.
+/// For which requests a policy chooses: each has one of its own, of which it learns nothing by those of another, but for
+/// policies that are [shared](crate::policy::Recipe::is_shared).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// For all of which nothing else is said.

@@ -198,6 +198,11 @@ impl Recipe {
         }
     }
 
+    /// Whether one does the work of all rules and models: what it remembers is bounded once, and is of each model anyway.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.strategy == LoadBalance::PrefixAware
+    }
+
     pub(crate) fn make(&self) -> Arc<dyn Policy> {
         match self.strategy {
             LoadBalance::RoundRobin => Arc::new(RoundRobin::new()),
