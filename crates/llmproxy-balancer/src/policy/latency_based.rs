@@ -2,15 +2,22 @@
 
 use std::cmp::Ordering;
 
-use super::{Candidate, Choice, Policy, Work};
+use super::{Candidate, Choice, Policy, RoundRobin, Work};
 
 /// Of two taken at random, the one whose first byte can be expected sooner, over its weight.
 ///
 /// Two, because the fastest of all would get every request until the next measurement, and by then be the slowest. What is
 /// expected is the time that first bytes took there, a mean that follows a rise at once, times what is there now: a
 /// measurement tells of a request that has got its first byte, and those that came since have not.
+///
+/// Two that are idle and about as fast take turns by weight.
 #[derive(Debug, Default)]
-pub struct LatencyBased {}
+pub struct LatencyBased {
+    ties: RoundRobin,
+}
+
+/// Times that differ by less than this factor are about the same: so much is chance.
+const ALIKE: f64 = 1.25;
 
 // === impl LatencyBased ===
 
@@ -20,11 +27,23 @@ impl LatencyBased {
         Self::default()
     }
 
+    /// What a first byte takes there; `assumed` where that is not known.
+    fn latency(candidate: &Candidate<'_>, assumed: f64) -> f64 {
+        candidate.latency.map_or(assumed, |latency| latency.as_secs_f64())
+    }
+
+    /// Those that have nothing to do and are about as fast as the fastest, which answers in `least`.
+    fn fast_and_idle(candidates: &[Candidate<'_>], least: f64) -> Vec<usize> {
+        let is_one =
+            |candidate: &Candidate<'_>| candidate.in_flight == 0 && Self::latency(candidate, least) <= least * ALIKE;
+        (0..candidates.len()).filter(|at| is_one(&candidates[*at])).collect()
+    }
+
     /// The cheaper of `a` and `b`; at the same price the one with less to do, and else either.
     fn cheaper(candidates: &[Candidate<'_>], assumed: f64, a: usize, b: usize) -> usize {
         let cost = |at: usize| {
             let candidate = &candidates[at];
-            let latency = candidate.latency.map_or(assumed, |latency| latency.as_secs_f64());
+            let latency = Self::latency(candidate, assumed);
             // A request waits for those before it whose answers have not begun, and shares the server with all.
             latency * (candidate.waiting as f64 + 1.0) * (candidate.in_flight as f64 + 1.0) / candidate.weight
         };
@@ -56,8 +75,18 @@ impl Policy for LatencyBased {
         let a = fastrand::usize(..candidates.len());
         let b = (a + 1 + fastrand::usize(..candidates.len() - 1)) % candidates.len();
         let fastest = candidates.iter().filter_map(|candidate| candidate.latency).min();
-        let at = Self::cheaper(candidates, fastest.unwrap_or_default().as_secs_f64(), a, b);
+        let fastest = fastest.unwrap_or_default().as_secs_f64();
+        let free = Self::fast_and_idle(candidates, fastest);
+        if free.contains(&a) && free.contains(&b) {
+            let turn: Vec<Candidate<'_>> = free.iter().map(|at| candidates[*at]).collect();
+            return Choice::new(free[self.ties.next(&turn)], "its turn: others are as fast");
+        }
+        let at = Self::cheaper(candidates, fastest, a, b);
         Choice::new(at, "the sooner of two")
+    }
+
+    fn forget(&self, index: usize) {
+        self.ties.forget(index);
     }
 }
 
@@ -136,6 +165,17 @@ mod tests {
         field.tried = vec![true, true];
         let counts = field.count(&LatencyBased::new(), 400);
         assert!(counts.iter().all(|count| (120..280).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn requests_one_after_the_other_take_turns_by_weight_where_all_are_about_as_fast() {
+        let mut field = Field::new(&[3, 2]);
+        field.latency = vec![millis(110), millis(100)];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [30, 20]);
+        field.latency = vec![millis(100), millis(150)];
+        assert_eq!(field.count(&LatencyBased::new(), 50), [50, 0], "one is slower");
+        (field.latency, field.in_flight) = (vec![millis(100), millis(100)], vec![1, 0]);
+        assert_eq!(field.count(&LatencyBased::new(), 50), [0, 50], "one is busy");
     }
 
     #[test]

@@ -58,8 +58,14 @@ impl PrefixAware {
         (new as f64 + candidate.tokens_waiting as f64 + requests) / candidate.weight
     }
 
-    /// The cheapest, with what it has cached of the prompt; in turn among equals.
+    /// The cheapest, with what it has cached of the prompt; in turn among equals, and where nobody is busy.
     fn cheapest(&self, prompt: u64, cached: &[u64], candidates: &[Candidate<'_>]) -> usize {
+        // Where nobody has anything to do, and none has more of it than another, this prompt is no reason to ask whoever has
+        // the greatest weight each time.
+        let is_idle = |candidate: &Candidate<'_>| candidate.requests() == 0.0 && candidate.tokens_waiting == 0;
+        if candidates.iter().all(is_idle) && cached.iter().all(|tokens| *tokens == cached[0]) {
+            return self.ties.next(candidates);
+        }
         let cost = |at: usize| Self::cost(&candidates[at], prompt.saturating_sub(cached[at]));
         let least = (0..candidates.len()).map(cost).fold(f64::INFINITY, f64::min);
         let equals: Vec<usize> = (0..candidates.len()).filter(|at| cost(*at) <= least).collect();

@@ -173,6 +173,18 @@ fn equals_take_turns_by_weight() {
 }
 
 #[test]
+fn prompts_one_after_the_other_take_turns_by_weight_where_nothing_of_them_is_cached() {
+    let mut field = Field::new(&[3, 2]);
+    let mut picked = [0, 0];
+    for number in 0..50 {
+        picked[field.ask(&[&words(&format!("question {number}"), 2000)])] += 1;
+    }
+    assert_eq!(picked, [30, 20]);
+    field.in_flight = vec![1, 1];
+    assert_eq!(field.ask(&[&words("else", 2000)]), 0, "where both are busy the faster one is done sooner");
+}
+
+#[test]
 fn what_waits_counts_by_weight() {
     let mut field = Field::new(&[4, 1]);
     field.waiting = vec![4000, 2000];
