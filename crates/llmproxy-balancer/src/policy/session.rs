@@ -1,5 +1,7 @@
 //! All requests of a session to the same backend, as long as that has not too much to do.
 
+use std::{borrow::Cow, ops::Range};
+
 use http::{HeaderMap, HeaderName, header};
 
 use super::{Affinity, Candidate, Choice, Incoming, LeastConnections, Policy, Work};
@@ -61,7 +63,7 @@ impl Session {
         }
         let opening = request.body?.get(call.prompt.as_ref()?.opening.clone())?;
         let model = request.model.unwrap_or_default();
-        (!opening.is_empty()).then(|| hash(Source::Opening, &[model.as_bytes(), opening]))
+        (!opening.is_empty()).then(|| hash(Source::Opening, &[model.as_bytes(), &without_markers(opening)]))
     }
 
     /// The first in the order of `key` that is not at its bound, and whether that is the first of all.
@@ -126,6 +128,42 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
         (!value.is_empty()).then_some(value)
     });
     values.next()
+}
+
+/// An opening without the marks of what is to be cached: they move on with each turn to the newest messages.
+fn without_markers(opening: &[u8]) -> Cow<'_, [u8]> {
+    let (mut kept, mut rest) = (Vec::new(), opening);
+    while let Some(marker) = marker(rest) {
+        kept.extend_from_slice(&rest[..marker.start]);
+        rest = &rest[marker.end..];
+    }
+    if rest.len() == opening.len() {
+        return Cow::Borrowed(opening);
+    }
+    kept.extend_from_slice(rest);
+    Cow::Owned(kept)
+}
+
+/// Where the first `"cache_control": {..}` is, with the comma that goes with it. Within a string the quotes would be escaped.
+fn marker(bytes: &[u8]) -> Option<Range<usize>> {
+    const BEFORE: &[u8] = b"\"cache";
+    const AFTER: &[u8] = b"_control\"";
+    let middles = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'_').map(|(at, _)| at);
+    let keys = middles.filter(|at| bytes[..*at].ends_with(BEFORE) && bytes[*at..].starts_with(AFTER));
+    { keys }.find_map(|at| {
+        let before = bytes[..at - BEFORE.len()].trim_ascii_end();
+        let value = bytes[at + AFTER.len()..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+        let after = match value.strip_prefix(b"null") {
+            Some(after) => after,
+            None if value.starts_with(b"{") => &value[value.iter().position(|byte| *byte == b'}')? + 1..],
+            None => return None,
+        };
+        if let Some(before) = before.strip_suffix(b",") {
+            return Some(before.len()..bytes.len() - after.len());
+        }
+        let after = after.trim_ascii_start().strip_prefix(b",").map_or(after, <[u8]>::trim_ascii_start);
+        Some(before.len()..bytes.len() - after.len())
+    })
 }
 
 /// Of the parts, each of which is told from the next. The same in every process and every version: sessions should not move

@@ -90,6 +90,27 @@ fn a_conversation_is_known_by_its_opening_and_its_model() {
     assert_ne!(first, of(talk("be kind", "hello", rest, "n")));
 }
 
+#[test]
+fn marks_of_what_is_to_be_cached_are_no_part_of_a_conversation() {
+    let plain = r#"{"role":"user","content":[{"type":"text","text":"hi"}]}"#;
+    let is_same = |marked: &str| without_markers(marked.as_bytes()) == plain.as_bytes();
+    assert!(matches!(without_markers(plain.as_bytes()), Cow::Borrowed(_)));
+    for mark in [r#""cache_control":{"type":"ephemeral"}"#, r#""cache_control" : {"type": "ephemeral", "ttl": "1h"}"#] {
+        assert!(is_same(&plain.replace(r#""hi"}"#, &format!(r#""hi",{mark}}}"#))), "{mark} at the end");
+        assert!(is_same(&plain.replace(r#"{"type""#, &format!(r#"{{{mark}, "type""#))), "{mark} in the beginning");
+        assert!(is_same(&plain.replace(r#","text""#, &format!(r#", {mark},"text""#))), "{mark} between");
+    }
+    assert!(is_same(&plain.replace(r#""hi"}"#, r#""hi","cache_control":null}"#)));
+    for text in [r#"{"text":"\"cache_control\":{}"}"#, r#"{"type":"cache_control"}"#, r#"{"cache_control":{"#, "_", ""]
+    {
+        assert_eq!(without_markers(text.as_bytes()), text.as_bytes(), "none");
+    }
+
+    let of = |(call, body): (Call, Bytes)| key(&[], Some(&call), Some(&body)).unwrap();
+    let marked = talk("be kind", r#"hi","cache_control":{"type":"ephemeral"},"x":"y"#, "", "m");
+    assert_eq!(of(marked), of(talk("be kind", r#"hi","x":"y"#, "", "m")));
+}
+
 /// Pinned: a session that moves with an update of the proxy has lost its cache, and two versions side by side disagree.
 #[test]
 fn keys_and_homes_are_the_same_in_every_process_and_version() {
