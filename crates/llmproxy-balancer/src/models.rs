@@ -68,6 +68,22 @@ struct Model {
     owned_by: Option<String>,
 }
 
+// === impl ModelInfo ===
+
+impl ModelInfo {
+    /// Its other name, where it has one: Ollama takes a name without a tag for the one that is tagged `latest`.
+    ///
+    /// ```
+    /// use llmproxy_balancer::ModelInfo;
+    ///
+    /// let model = ModelInfo { id: "llama3:latest".into(), ..ModelInfo::default() };
+    /// assert_eq!(model.untagged(), Some("llama3"));
+    /// ```
+    pub fn untagged(&self) -> Option<&str> {
+        self.id.strip_suffix(DEFAULT_TAG).filter(|name| !name.is_empty())
+    }
+}
+
 // === impl Models ===
 
 impl Models {
