@@ -19,6 +19,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     Config, ListenerConfig, Mistake, Warning,
+    idle::idle,
     table::{self, Kind},
     tree,
 };
@@ -124,6 +125,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
     }
     let doubts = routes.warnings.into_iter();
     warnings.extend(doubts.map(|(key, message)| Warning::new(format!("routing.{key}"), message)));
+    warnings.extend(idle(&dict, &config));
     config
 }
 

@@ -47,6 +47,7 @@ mod config;
 mod cors;
 mod error;
 mod expand;
+mod idle;
 mod listener;
 mod live;
 mod load;

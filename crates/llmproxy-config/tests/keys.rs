@@ -47,6 +47,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("auth.status_codes.not_found.http_code", "418"),
     ("backends[].metrics_path", "/other"),
     ("routing.allow_paths", "[/other]"),
+    ("routing.rules[].match.path", "/other"),
     ("routing.retry.initial_wait", "2s"),
     ("routing.retry.retry_on", "['429']"),
     ("health_check.method", "HEAD"),
@@ -73,10 +74,22 @@ const ELSEWHERE: &[&str] = &[
     "auth.pipeline[].static.keys[].updated_at",
 ];
 
+/// Keys that are warned of where they stand alone.
+const ALONE: &[&str] = &[
+    "backends[0].metrics_path",
+    "health_check.expected_status",
+    "queue",
+    "routing.commit_after",
+    "routing.prefix_aware",
+    "routing.rules[0].match.tag",
+    "routing.session",
+];
+
 fn config(text: &str) -> String {
     let options = LoadOptions { variables: Some([].into()), ..LoadOptions::default() };
     let loaded = load_str(text, &options).unwrap_or_else(|error| panic!("{text}: {error}"));
-    assert!(loaded.warnings.is_empty(), "{text}: {:?}", loaded.warnings);
+    let mut unexpected = loaded.warnings.iter().filter(|warning| !ALONE.contains(&warning.path.as_str()));
+    assert!(unexpected.next().is_none(), "{text}: {:?}", loaded.warnings);
     shown(&loaded.config)
 }
 

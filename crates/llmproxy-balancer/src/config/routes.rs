@@ -3,8 +3,9 @@
 use llmproxy_core::{Pattern, nearest};
 
 use super::{
-    BackendConfig, RoutingConfig,
+    BackendConfig, FallbackConfig, RoutingConfig,
     models::{Named, addresses, aliases, resolve},
+    rules::covers,
 };
 use crate::models::{Models, Serves};
 
@@ -68,6 +69,15 @@ impl Routes<'_> {
             {
                 self.no_group(index, group);
             } else {
+                let mut of_group = self.backends.iter().filter(|config| in_group(config));
+                if let Some(group) = group
+                    && self.complete
+                    && of_group.all(|config| config.weight == 0)
+                {
+                    let message =
+                        format!("every backend of the group `{group}` has weight 0, so that none gets these requests");
+                    self.found.warnings.push((format!("rules[{index}].group"), message));
+                }
                 let of_group = group.map(|group| format!(" of the group `{group}`")).unwrap_or_default();
                 let named = rule.conditions.model.as_ref().map(Pattern::as_str).filter(|name| !name.contains('*'));
                 // A name that only a group is given for must be one that it has.
@@ -128,6 +138,31 @@ impl Routes<'_> {
                 };
                 self.found.mistakes.push((key, message));
             }
+        }
+        let models: Vec<Option<Vec<Pattern>>> = routing.fallback.iter().map(|entry| self.is_for(entry)).collect();
+        for (index, theirs) in models.iter().enumerate().filter_map(|(index, models)| Some((index, models.as_ref()?))) {
+            // One for no model in particular is also for requests that name none.
+            let takes_all = |ours: &Vec<Pattern>| {
+                let takes = |model: &Pattern| ours.iter().any(|pattern| covers(pattern, model));
+                ours.is_empty() || (!theirs.is_empty() && theirs.iter().all(takes))
+            };
+            if let Some(earlier) = models[..index].iter().position(|models| models.as_ref().is_some_and(takes_all)) {
+                let message = format!(
+                    "never counts: fallback[{earlier}] comes first and takes all of these; put this one before it"
+                );
+                self.found.mistakes.push((format!("fallback[{index}]"), message));
+            }
+        }
+    }
+
+    /// The models that an entry of `routing.fallback` is for, an empty list where it is for all; `None` where that is open,
+    /// since what it names may be a backend that will be found, or a model.
+    fn is_for(&self, entry: &FallbackConfig) -> Option<Vec<Pattern>> {
+        let backends = self.addresses.iter().map(|(name, url)| (name.as_str(), url.clone()));
+        match entry.primary.as_ref().filter(|_| entry.models.is_empty()).map(|name| resolve(name, backends)) {
+            Some(Named::Model(_)) if !self.complete => None,
+            Some(Named::Model(model)) => Some(vec![Pattern::new(model)]),
+            _ => Some(entry.models.clone()),
         }
     }
 
@@ -207,6 +242,44 @@ mod tests {
             &["fallback[0].primary", "fallback[0].fallback[0]"],
             &["fallback[0].fallback[1]"],
         );
+    }
+
+    #[test]
+    fn a_fallback_behind_one_that_takes_all_of_its_requests_never_counts() {
+        check(r#"{"fallback":[{"fallback":["a"]},{"models":["qwen*"],"fallback":["b"]}]}"#, &["fallback[1]"], &[]);
+        check(
+            r#"{"fallback":[{"primary":"a","fallback":["b"]},{"primary":"b","fallback":["a"]}]}"#,
+            &["fallback[1]"],
+            &[],
+        );
+        check(
+            r#"{"fallback":[{"models":["qwen*"],"fallback":["a"]},{"models":["qwen-7b"],"fallback":["b"]}]}"#,
+            &["fallback[1]"],
+            &[],
+        );
+        check(
+            r#"{"fallback":[{"primary":"qwen-7b","fallback":["a"]},{"models":["qwen-7b"],"fallback":["b"]}]}"#,
+            &["fallback[1]"],
+            &[],
+        );
+        check(
+            r#"{"fallback":[{"models":["qwen-7b"],"fallback":["a"]},{"models":["qwen*"],"fallback":["b"]}]}"#,
+            &[],
+            &[],
+        );
+        // A request that names no model is for the second one.
+        check(r#"{"fallback":[{"models":["*"],"fallback":["a"]},{"fallback":["b"]}]}"#, &[], &[]);
+    }
+
+    #[test]
+    fn a_group_without_weight_is_doubtful() {
+        let routing = serde_json::from_str(r#"{"rules":[{"group":"big"}]}"#).unwrap();
+        let warnings = |weight: u32, complete: bool| {
+            let big = BackendConfig { weight: 0, ..backend("a", Some("big"), &[]) };
+            let other = BackendConfig { weight, ..backend("b", Some("big"), &[]) };
+            validate_routes(&[big, other, backend("c", None, &[])], &routing, complete).warnings.len()
+        };
+        assert_eq!((warnings(0, true), warnings(1, true), warnings(0, false)), (1, 0, 0));
     }
 
     #[test]

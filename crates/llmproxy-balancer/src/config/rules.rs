@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use http::HeaderName;
-use llmproxy_core::Pattern;
+use llmproxy_core::{Endpoint, Pattern};
 use serde::Deserialize;
 
 use super::LoadBalance;
@@ -108,7 +108,7 @@ impl MatchConfig {
 
 /// Whether `ours` stands for all that `theirs` does. A name is a pattern that stands for itself, and what fits with its
 /// stars taken for letters fits whatever they stand for.
-fn covers(ours: &Pattern, theirs: &Pattern) -> bool {
+pub(super) fn covers(ours: &Pattern, theirs: &Pattern) -> bool {
     ours == theirs || ours.matches(theirs.as_str())
 }
 
@@ -141,6 +141,19 @@ pub(super) fn validate(rules: &[RuleConfig]) -> Vec<(String, String)> {
         for (key, pattern) in conditions.patterns() {
             if pattern.as_str().trim().is_empty() && !key.starts_with("header.") {
                 wrong(&format!(".match.{key}"), "is empty, which nothing is; write a pattern, or leave it out".into());
+            }
+        }
+        if let Some(path) = conditions.path.as_ref().map(Pattern::as_str).filter(|path| !path.trim().is_empty()) {
+            if !path.starts_with(['/', '*']) {
+                wrong(".match.path", format!("no request fits: a path begins with a slash; write `/{path}`"));
+            }
+            // An operation under another spelling is refused before any rule is looked at.
+            let plain = path.trim_end_matches('/');
+            if plain != path && Endpoint::of(plain).is_known() {
+                wrong(
+                    ".match.path",
+                    format!("no request fits: the path of this ends without a slash; write `{plain}`"),
+                );
             }
         }
         for name in conditions.header.keys().filter(|name| name.parse::<HeaderName>().is_err()) {
@@ -215,6 +228,20 @@ mod tests {
                 "rules[2].name",
             ],
         );
+    }
+
+    #[test]
+    fn a_path_that_none_can_be_is_a_mistake() {
+        let check = |path: &str, good: bool| {
+            let text = format!(r#"[{{"match":{{"path":"{path}"}},"group":"a"}}]"#);
+            check(&text, if good { &[] } else { &["rules[0].match.path"] });
+        };
+        for path in ["/v1/embeddings", "/v1/*", "*", "*/embeddings", "/v1/our-own/", "/v1/*/"] {
+            check(path, true);
+        }
+        for path in ["v1/embeddings", "v1/*", "/v1/embeddings/", " "] {
+            check(path, false);
+        }
     }
 
     #[test]
