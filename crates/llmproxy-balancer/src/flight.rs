@@ -161,7 +161,8 @@ impl Flight {
     }
 
     /// The stream began with an error, and has ended however it did; what of that is known better was said.
-    fn began_with_an_error(&self) {
+    fn began_with_an_error(&mut self) {
+        self.came_to_nothing();
         self.node().penalized();
         self.node().failed(self.pass(), Fault::Perhaps, None, "a stream began with an error");
     }
