@@ -30,7 +30,9 @@ use crate::{
 pub struct Flight {
     in_flight: InFlight,
     /// Which policy chose it, until that has heard what came of it: the plan and its stage.
-    chosen: Option<(Arc<Plan>, usize)>,
+    chosen: Option<Arc<Plan>>,
+    /// Whose policy that is: the stage of the plan.
+    stage: u16,
     began: Instant,
     status: Option<StatusCode>,
     has_bytes: bool,
@@ -42,7 +44,7 @@ pub struct Flight {
     /// for each open stream is kept small; so are the fields beside it.
     beginning: Option<Box<Beginning>>,
     /// How many pieces of a stream have come.
-    pieces: u64,
+    pieces: u32,
     /// Whether the failure is on the books; nothing good follows then.
     failed: bool,
     /// How the request's own body does, where it passes through.
@@ -70,6 +72,7 @@ impl Flight {
         Self {
             in_flight,
             chosen: None,
+            stage: 0,
             began: Instant::now(),
             status: None,
             has_bytes: false,
@@ -84,20 +87,23 @@ impl Flight {
 
     /// The policy of this stage of `plan` is to hear what comes of it.
     pub(crate) fn is_chosen_by(&mut self, plan: &Arc<Plan>, stage: usize) {
-        self.chosen = Some((plan.clone(), stage));
+        // A plan has no more stages than the configuration has models and backends in a row.
+        if let Ok(stage) = u16::try_from(stage) {
+            (self.chosen, self.stage) = (Some(plan.clone()), stage);
+        }
     }
 
     /// Tells the policy that the backend has done nothing for this request.
     pub(crate) fn came_to_nothing(&mut self) {
-        if let Some((plan, stage)) = self.chosen.take() {
-            let chooser = plan.chooser(&plan.stages[stage]);
+        if let Some(plan) = self.chosen.take() {
+            let chooser = plan.chooser(&plan.stages[usize::from(self.stage)]);
             chooser.policy.failed(&chooser.work, self.node().index);
         }
     }
 
     fn came_to_something(&mut self) {
-        if let Some((plan, stage)) = self.chosen.take() {
-            let chooser = plan.chooser(&plan.stages[stage]);
+        if let Some(plan) = self.chosen.take() {
+            let chooser = plan.chooser(&plan.stages[usize::from(self.stage)]);
             chooser.policy.began(&chooser.work, self.node().index);
         }
     }
@@ -198,7 +204,7 @@ impl Observe for Flight {
     }
 
     fn chunk(&mut self, piece: &Bytes) {
-        self.pieces += 1;
+        self.pieces = self.pieces.saturating_add(1);
         if self.has_bytes || self.error.is_some() {
             return;
         }
@@ -237,7 +243,7 @@ impl Observe for Flight {
                 }
                 self.node().finished(self.pass());
                 if self.is_stream {
-                    self.in_flight.came_to(self.pieces);
+                    self.in_flight.came_to(self.pieces.into());
                 }
             }
             Ending::Failed(error) => {

@@ -24,7 +24,6 @@ use crate::{
     config::Commit,
     error::BalanceError,
     flight::{Flight, Upload},
-    health::Admission,
     injection::Question,
     metrics::{RETRIES, RETRIES_REFUSED},
     node::Node,
@@ -32,9 +31,13 @@ use crate::{
     plan::{Asked, Plan},
     policy::Policy,
     pool::{Pick, Pool},
-    retry::{Failure, retry_after},
-    view::{Member, View},
+    retry::Failure,
+    view::View,
 };
+
+mod tried;
+
+use tried::{Failed, Tried};
 
 /// The body of an answer on its way from a backend: in flight there until it ends or is dropped.
 pub type BalanceBody<B> = Observed<Peeked<B>, Flight>;
@@ -90,25 +93,6 @@ enum Outcome<B> {
         /// What the client gets if nothing better follows: an answer that says that the backend can't, or the error.
         last: Result<Box<Answer<B>>, BoxError>,
     },
-}
-
-/// What came of the attempts so far.
-#[derive(Default)]
-struct Tried {
-    failed: Vec<Failed>,
-    waits: u32,
-    /// When it first looked for room at another one.
-    queued: Option<Instant>,
-}
-
-/// An attempt that came to nothing.
-struct Failed {
-    /// Of the plan.
-    stage: usize,
-    node: Arc<Node>,
-    failure: Failure,
-    /// When the backend wants to be asked again, if it said so.
-    not_before: Option<Instant>,
 }
 
 // === impl Balance ===
@@ -442,51 +426,5 @@ where
         let Self { response, flight, target, .. } = self;
         exchange.set_served(target);
         response.map(|body| Observed::with_observer(body, flight))
-    }
-}
-
-// === impl Tried ===
-
-impl Tried {
-    fn note<B>(&mut self, stage: usize, member: &Member, failure: Failure, last: &Result<Box<Answer<B>>, BoxError>) {
-        let asked = last.as_ref().ok().and_then(|answer| retry_after(answer.response.headers()));
-        let not_before = asked.and_then(|after| Instant::now().checked_add(after));
-        self.failed.push(Failed { stage, node: member.node.clone(), failure, not_before });
-    }
-
-    /// The attempts at this backend.
-    fn of(&self, node: &Arc<Node>) -> impl Iterator<Item = &Failed> {
-        self.failed.iter().filter(move |failed| Arc::ptr_eq(&failed.node, node))
-    }
-
-    /// The time before which it does not want to be asked again.
-    fn not_before(&self, node: &Arc<Node>) -> Option<Instant> {
-        self.of(node).filter_map(|failed| failed.not_before).max()
-    }
-
-    /// Whether asking once more may help: credentials do not get better by waiting, nor by another model.
-    fn is_curable(&self, node: &Arc<Node>) -> bool {
-        self.of(node).all(|failed| failed.failure != Failure::Credentials)
-    }
-
-    /// Whether the request may be what kills those that it is sent to: one that broke off may have had bad luck, two have not.
-    fn is_deadly(&self) -> bool {
-        self.failed.iter().filter(|failed| failed.failure == Failure::Reset).count() > 1
-    }
-
-    /// Whether it has had the time that it asked for.
-    fn is_due(&self, node: &Arc<Node>, now: Instant) -> bool {
-        self.not_before(node).is_none_or(|then| then <= now)
-    }
-
-    /// Which backends have not failed in this request, with whatever model.
-    fn is_other(&self) -> impl Fn(usize, &Arc<Node>) -> bool {
-        |_, node| self.of(node).next().is_none()
-    }
-
-    /// Which of these are not out.
-    fn is_open(&self) -> impl Fn(usize, &Arc<Node>) -> bool {
-        let is_other = self.is_other();
-        move |stage, node| is_other(stage, node) && node.sight().admission == Admission::Open
     }
 }

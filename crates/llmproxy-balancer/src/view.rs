@@ -7,21 +7,24 @@ use std::{
     time::Duration,
 };
 
-use llmproxy_core::Backend;
 use tokio::time::Instant;
 
 use crate::{
-    config::{Commit, InjectUsage, QueueConfig},
-    health::{Admission, Sight},
-    injection::Question,
+    config::{Commit, QueueConfig},
+    health::Admission,
     line::{Class, Wish},
-    models::{ModelInfo, Models, Serves},
+    models::{ModelInfo, Serves},
     node::Node,
     plan::{Plan, Planner, Stage},
-    policy::{Candidate, Work},
+    policy::Candidate,
     pool::Pick,
     retry::Retry,
 };
+
+mod member;
+
+pub(crate) use member::Member;
+use member::Seen;
 
 /// The shortest time after which a client is asked to come back.
 pub(crate) const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -40,27 +43,6 @@ pub(crate) struct View {
     pub(crate) panic_threshold: u32,
     /// Whether there may soon be backends that are not known yet.
     pub(crate) soon: bool,
-}
-
-/// One backend in one configuration.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) tier: u32,
-    pub(crate) group: Option<Arc<str>>,
-    pub(crate) max_concurrent: Option<usize>,
-    pub(crate) max_tokens: Option<u64>,
-    /// The configured models; learned ones are the node's.
-    pub(crate) models: Option<Models>,
-    pub(crate) inject_usage: InjectUsage,
-    pub(crate) node: Arc<Node>,
-}
-
-/// A backend, and how it is in this moment.
-#[derive(Clone, Copy)]
-struct Seen<'a> {
-    member: &'a Arc<Member>,
-    sight: Sight,
 }
 
 /// Whether a request may go to a backend that is out, be it to find out whether it works again, though another one is there.
@@ -380,78 +362,5 @@ impl Standing {
     /// Whether there is a backend, if only once it has room.
     pub(crate) fn is_for_now(&self) -> bool {
         matches!(self, Self::Picked(_) | Self::Full)
-    }
-}
-
-// === impl Member ===
-
-impl Member {
-    pub(crate) fn with_models<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
-        match &self.models {
-            Some(models) => f(models),
-            None => f(&self.node.models()),
-        }
-    }
-
-    pub(crate) fn serves(&self, model: &str) -> Serves {
-        self.with_models(|models| models.serves(model))
-    }
-
-    /// Whether it is to have requests at all.
-    pub(crate) fn is_working(&self) -> bool {
-        self.node.weight() > 0 && !self.node.is_draining()
-    }
-
-    /// Whether it has `model` and is only kept from working.
-    fn rests(&self, model: &str) -> bool {
-        !self.is_working() && matches!(self.serves(model), Serves::ByName | Serves::AnyName)
-    }
-
-    /// Whether one more request may be there. One that is larger than all that may be there goes where nothing else is.
-    fn has_room(&self, work: &Work) -> bool {
-        let in_flight = self.node.in_flight();
-        let tokens = self.node.tokens().saturating_add(work.tokens());
-        self.max_concurrent.is_none_or(|max| in_flight < max)
-            && self.max_tokens.is_none_or(|max| tokens <= max || in_flight == 0)
-    }
-
-    /// Whether requests for one model may come to both.
-    fn shares_models_with(&self, other: &Self) -> bool {
-        let may_serve = |model: &String| !matches!(other.serves(model), Serves::No);
-        self.with_models(|models| {
-            let mut names = models.entries().map(|(name, _)| name).peekable();
-            names.peek().is_none() || names.any(may_serve)
-        })
-    }
-
-    /// Whether it is asked for usage by a request that has a place for it.
-    pub(crate) fn question(&self) -> Question {
-        self.node.question(self.inject_usage)
-    }
-}
-
-// === impl Seen ===
-
-impl<'a> Seen<'a> {
-    fn new(member: &'a Arc<Member>) -> Self {
-        Self { member, sight: member.node.sight() }
-    }
-
-    fn candidate(&self) -> Candidate<'a> {
-        let node = &self.member.node;
-        let load = node.signals().load(Instant::now());
-        Candidate {
-            backend: &self.member.backend,
-            index: node.index,
-            weight: f64::from(node.weight()) * self.sight.share,
-            in_flight: node.in_flight(),
-            waiting: node.waiting(),
-            tokens_in_flight: node.tokens(),
-            tokens_waiting: node.tokens_waiting(),
-            latency: node.latency(),
-            tried: node.is_tried(),
-            others: load.map_or(0.0, |load| load.others as f64),
-            load,
-        }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     tests::{backend, end},
     *,
 };
-use crate::{HealthCheckConfig, flight::Flight};
+use crate::{HealthCheckConfig, flight::Flight, policy::Work};
 
 /// How many orders are tried, by chance and by few changes of the thread that steps.
 const ORDERS: usize = 1000;

@@ -22,8 +22,8 @@ use super::*;
 use crate::{
     BackendConfig, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig,
     flight::Flight,
-    metrics::BACKEND_STATE,
-    policy::{Candidate, Choice, Policy},
+    metrics::{BACKEND_STATE, IN_FLIGHT},
+    policy::{Candidate, Choice, Policy, Work},
 };
 
 const THREADS: usize = 4;
