@@ -345,7 +345,10 @@ impl Pool {
                 Standing::Picked(pick) => return Found::Pick(pick),
                 Standing::Full => return Found::Full { stage: at, terms },
                 Standing::Out(_) if !awaited.is_empty() && would_do() => return Found::Full { stage: at, terms },
-                Standing::Out(retry_after) => (BalanceError::NoBackend { model, retry_after }, false),
+                Standing::Out(retry_after) => match view.refuses_us(plan, at) {
+                    Some(backend) => (BalanceError::Misconfigured { backend }, false),
+                    None => (BalanceError::NoBackend { model, retry_after }, false),
+                },
                 Standing::Unlearned { soon, retry_after } => {
                     (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
                 }

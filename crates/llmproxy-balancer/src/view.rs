@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::{Commit, QueueConfig},
-    health::Admission,
+    health::{Admission, Cause},
     line::{Class, Wish},
     models::{ModelInfo, Serves},
     node::Node,
@@ -145,6 +145,19 @@ impl View {
             let sight = node.sight();
             sight.admission == Admission::Open || may_doubt && sight.is_doubtful
         })
+    }
+
+    /// The name of one of those that could serve this stage, where all are out because they refuse the proxy's credentials:
+    /// waiting does not help against that.
+    pub(crate) fn refuses_us(&self, plan: &Plan, at: usize) -> Option<Arc<str>> {
+        let able = match self.able(&plan.stages[at]) {
+            Able::These(able) | Able::Unlearned { any: able, .. } => able,
+            Able::None => return None,
+        };
+        let now = Instant::now();
+        let refuses = |index: &usize| self.members[*index].node.health().cause(now) == Some(Cause::Credentials);
+        let name = |index: &usize| self.members[*index].backend.name.clone();
+        if able.iter().all(refuses) { able.first().map(name) } else { None }
     }
 
     /// A backend that has failed in this request and is asked again, whether it is out or not.

@@ -157,6 +157,12 @@ async fn a_misconfigured_backend_must_show_that_it_takes_the_credentials() {
     Proxy::new(pool.clone(), |_| Reply::Answer(answer(401, ""))).ask().await.1.unwrap_err();
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(pool.snapshot()[0].out, Some(Cause::Credentials), "its health page is open to all");
+    // While it is out its clients are told what they were told before: no waiting mends a key.
+    let (exchange, result) = Proxy::new(pool.clone(), |_| Reply::Refused).ask().await;
+    let error = result.unwrap_err();
+    let error = llmproxy_core::cause_ref::<BalanceError>(&*error).unwrap();
+    assert_eq!((error.status().as_u16(), error.code()), (502, "backend_misconfigured"));
+    assert!(exchange.is_unasked() && error.retry_after().is_none());
     checks.set("a", 200, 200, r#"{"data":[]}"#);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(ups(&pool), [true]);
