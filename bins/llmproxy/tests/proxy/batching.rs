@@ -1,7 +1,5 @@
 //! Servers that batch, read prompts one after the other and remember them: where requests go, and what that saves.
 
-use std::net::SocketAddr;
-
 use llmproxy_testkit::{Client, ModelServer};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -33,27 +31,51 @@ async fn ask(client: &mut Client, messages: &[Value]) -> String {
     answer.json()["choices"][0]["message"]["content"].as_str().expect("a text").to_owned()
 }
 
-/// Whole conversations, all at a time; how many words of their prompts there were.
-async fn converse(proxy: &Proxy, conversations: usize, turns: usize) -> usize {
-    let mut all = JoinSet::new();
-    for number in 0..conversations {
-        all.spawn(conversation(proxy.address(), number, turns));
-    }
-    all.join_all().await.into_iter().sum()
+/// What is said in one conversation.
+struct Conversation {
+    client: Client,
+    number: usize,
+    messages: Vec<Value>,
+    /// Words of its prompts.
+    asked: usize,
 }
 
-async fn conversation(address: SocketAddr, number: usize, turns: usize) -> usize {
-    let mut client = Client::connect(address).await;
-    let mut messages = vec![json!({"role": "system", "content": words(number, SYSTEM)})];
-    let mut asked = 0;
-    for turn in 0..turns {
-        messages.push(json!({"role": "user", "content": words(1000 * (number + 1) + turn, 40)}));
-        let text = |message: &Value| message["content"].as_str().map_or(0, |text| text.split_whitespace().count());
-        asked += messages.iter().map(text).sum::<usize>();
-        let said = ask(&mut client, &messages).await;
-        messages.push(json!({"role": "assistant", "content": said}));
+impl Conversation {
+    async fn begin(proxy: &Proxy, number: usize) -> Self {
+        let client = Client::connect(proxy.address()).await;
+        let messages = vec![json!({"role": "system", "content": words(number, SYSTEM)})];
+        let mut conversation = Self { client, number, messages, asked: 0 };
+        conversation.turns(1).await;
+        conversation
     }
-    asked
+
+    async fn turns(&mut self, turns: usize) {
+        for _ in 0..turns {
+            let question = words(1000 * (self.number + 1) + self.messages.len(), 40);
+            self.messages.push(json!({"role": "user", "content": question}));
+            let text = |message: &Value| message["content"].as_str().map_or(0, |text| text.split_whitespace().count());
+            self.asked += self.messages.iter().map(text).sum::<usize>();
+            let said = ask(&mut self.client, &self.messages).await;
+            self.messages.push(json!({"role": "assistant", "content": said}));
+        }
+    }
+}
+
+/// Whole conversations; how many words of their prompts there were. They begin one after the other, since who comes while
+/// the long beginnings of others are read may well be better off elsewhere, and go on all at a time.
+async fn converse(proxy: &Proxy, conversations: usize, turns: usize) -> usize {
+    let mut all = JoinSet::new();
+    let mut begun = Vec::new();
+    for number in 0..conversations {
+        begun.push(Conversation::begin(proxy, number).await);
+    }
+    for mut conversation in begun {
+        all.spawn(async move {
+            conversation.turns(turns - 1).await;
+            conversation.asked
+        });
+    }
+    all.join_all().await.into_iter().sum()
 }
 
 #[tokio::test]
