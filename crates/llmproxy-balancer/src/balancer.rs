@@ -6,6 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
+use futures_util::future::join_all;
+use http::{HeaderName, HeaderValue};
+use llmproxy_core::{Backend, BoxError, HttpClient};
+use metrics::gauge;
+
 use crate::{
     check::{Checker, Settings, Task},
     config::{BackendConfig, HealthCheckConfig, LoadBalance, QueueConfig, RoutingConfig},
@@ -22,10 +27,6 @@ use crate::{
     signals::{self, Scraper},
     view::{Member, View},
 };
-use futures_util::future::join_all;
-use http::{HeaderName, HeaderValue};
-use llmproxy_core::{Backend, BoxError, HttpClient};
-use metrics::gauge;
 
 mod found;
 mod kept;

@@ -172,15 +172,7 @@ impl Checker {
     }
 
     async fn get(&self, method: Method, path: &str) -> Result<Response<Bytes>, Problem> {
-        let send = async {
-            let mut request = Request::builder().method(method).uri(self.settings.backend.join(path)?);
-            if let Some(headers) = request.headers_mut() {
-                headers.extend(self.settings.backend.headers.clone());
-            }
-            // Its connections may need settings that only it has: whoever asks must know which backend this is.
-            request = request.extension(self.settings.backend.clone());
-            self.client.send(request.body(Bytes::new())?).await
-        };
+        let send = ask(&self.client, &self.settings.backend, method, path);
         match timeout(self.settings.health.timeout, send).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Problem::failed(path, &error)),
@@ -205,6 +197,21 @@ impl PartialEq for Settings {
     fn eq(&self, other: &Self) -> bool {
         self.health == other.health && self.learn == other.learn && is_same_server(&self.backend, &other.backend)
     }
+}
+
+/// Asks a backend for a page of its own, as requests to it are sent.
+pub(crate) async fn ask(
+    client: &HttpClient,
+    backend: &Arc<Backend>,
+    method: Method,
+    path: &str,
+) -> Result<Response<Bytes>, BoxError> {
+    let mut request = Request::builder().method(method).uri(backend.join(path)?);
+    if let Some(headers) = request.headers_mut() {
+        headers.extend(backend.headers.clone());
+    }
+    // Its connections may need settings that only it has: whoever asks must know which backend this is.
+    client.send(request.extension(backend.clone()).body(Bytes::new())?).await
 }
 
 /// Whether both are asked in the same way.

@@ -126,10 +126,7 @@ impl View {
 
     /// The numbers of those that could grant it.
     pub(crate) fn class(&self, wish: &Wish) -> Class {
-        let able = match self.able(&wish.plan.stages[wish.stage]) {
-            Able::These(able) | Able::Unlearned { any: able, .. } => able,
-            Able::None => Vec::new(),
-        };
+        let able = self.able(&wish.plan.stages[wish.stage]).known();
         let nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wish.is_for(node));
         let mut numbers: Vec<usize> = nodes.map(|node| node.index).collect();
         numbers.sort_unstable();
@@ -138,7 +135,7 @@ impl View {
 
     /// Whether any of those that could serve this stage, and that `wanted` says, would do if it had room.
     pub(crate) fn has_any(&self, plan: &Plan, at: usize, terms: Terms, wanted: impl Fn(&Arc<Node>) -> bool) -> bool {
-        let (Able::These(able) | Able::Unlearned { any: able, .. }) = self.able(&plan.stages[at]) else { return false };
+        let able = self.able(&plan.stages[at]).known();
         let may_doubt = terms.doubtful && self.panic_threshold > 0;
         let mut nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wanted(node));
         nodes.any(|node| {
@@ -150,10 +147,7 @@ impl View {
     /// The name of one of those that could serve this stage, where all are out because they refuse the proxy's credentials:
     /// waiting does not help against that.
     pub(crate) fn refuses_us(&self, plan: &Plan, at: usize) -> Option<Arc<str>> {
-        let able = match self.able(&plan.stages[at]) {
-            Able::These(able) | Able::Unlearned { any: able, .. } => able,
-            Able::None => return None,
-        };
+        let able = self.able(&plan.stages[at]).known();
         let now = Instant::now();
         let refuses = |index: &usize| self.members[*index].node.health().cause(now) == Some(Cause::Credentials);
         let name = |index: &usize| self.members[*index].backend.name.clone();
@@ -162,10 +156,7 @@ impl View {
 
     /// A backend that has failed in this request and is asked again, whether it is out or not.
     pub(crate) fn insist(&self, plan: &Plan, at: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Box<Pick>> {
-        let able = match self.able(&plan.stages[at]) {
-            Able::These(able) | Able::Unlearned { any: able, .. } => able,
-            Able::None => return None,
-        };
+        let able = self.able(&plan.stages[at]).known();
         let work = &plan.chooser(&plan.stages[at]).work;
         let wanted = able.iter().map(|index| &self.members[*index]).filter(|member| wanted(&member.node));
         let room: Vec<Seen<'_>> = wanted.filter(|member| member.has_room(work)).map(Seen::new).collect();
@@ -356,17 +347,27 @@ impl View {
 /// next. Within it, a policy passes over those that we have filled as it sees fit: it has our own counts, which are
 /// newer. It can't know of those that others have filled, so these are left out. Where nobody would be left, all are.
 fn narrowed(seen: Vec<Seen<'_>>) -> Vec<Seen<'_>> {
-    let now = Instant::now();
-    let load = |seen: &Seen<'_>| seen.member.node.signals().load(now);
-    let free = seen.iter().filter(|seen| !load(seen).is_some_and(|load| load.is_full()));
+    let free = seen.iter().filter(|seen| !seen.load.is_some_and(|load| load.is_full()));
     let tier = free.map(|seen| seen.member.tier).min().or_else(|| seen.iter().map(|seen| seen.member.tier).min());
     let mut seen = seen;
     seen.retain(|seen| Some(seen.member.tier) == tier);
-    let is_crowded = |seen: &Seen<'_>| load(seen).is_some_and(|load| load.is_crowded());
+    let is_crowded = |seen: &Seen<'_>| seen.load.is_some_and(|load| load.is_crowded());
     if !seen.iter().all(is_crowded) {
         seen.retain(|seen| !is_crowded(seen));
     }
     seen
+}
+
+// === impl Able ===
+
+impl Able {
+    /// Those of which it is known.
+    fn known(self) -> Vec<usize> {
+        match self {
+            Self::These(able) | Self::Unlearned { any: able, .. } => able,
+            Self::None => Vec::new(),
+        }
+    }
 }
 
 // === impl Standing ===

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Response};
 use llmproxy_core::{Backend, BoxError, HttpClient};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Page;
 use crate::{
-    check::{Task, is_same_server},
+    check::{Task, ask, is_same_server},
     config::{BackendConfig, LoadSignalsConfig},
     health::BackendState,
     node::Node,
@@ -110,14 +110,7 @@ impl Scraper {
     }
 
     async fn get(&self, path: &str) -> Result<Response<Bytes>, BoxError> {
-        let backend = &self.settings.backend;
-        let mut request = Request::get(backend.join(path)?);
-        if let Some(headers) = request.headers_mut() {
-            headers.extend(backend.headers.clone());
-        }
-        // Its connections may need settings that only it has: whoever asks must know which backend this is.
-        let request = request.extension(backend.clone()).body(Bytes::new())?;
-        timeout(self.settings.timeout, self.client.send(request)).await?
+        timeout(self.settings.timeout, ask(&self.client, &self.settings.backend, Method::GET, path)).await?
     }
 }
 

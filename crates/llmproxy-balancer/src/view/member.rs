@@ -12,6 +12,7 @@ use crate::{
     models::{Models, Serves},
     node::Node,
     policy::{Candidate, Work},
+    signals::Load,
 };
 
 /// One backend in one configuration.
@@ -33,6 +34,8 @@ pub(crate) struct Member {
 pub(super) struct Seen<'a> {
     pub(super) member: &'a Arc<Member>,
     pub(super) sight: Sight,
+    /// What it says of its own load, where it has said so lately.
+    pub(super) load: Option<Load>,
 }
 
 // === impl Member ===
@@ -86,12 +89,11 @@ impl Member {
 
 impl<'a> Seen<'a> {
     pub(super) fn new(member: &'a Arc<Member>) -> Self {
-        Self { member, sight: member.node.sight() }
+        Self { member, sight: member.node.sight(), load: member.node.signals().load(Instant::now()) }
     }
 
     pub(super) fn candidate(&self) -> Candidate<'a> {
         let node = &self.member.node;
-        let load = node.signals().load(Instant::now());
         Candidate {
             backend: &self.member.backend,
             index: node.index,
@@ -102,8 +104,8 @@ impl<'a> Seen<'a> {
             tokens_waiting: node.tokens_waiting(),
             latency: node.latency(),
             tried: node.is_tried(),
-            others: load.map_or(0.0, |load| load.others as f64),
-            load,
+            others: self.load.map_or(0.0, |load| load.others as f64),
+            load: self.load,
         }
     }
 }
