@@ -42,6 +42,18 @@ async fn next(pool: &Arc<Pool>, requests: usize) -> String {
     all
 }
 
+/// Two tiers of one backend each, of which the first is full by its own word, so that requests go to the second.
+async fn spilt() -> (Checks, Arc<Balancer>, Arc<Pool>) {
+    let checks = Checks::default();
+    let backends = tiers(&checks, &[0, 1]);
+    checks.runs("a", 12, 3, 1.0);
+    let balancer = Balancer::new(checks.client());
+    let pool = apply(&balancer, &backends);
+    settle().await;
+    assert_eq!(next(&pool, 1).await, "b");
+    (checks, balancer, pool)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tier_that_is_full_by_its_own_word_spills_into_the_next() {
     let checks = Checks::default();
@@ -129,13 +141,7 @@ async fn a_cache_that_is_full_of_our_own_work_spills_and_leaves_the_tier_to_its_
 
 #[tokio::test(start_paused = true)]
 async fn a_word_that_is_old_sends_nobody_away() {
-    let checks = Checks::default();
-    let backends = tiers(&checks, &[0, 1]);
-    checks.runs("a", 12, 3, 1.0);
-    let balancer = Balancer::new(checks.client());
-    let pool = apply(&balancer, &backends);
-    settle().await;
-    assert_eq!(next(&pool, 1).await, "b");
+    let (checks, _balancer, pool) = spilt().await;
     checks.tells("a", "/metrics", 404, "");
     tokio::time::sleep(2 * INTERVAL).await;
     assert_eq!(next(&pool, 1).await, "b", "it still counts");
@@ -145,13 +151,7 @@ async fn a_word_that_is_old_sends_nobody_away() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_was_out_is_another_server_until_it_tells_again() {
-    let checks = Checks::default();
-    let backends = tiers(&checks, &[0, 1]);
-    checks.runs("a", 12, 3, 1.0);
-    let balancer = Balancer::new(checks.client());
-    let pool = apply(&balancer, &backends);
-    settle().await;
-    assert_eq!(next(&pool, 1).await, "b");
+    let (checks, _balancer, pool) = spilt().await;
     checks.refuse("a");
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(pool.snapshot()[0].out.is_some());

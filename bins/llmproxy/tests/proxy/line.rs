@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use llmproxy_testkit::{Backend, Client, DONE};
+use llmproxy_testkit::{Backend, Client, DONE, Wire};
 use serde_json::{Value, json};
 
 use crate::harness::Proxy;
@@ -11,31 +11,49 @@ fn ask() -> Value {
     json!({"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]})
 }
 
-#[tokio::test]
-async fn the_next_stream_waits_for_the_last_byte_of_the_one_before() {
-    let (backend, mut requests) = Backend::stepped().await;
-    let yaml = format!(
-        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\n",
-        backend.url()
-    );
-    let mut proxy = Proxy::start(&yaml).await;
-    let mut first = Client::connect(proxy.address()).await;
-    first.send_json("/v1/chat/completions", &[], &ask()).await;
-    let (_, mut wire) = requests.next().await;
-    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
-    assert_eq!(first.head().await.status, 200);
-    let mut second = Client::connect(proxy.address()).await;
-    second.send_json("/v1/chat/completions", &[], &ask()).await;
+/// A proxy before a backend with room for one, with `more` in its configuration.
+async fn with_room_for_one(backend: &Backend, more: &str) -> Proxy {
+    let backends = format!("backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\n", backend.url());
+    Proxy::start(&format!("{backends}health_check: {{enabled: false}}\n{more}")).await
+}
+
+/// A client that has asked.
+async fn asking(proxy: &Proxy) -> Client {
+    let mut client = Client::connect(proxy.address()).await;
+    client.send_json("/v1/chat/completions", &[], &ask()).await;
+    client
+}
+
+/// The same, once it is in the line, in which it is the first.
+async fn queued(proxy: &Proxy) -> Client {
+    let client = asking(proxy).await;
     while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(backend.counts().in_progress, 1);
-    wire.chunk(DONE).await.expect("the proxy reads");
-    wire.finish().await.expect("the proxy reads");
-    let (_, mut wire) = requests.next().await;
+    client
+}
+
+/// A whole stream.
+async fn answer(mut wire: Wire) {
     wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
     wire.chunk(DONE).await.expect("the proxy reads");
     wire.finish().await.expect("the proxy reads");
+}
+
+#[tokio::test]
+async fn the_next_stream_waits_for_the_last_byte_of_the_one_before() {
+    let (backend, mut requests) = Backend::stepped().await;
+    let mut proxy = with_room_for_one(&backend, "").await;
+    let mut first = asking(&proxy).await;
+    let (_, mut wire) = requests.next().await;
+    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+    assert_eq!(first.head().await.status, 200);
+    let mut second = queued(&proxy).await;
+    assert_eq!(backend.counts().in_progress, 1);
+    wire.chunk(DONE).await.expect("the proxy reads");
+    wire.finish().await.expect("the proxy reads");
+    let (_, wire) = requests.next().await;
+    answer(wire).await;
     assert_eq!(second.read_to_end().await.status, 200);
     proxy.ended().await;
     assert_eq!(proxy.metrics().await.sum("llmproxy_queue_waiting", &[]), 0.0);
@@ -44,19 +62,10 @@ async fn the_next_stream_waits_for_the_last_byte_of_the_one_before() {
 #[tokio::test]
 async fn whoever_finds_no_place_is_told_when_to_come_back() {
     let (backend, mut requests) = Backend::stepped().await;
-    let yaml = format!(
-        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\nqueue: {{max_waiting: 1, timeout: 300ms}}\n",
-        backend.url()
-    );
-    let proxy = Proxy::start(&yaml).await;
-    let mut first = Client::connect(proxy.address()).await;
-    first.send_json("/v1/chat/completions", &[], &ask()).await;
+    let proxy = with_room_for_one(&backend, "queue: {max_waiting: 1, timeout: 300ms}\n").await;
+    let _first = asking(&proxy).await;
     let _held = requests.next().await;
-    let mut second = Client::connect(proxy.address()).await;
-    second.send_json("/v1/chat/completions", &[], &ask()).await;
-    while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mut second = queued(&proxy).await;
     let third = Client::connect(proxy.address()).await.post_json("/v1/chat/completions", &ask()).await;
     let second = second.read_to_end().await;
     for (answer, code) in [(third, "queue_full"), (second, "queue_timeout")] {
@@ -72,25 +81,14 @@ async fn whoever_finds_no_place_is_told_when_to_come_back() {
 #[tokio::test]
 async fn a_client_that_leaves_the_line_asks_no_backend() {
     let (backend, mut requests) = Backend::stepped().await;
-    let yaml = format!(
-        "backends: [{{url: '{}', models: [m], max_concurrent: 1}}]\nhealth_check: {{enabled: false}}\n",
-        backend.url()
-    );
-    let mut proxy = Proxy::start(&yaml).await;
-    let mut first = Client::connect(proxy.address()).await;
-    first.send_json("/v1/chat/completions", &[], &ask()).await;
-    let (_, mut wire) = requests.next().await;
-    let mut leaves = Client::connect(proxy.address()).await;
-    leaves.send_json("/v1/chat/completions", &[], &ask()).await;
-    while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mut proxy = with_room_for_one(&backend, "").await;
+    let mut first = asking(&proxy).await;
+    let (_, wire) = requests.next().await;
+    let leaves = queued(&proxy).await;
     drop(leaves);
     proxy.ended().await;
     assert_eq!(proxy.metrics().await.sum("llmproxy_queue_waiting", &[]), 0.0);
-    wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
-    wire.chunk(DONE).await.expect("the proxy reads");
-    wire.finish().await.expect("the proxy reads");
+    answer(wire).await;
     assert_eq!(first.read_to_end().await.status, 200);
     proxy.ended().await;
     assert_eq!(backend.counts().requests, 1, "the one that left was never sent");
