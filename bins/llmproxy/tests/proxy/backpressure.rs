@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use llmproxy_testkit::{Backend, BodyEnd, Client, Wire};
+use llmproxy_testkit::{Backend, BodyEnd, Client, Requests, Wire};
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::harness::{Proxy, within};
 
-const STALLED: usize = 8;
+/// So many that chance, which has one of them hold more and another less, evens out.
+const STALLED: usize = 16;
 /// Those before them, whose memory is not looked at.
 const SHARED: usize = 3;
 /// For each of them, in KiB: two pieces, which the HTTP library reads ahead of a backend and has no setting for, and what a stream
@@ -33,10 +34,27 @@ fn send(mut wire: Wire) -> watch::Receiver<usize> {
     progress
 }
 
-/// Waits until nothing more goes.
-async fn stalled(progress: &mut watch::Receiver<usize>) {
-    while tokio::time::timeout(Duration::from_millis(500), progress.changed()).await.is_ok_and(|more| more.is_ok()) {}
-    assert!(*progress.borrow() < EVENTS, "nothing slows the backend");
+/// As many clients that read no more than the head, once nothing more goes to any of them.
+async fn stall(proxy: &Proxy, requests: &mut Requests, count: usize) -> Vec<Client> {
+    let ask = json!({"model": "m", "stream": true, "messages": []});
+    let (mut clients, mut sending) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let mut client = Client::connect(proxy.address()).await;
+        client.send_json("/v1/chat/completions", &[], &ask).await;
+        let (_, mut wire) = requests.next().await;
+        wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
+        assert_eq!(client.head().await.status, 200);
+        clients.push(client);
+        sending.push(send(wire));
+    }
+    let progress = || sending.iter().map(|sent| *sent.borrow()).collect::<Vec<_>>();
+    let mut before = Vec::new();
+    while before != progress() {
+        before = progress();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(before.iter().all(|sent| *sent < EVENTS), "nothing slows the backend");
+    clients
 }
 
 #[tokio::test]
@@ -47,22 +65,10 @@ async fn clients_that_do_not_read_stop_their_backends_and_cost_no_more_than_two_
         backend.url()
     ))
     .await;
-    let ask = json!({"model": "m", "stream": true, "messages": []});
-    let mut clients = Vec::new();
-    let mut before = 0;
-    for number in 0..STALLED + SHARED {
-        let mut client = Client::connect(proxy.address()).await;
-        client.send_json("/v1/chat/completions", &[], &ask).await;
-        let (_, mut wire) = requests.next().await;
-        wire.head(200, &[("content-type", "text/event-stream")]).await.expect("the proxy reads");
-        assert_eq!(client.head().await.status, 200);
-        // The first make what all others share.
-        if number == SHARED {
-            before = proxy.memory();
-        }
-        stalled(&mut send(wire)).await;
-        clients.push(client);
-    }
+    // The first make what all others share.
+    let _shared = stall(&proxy, &mut requests, SHARED).await;
+    let before = proxy.memory();
+    let mut clients = stall(&proxy, &mut requests, STALLED).await;
     let each = proxy.memory().saturating_sub(before) / STALLED as u64;
     assert!(each < MOST, "{each} KiB each");
     // Whoever reads again gets it all.
