@@ -33,6 +33,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// How much is read of a client that has asked for more before it has the answer to what it asked for, in bytes.
 const MAX_AHEAD: usize = 4096;
 
+/// How often it is looked whether one has left of whom no more is read.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How long a client may keep a connection waiting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -68,6 +71,12 @@ pub(crate) struct Activity {
     closing: AtomicBool,
 }
 
+/// A connection that knows of its other side more than what is read of it.
+pub(crate) trait Peek {
+    /// Whether the other side has said that it sends no more, or is gone. There may be something left to be read.
+    fn is_read_closed(&self) -> bool;
+}
+
 /// Counts a request as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Activity>);
@@ -85,6 +94,7 @@ pub(crate) struct PatientIo<T> {
     idle: Option<(Instant, usize)>,
     read_timer: Timer,
     write_timer: Timer,
+    look_timer: Timer,
     first: First,
     http2: bool,
     /// Nothing that hyper wrote waits for the socket.
@@ -169,6 +179,7 @@ impl<T> PatientIo<T> {
             idle: None,
             read_timer: Timer::default(),
             write_timer: Timer::default(),
+            look_timer: Timer::default(),
             first: if may_http2 { First::Awaited } else { First::Passed },
             http2: false,
             settled: true,
@@ -276,22 +287,36 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientIo<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> PatientIo<T> {
+impl<T: AsyncRead + Peek + Unpin> PatientIo<T> {
     /// Looks whether a client has left whom nobody reads. hyper stops reading during an answer when it has found anything
-    /// behind the request, if only a line end, and would not see that until the answer's end.
+    /// behind the request, if only a line end, and would not see that until the answer's end. Nor is an upload read on that
+    /// has to wait for a backend.
     fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let is_http1_answer =
             !self.is_read && !self.is_tunnel && !self.http2 && self.activity.busy.load(Ordering::Acquire) > 0;
-        while is_http1_answer && self.first.kept() < MAX_AHEAD {
+        if !is_http1_answer {
+            return Ok(());
+        }
+        while self.first.kept() < MAX_AHEAD {
             let mut bytes = [0; 512];
             let mut buf = ReadBuf::new(&mut bytes);
             match Pin::new(&mut self.inner).poll_read(cx, &mut buf)? {
-                Poll::Pending => break,
+                Poll::Pending => return Ok(()),
                 Poll::Ready(()) if buf.filled().is_empty() => return Err(io::ErrorKind::ConnectionAborted.into()),
                 Poll::Ready(()) => self.first.keep(buf.filled()),
             }
         }
-        Ok(())
+        // A socket wakes nobody for its end while there is something before it, so that is looked for now and then.
+        loop {
+            if self.inner.is_read_closed() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let next = self.look_timer.armed().unwrap_or_else(|| Instant::now() + LOOK);
+            if self.look_timer.poll(Some(next), cx).is_pending() {
+                return Ok(());
+            }
+            self.look_timer.disarm();
+        }
     }
 }
 
@@ -338,7 +363,7 @@ impl<T: AsyncWrite + Unpin> PatientIo<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PatientIo<T> {
+impl<T: AsyncRead + AsyncWrite + Peek + Unpin> AsyncWrite for PatientIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.withholds(buf) {
@@ -395,6 +420,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+
+    impl Peek for tokio::io::DuplexStream {
+        fn is_read_closed(&self) -> bool {
+            false
+        }
+    }
 
     const PATIENCE: Patience =
         Patience { head: Duration::from_secs(30), idle: Duration::from_secs(120), write: Duration::from_secs(60) };

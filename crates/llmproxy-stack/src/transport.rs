@@ -6,11 +6,14 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::FutureExt;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
+
+use crate::io::Peek;
 
 /// The connection below HTTP. An enum, since two kinds of connections would double the code of all above it.
 #[derive(Debug)]
@@ -25,6 +28,17 @@ pub(crate) enum Transport {
 pub(crate) async fn drain(mut read: impl AsyncRead + Unpin) {
     let mut buffer = [0; 1024];
     while read.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+}
+
+impl Peek for Transport {
+    fn is_read_closed(&self) -> bool {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        let ready = socket.ready(Interest::READABLE).now_or_never();
+        ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+    }
 }
 
 impl AsyncRead for Transport {

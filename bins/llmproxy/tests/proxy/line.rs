@@ -27,10 +27,15 @@ async fn asking(proxy: &Proxy) -> Client {
 /// The same, once it is in the line, in which it is the first.
 async fn queued(proxy: &Proxy) -> Client {
     let client = asking(proxy).await;
+    in_line(proxy).await;
+    client
+}
+
+/// Waits until somebody waits.
+async fn in_line(proxy: &Proxy) {
     while proxy.metrics().await.sum("llmproxy_queue_waiting", &[]) < 1.0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    client
 }
 
 /// A whole stream.
@@ -92,4 +97,29 @@ async fn a_client_that_leaves_the_line_asks_no_backend() {
     assert_eq!(first.read_to_end().await.status, 200);
     proxy.ended().await;
     assert_eq!(backend.counts().requests, 1, "the one that left was never sent");
+}
+
+#[tokio::test]
+async fn an_upload_whose_client_has_left_gives_its_place_up() {
+    const HEAD: &str = "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\n\
+        content-type: multipart/form-data; boundary=b\r\ncontent-length: 100000000\r\n\r\n\
+        --b\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nm\r\n\
+        --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+    let (backend, mut requests) = Backend::stepped().await;
+    let mut proxy = with_room_for_one(&backend, "server: {max_upload_size: 1GiB}\n").await;
+    let mut first = asking(&proxy).await;
+    let (_, wire) = requests.next().await;
+    // More than is read while it waits; for an end that comes behind it, no more than the sockets hold.
+    for (size, leave) in [(60_000, Client::leave as fn(Client)), (2_000_000, Client::reset)] {
+        let mut client = Client::connect(proxy.address()).await;
+        client.send_raw(HEAD).await.expect("the proxy reads");
+        let _ = tokio::time::timeout(Duration::from_millis(500), client.send_raw(vec![b'x'; size])).await;
+        in_line(&proxy).await;
+        leave(client);
+        assert_eq!(proxy.ended().await["end"], "client_gone");
+        assert_eq!(proxy.metrics().await.sum("llmproxy_queue_waiting", &[]), 0.0);
+    }
+    answer(wire).await;
+    assert_eq!(first.read_to_end().await.status, 200);
+    assert_eq!(backend.counts().requests, 1, "those that left were never sent");
 }
