@@ -145,6 +145,11 @@ impl Flight {
         self.in_flight.is_doubted()
     }
 
+    /// Whether its answer comes as a stream.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
     /// The answer is a failure, and another attempt is to follow: that is all that the backend has done.
     pub(crate) fn leave(&mut self) {
         self.in_flight.leave();
@@ -273,10 +278,10 @@ impl Observe for Flight {
 
 /// Whether this is the head of an answer that comes token by token.
 fn is_stream(head: &Parts) -> bool {
-    let content_type = head.headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
-    content_type.is_some_and(|content_type| {
-        content_type.starts_with(b"text/event-stream") || content_type.starts_with(b"application/x-ndjson")
-    })
+    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
+    let is_of =
+        |name: &str| content_type.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()));
+    is_of("text/event-stream") || is_of("application/x-ndjson")
 }
 
 fn answered_with(status: StatusCode) -> String {

@@ -14,7 +14,7 @@ use llmproxy_core::Call;
 use metrics::counter;
 use tokio::{
     task::yield_now,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -22,14 +22,15 @@ use crate::{
     error::BalanceError,
     hub::Hub,
     injection::Question,
-    line::{Line, Served, Ticket, Turn, Wish},
+    line::{Line, Wish},
     metrics::QUEUE_REFUSED,
     node::{InFlight, Node},
     plan::Plan,
-    view::{MIN_RETRY_AFTER, Member, Probing, Standing, Terms, View},
+    view::{MIN_RETRY_AFTER, Member, Standing, Terms, View},
 };
 
 mod shown;
+mod waiting;
 
 pub use shown::BackendStatus;
 
@@ -37,8 +38,6 @@ pub use shown::BackendStatus;
 const LEARN_WAIT: Duration = Duration::from_secs(2);
 /// Backends are not asked for their models more often than this because somebody wants one that nobody has.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often those in the line look for themselves: time alone may have brought a backend back.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// The backends of the newest configuration. The [`Balancer`](crate::Balancer) makes it and keeps it up to date; it has an
 /// example.
@@ -81,12 +80,6 @@ enum Found {
         error: BalanceError,
         soon: bool,
     },
-}
-
-/// A place in the line, given up when this is dropped.
-struct Place<'a> {
-    pool: &'a Pool,
-    ticket: Ticket,
 }
 
 // === impl Pick ===
@@ -227,83 +220,10 @@ impl Pool {
         })
     }
 
-    /// A backend for a further attempt that is not one of `failed`, once it has room, if it lacks nothing else. `None` where
-    /// that is not to be waited for, or was in vain; nobody waits for longer than since `began`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future gives the place in the line up.
-    pub(crate) async fn pick_later(
-        &self,
-        plan: &Arc<Plan>,
-        from: usize,
-        failed: &[Arc<Node>],
-        began: Instant,
-    ) -> Option<Box<Pick>> {
-        let terms = Terms { probing: Probing::No, doubtful: false };
-        loop {
-            let wish = {
-                let _step = self.line();
-                let view = self.view();
-                if began.elapsed() >= view.queue.timeout {
-                    return None;
-                }
-                let wishes = (from..plan.stages.len()).map(|stage| Wish {
-                    plan: plan.clone(),
-                    first: from,
-                    stage,
-                    terms,
-                    failed: failed.to_vec(),
-                });
-                let look = |wish: &Wish| view.look(plan, wish.stage, terms, |node| wish.is_for(node));
-                match { wishes }.map(|wish| (look(&wish), wish)).find(|(standing, _)| standing.is_for_now()) {
-                    Some((Standing::Picked(pick), _)) => return Some(pick),
-                    Some((_, wish)) => wish,
-                    None => return None,
-                }
-            };
-            if let Some(pick) = self.wait(wish, began).await.ok()? {
-                return Some(pick);
-            }
-        }
-    }
-
     /// The same, whether it is out or not.
     pub(crate) fn insist(&self, plan: &Plan, stage: usize, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Box<Pick>> {
         let _step = self.line();
         self.view().insist(plan, stage, wanted)
-    }
-
-    /// Gives what room there is to those in the line.
-    pub(crate) fn dispatch(&self) {
-        let told = {
-            let mut line = self.line();
-            let view = self.view();
-            let told = line.advance(Instant::now(), |waiter, kept| {
-                let wish = &waiter.wish;
-                let Wish { plan, stage, terms, .. } = wish;
-                let is_free = |node: &Arc<Node>| wish.is_for(node) && !kept.contains(&node.index);
-                let look = |at| view.look(plan, at, *terms, is_free);
-                // What it would rather have may be there again.
-                let better = (wish.first..*stage).find_map(|at| match look(at) {
-                    Standing::Picked(pick) => Some(pick),
-                    _ => None,
-                });
-                let would_do = || view.has_any(plan, *stage, *terms, |node| wish.is_for(node));
-                match better.map_or_else(|| look(*stage), Standing::Picked) {
-                    Standing::Picked(pick) => Served::Go(pick),
-                    Standing::Full => Served::Full,
-                    Standing::Out(_) if !kept.is_empty() && would_do() => Served::Full,
-                    _ => Served::LookAgain,
-                }
-            });
-            self.hub.set_waiting(line.len());
-            told
-        };
-        for (turn, what) in told {
-            // Whoever has left is told nothing, and what was meant for it is dropped: there is room again.
-            drop(turn.send(what));
-        }
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -368,61 +288,5 @@ impl Pool {
         let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false);
         let (error, soon) = none.unwrap_or_else(unplanned);
         Found::None { error, soon: soon || view.soon }
-    }
-
-    /// Waits in the line for that. `None` where all is different from when it came.
-    async fn wait(&self, wish: Wish, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
-        let (place, mut turn, deadline) = {
-            let mut line = self.line();
-            let queue = self.view().queue;
-            let now = Instant::now();
-            let class = self.view().class(&wish);
-            let entered = line.enter(class, wish, &queue, now);
-            self.hub.set_waiting(line.len());
-            let Some((ticket, turn)) = entered else {
-                let retry_after = line.retry_after(now);
-                return Err(BalanceError::QueueFull { retry_after });
-            };
-            (Place { pool: self, ticket }, turn, began + queue.timeout)
-        };
-        // There may have come room before anyone could know that we wait.
-        self.dispatch();
-        loop {
-            let next = deadline.min(Instant::now() + LOOK);
-            tokio::select! {
-                biased;
-                told = &mut turn => {
-                    return Ok(match told {
-                        Ok(Turn::Go(pick)) => Some(pick),
-                        Ok(Turn::LookAgain) | Err(_) => None,
-                    });
-                }
-                () = sleep_until(next) => {
-                    if next < deadline {
-                        if self.line().is_due(next, LOOK) {
-                            self.dispatch();
-                        }
-                        continue;
-                    }
-                    let retry_after = self.line().retry_after(next);
-                    drop(place);
-                    // Its turn may have come in this moment.
-                    return match turn.try_recv() {
-                        Ok(Turn::Go(pick)) => Ok(Some(pick)),
-                        _ => Err(BalanceError::QueueTimeout { waited: began.elapsed(), retry_after }),
-                    };
-                }
-            }
-        }
-    }
-}
-
-// === impl Place ===
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut line = self.pool.line();
-        line.leave(&self.ticket);
-        self.pool.hub.set_waiting(line.len());
     }
 }
