@@ -6,6 +6,7 @@
 
 mod cache;
 mod draw;
+mod figures;
 mod options;
 mod oracle;
 mod process;
@@ -55,6 +56,7 @@ fn simulate(options: &Options) -> Result<(), String> {
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut files = vec![
         ("results.md".to_owned(), tables),
+        ("figures.md".to_owned(), figures::markdown(options, &rows)),
         ("results.json".to_owned(), format!("{:#}\n", report::json(options, &rows))),
     ];
     files.extend(report::plots(options, &rows));

@@ -11,24 +11,24 @@ use crate::chart::{self, Bar, COLOURS, Group, number};
 /// One workload under one policy, over all seeds.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
-    workload: &'static str,
-    policy: String,
+    pub(super) workload: &'static str,
+    pub(super) policy: String,
     requests: usize,
     /// Seconds to the first token, over the requests of all seeds together; `None` where none has one.
-    first_p50: Option<f64>,
-    first_p99: Option<f64>,
+    pub(super) first_p50: Option<f64>,
+    pub(super) first_p99: Option<f64>,
     /// The same for each seed: what chance alone does.
     first_p99_by_seed: Vec<Option<f64>>,
     /// Tokens of answers per second.
     rate: f64,
     /// Of the tokens of prompts, the share that was in a cache.
-    hits: f64,
+    pub(super) hits: f64,
     /// The work of the server that worked most over the mean.
     imbalance: f64,
     /// The share of attempts that went to a server that fails, once it had ten times.
-    to_failing: Option<f64>,
+    pub(super) to_failing: Option<f64>,
     /// The share of requests that were not answered to their end.
-    errors: f64,
+    pub(super) errors: f64,
 }
 
 /// A column of the plots.
@@ -90,14 +90,14 @@ pub(crate) fn markdown(options: &Options, rows: &[Row]) -> String {
                 seconds(row.first_p50),
                 seconds(row.first_p99),
                 number(row.rate),
-                percent(row.hits),
-                if most > 0.0 { percent(row.hits / most) } else { "-".to_owned() },
+                percent(row.hits, 1),
+                if most > 0.0 { percent(row.hits / most, 1) } else { "-".to_owned() },
                 number(row.imbalance),
             ];
             if has_failing {
-                line.push(row.to_failing.map_or("-".to_owned(), percent));
+                line.push(row.to_failing.map_or("-".to_owned(), |share| percent(share, 2)));
             }
-            line.push(percent(row.errors));
+            line.push(percent(row.errors, 2));
             lines.push(line);
         }
         let requests = rows.iter().map(|row| row.requests).max().unwrap_or_default();
@@ -150,7 +150,7 @@ pub(crate) fn plots(options: &Options, rows: &[Row]) -> Vec<(String, String)> {
 
 /// The hits of the better of the two oracles. Which one is depends: one that looks for nothing but hits asks too much of
 /// some servers, whose caches then forget too soon.
-fn most_hits(rows: &[&Row]) -> f64 {
+pub(super) fn most_hits(rows: &[&Row]) -> f64 {
     let oracles = rows.iter().filter(|row| [ORACLE_BY_CACHE, ORACLE_BY_WORK].contains(&&*row.policy));
     oracles.map(|row| row.hits).fold(0.0, f64::max)
 }
@@ -176,8 +176,8 @@ fn share(some: f64, all: f64) -> f64 {
     if all > 0.0 { some / all } else { 0.0 }
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
+pub(super) fn percent(share: f64, decimals: usize) -> String {
+    format!("{:.decimals$} %", share * 100.0)
 }
 
 #[cfg(test)]
@@ -216,7 +216,7 @@ mod tests {
         let text = markdown(&options, &rows);
         let line = text.lines().find(|line| line.starts_with("| round_robin")).unwrap();
         let cells: Vec<&str> = line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect();
-        assert_eq!(cells, ["round_robin", "2.000", "2.000", "50.0", "20.0 %", "50.0 %", "1.50", "33.3 %"]);
+        assert_eq!(cells, ["round_robin", "2.000", "2.000", "50.0", "20.0 %", "50.0 %", "1.50", "33.33 %"]);
         assert_eq!(json(&options, &rows)["rows"][0]["cache_hits"], 0.2);
         let plots = plots(&options, &rows);
         assert!(plots[2].0 == "cache-hits.svg" && plots[2].1.contains("width=\"190.0\""), "{}", plots[2].1);
