@@ -147,7 +147,7 @@ impl Balancer {
         let Configured { routing, health, queue, .. } = &configured;
         let backends = &joined;
         for node in state.kept.sweep() {
-            state.policies.iter().for_each(|(_, policy)| policy.forget(node.index));
+            self.hub.forget(node.index);
         }
         let mut old = std::mem::take(&mut state.entries);
         let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
@@ -173,7 +173,7 @@ impl Balancer {
         for (identity, gone) in old {
             gone.node.retire();
             if let Some(node) = state.kept.keep(identity, gone.node) {
-                state.policies.iter().for_each(|(_, policy)| policy.forget(node.index));
+                self.hub.forget(node.index);
             }
         }
         taken.extend(state.kept.indexes());

@@ -28,8 +28,9 @@ pub(crate) struct Hub {
     /// Requests in the line.
     waiting: AtomicUsize,
     pool: OnceLock<Weak<Pool>>,
-    /// Those that may remember something of a backend.
+    /// Those that may remember something of a backend: of the newest configuration, and brought by layers.
     policies: Mutex<Vec<Arc<dyn Policy>>>,
+    brought: Mutex<Vec<Weak<dyn Policy>>>,
 }
 
 // === impl Hub ===
@@ -45,9 +46,17 @@ impl Hub {
         *self.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 
-    /// The backend of this index may have come back as another process: what it had is gone.
+    /// A policy that is in no configuration, for as long as somebody has it.
+    pub(crate) fn add_policy(&self, policy: &Arc<dyn Policy>) {
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        brought.retain(|policy| policy.strong_count() > 0);
+        brought.push(Arc::downgrade(policy));
+    }
+
+    /// The backend of this index is gone, or may have come back as another process: what it had is gone.
     pub(crate) fn forget(&self, index: usize) {
-        let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        policies.extend(self.brought.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade));
         policies.iter().for_each(|policy| policy.forget(index));
     }
 
@@ -83,5 +92,41 @@ impl Hub {
     pub(crate) fn changed(&self) {
         self.changed.notify_waiters();
         self.released();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Candidate, Choice, Work,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    #[derive(Debug, Default)]
+    struct Forgetful(AtomicUsize);
+
+    impl Policy for Forgetful {
+        fn pick(&self, _: &Work, _: &[Candidate<'_>]) -> Choice {
+            Choice::new(0, "the first")
+        }
+
+        fn forget(&self, index: usize) {
+            self.0.fetch_add(index, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn whoever_may_remember_a_backend_is_told_that_it_is_gone() {
+        let hub = Hub::default();
+        let (configured, brought) = (Arc::new(Forgetful::default()), Arc::new(Forgetful::default()));
+        hub.set_policies(vec![configured.clone()]);
+        hub.add_policy(&(brought.clone() as Arc<dyn Policy>));
+        hub.add_policy(&(Arc::new(Forgetful::default()) as Arc<dyn Policy>));
+        hub.forget(7);
+        hub.set_policies(Vec::new());
+        hub.forget(1);
+        let told = [configured, brought].map(|policy| policy.0.load(Ordering::Relaxed));
+        assert_eq!(told, [7, 8]);
     }
 }

@@ -47,8 +47,10 @@ impl BalanceLayer {
         Self { pool, policy: None }
     }
 
-    /// Lets `policy` choose instead of every configured strategy.
+    /// Lets `policy` choose instead of every configured strategy. It is told of every backend of the pool that goes or comes
+    /// back empty.
     pub fn with_policy(self, policy: Arc<dyn Policy>) -> Self {
+        self.pool.add_policy(&policy);
         Self { policy: Some(policy), ..self }
     }
 }

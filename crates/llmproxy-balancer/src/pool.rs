@@ -26,6 +26,7 @@ use crate::{
     metrics::QUEUE_REFUSED,
     node::{InFlight, Node},
     plan::Plan,
+    policy::Policy,
     view::{MIN_RETRY_AFTER, Member, Standing, Terms, View},
 };
 
@@ -115,6 +116,11 @@ impl Pool {
     pub(crate) fn show(&self, view: View) {
         self.view.store(Arc::new(view));
         self.hub.changed();
+    }
+
+    /// Tells a policy that is in no configuration when a backend goes.
+    pub(crate) fn add_policy(&self, policy: &Arc<dyn Policy>) {
+        self.hub.add_policy(policy);
     }
 
     pub(crate) fn view(&self) -> Guard<Arc<View>> {
