@@ -9,10 +9,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{answer, backends, events, pool_of, text, unchecked};
-use http::{Request, Response};
+use common::{Checks, answer, asked, backends, events, named, pool_of, settle, text, unchecked};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use llmproxy_balancer::{
-    BackendConfig, BalanceLayer, Candidate, Choice, LoadBalance, Policy, Pool, RetryConfig, RoutingConfig, Work,
+    BackendConfig, BalanceLayer, Balancer, Candidate, Choice, LoadBalance, Policy, Pool, RetryConfig, RoutingConfig,
+    Work,
 };
 use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, Prompt, RequestBody, Target};
 use tower::{Layer, ServiceExt, service_fn};
@@ -157,4 +159,43 @@ async fn a_backend_that_did_not_answer_has_no_prefix_and_one_that_did_keeps_it()
         "most of the prompt cached",
         "as long as it has it"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_of_weight_zero_gets_nothing() {
+    let checks = Checks::default();
+    checks.well("a");
+    checks.well("b");
+    let balancer = Balancer::new(checks.client());
+    let proxy =
+        named(balancer.apply(&backends(&[0, 1]), &RoutingConfig::default(), &Default::default(), &Default::default()));
+    settle().await;
+    for _ in 0..5 {
+        assert_eq!(asked(&proxy.ask().await.0), ["b"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_may_bring_a_policy() {
+    /// The last one, unless it is wrong in one of two ways.
+    #[derive(Debug)]
+    struct Last(Option<usize>);
+
+    impl Policy for Last {
+        fn pick(&self, _: &Work, candidates: &[Candidate<'_>]) -> Choice {
+            let at = self.0.unwrap_or(candidates.len()).checked_sub(1).expect("a mistake of the embedder's");
+            Choice::new(at, "the last one")
+        }
+    }
+
+    for (policy, expected) in [(Last(None), "c"), (Last(Some(1000)), "a"), (Last(Some(0)), "a")] {
+        let layer = BalanceLayer::new(unchecked(&[1, 1, 1], &RoutingConfig::default())).with_policy(Arc::new(policy));
+        let service = layer.layer(service_fn(async |request: Request<RequestBody>| {
+            let target = request.extensions().get::<Target>().unwrap();
+            Ok::<_, BoxError>(answer(200, &target.backend.name))
+        }));
+        let response = service.oneshot(Request::new(RequestBody::whole(""))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), expected);
+    }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{Checks, Proxy, Reply, answer, asked, backends};
+use common::{Checks, Proxy, Reply, answer, asked, backends, settle};
 use futures_util::FutureExt;
 use llmproxy_balancer::{BackendConfig, Balancer, HealthCheckConfig, LoadBalance, Pool, RoutingConfig};
 
@@ -24,10 +24,6 @@ fn tiers(checks: &Checks, tiers: &[u32]) -> Vec<BackendConfig> {
 fn apply(balancer: &Balancer, backends: &[BackendConfig]) -> Arc<Pool> {
     let routing = RoutingConfig { load_balance: LoadBalance::LeastConnections, ..RoutingConfig::default() };
     balancer.apply(backends, &routing, &HealthCheckConfig::default(), &Default::default())
-}
-
-async fn settle() {
-    tokio::time::sleep(Duration::from_millis(10)).await;
 }
 
 /// Where each of the next requests goes, one after the other.

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,9 +14,12 @@ use http::{Request, Response, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use llmproxy_balancer::{
-    BackendConfig, BalanceBody, BalanceLayer, Balancer, HealthCheckConfig, Pool, QueueConfig, RoutingConfig,
+    BackendConfig, BalanceBody, BalanceError, BalanceLayer, Balancer, HealthCheckConfig, Pool, QueueConfig,
+    RoutingConfig,
 };
-use llmproxy_core::{BoxBody, BoxError, Call, Edits, End, Ended, Endpoint, Exchange, HttpClient, RequestBody, Target};
+use llmproxy_core::{
+    BoxBody, BoxError, Call, Edits, End, Ended, Endpoint, Exchange, HttpClient, RequestBody, Target, cause_ref,
+};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 pub(crate) type Answer = Response<BalanceBody<BoxBody>>;
@@ -280,4 +284,25 @@ pub(crate) async fn text(answer: Answer) -> Result<String, BoxError> {
 /// The backends that were asked, in order.
 pub(crate) fn asked(exchange: &Exchange) -> Vec<String> {
     exchange.attempts().iter().map(|attempt| attempt.backend.name.to_string()).collect()
+}
+
+/// Longer than a check takes, shorter than the wait for the next.
+pub(crate) async fn settle() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// Which of them are up.
+pub(crate) fn ups(pool: &Pool) -> Vec<bool> {
+    pool.snapshot().iter().map(|status| status.up).collect()
+}
+
+/// The status and the code that a client is told.
+pub(crate) fn code(error: &BoxError) -> (u16, &'static str) {
+    let error = cause_ref::<BalanceError>(&**error).expect("an error of ours");
+    (error.status().as_u16(), error.code())
+}
+
+/// A proxy before backends that answer with their names.
+pub(crate) fn named(pool: Arc<Pool>) -> Proxy {
+    Proxy::new(pool, |target| Reply::Answer(answer(200, &target.backend.name)))
 }
