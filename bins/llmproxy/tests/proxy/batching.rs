@@ -1,6 +1,6 @@
 //! Servers that batch, read prompts one after the other and remember them: where requests go, and what that saves.
 
-use llmproxy_testkit::{Client, ModelServer};
+use llmproxy_testkit::{Client, ModelServer, ModelServerBuilder};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -9,9 +9,12 @@ use crate::harness::Proxy;
 /// Words of a system prompt: enough that it matters where it was read.
 const SYSTEM: usize = 800;
 
+fn builder(prefill_rate: f64) -> ModelServerBuilder {
+    ModelServer::builder().words_per_second(f64::INFINITY).prefill_rate(prefill_rate).cache(100_000)
+}
+
 async fn server(prefill_rate: f64) -> ModelServer {
-    let server = ModelServer::builder().words_per_second(f64::INFINITY).prefill_rate(prefill_rate).cache(100_000);
-    server.start().await.expect("a free port")
+    builder(prefill_rate).start().await.expect("a free port")
 }
 
 fn yaml(servers: &[&ModelServer], more: &str) -> String {
@@ -144,4 +147,62 @@ async fn a_slow_server_gets_less_than_its_turn() {
         let [to_slow, to_fast] = [(&slow, before[0]), (&fast, before[1])].map(|(server, was)| server.generated() - was);
         assert!(to_slow * 2 < to_fast, "{policy}: {to_slow} words by the slow one, {to_fast} by the fast one");
     }
+}
+
+#[tokio::test]
+async fn nobody_waits_behind_a_prompt_that_is_long() {
+    for policy in ["prefix_aware", "least_tokens"] {
+        let servers = [server(2000.0).await, server(2000.0).await];
+        let more = format!("routing: {{load_balance: {policy}}}\n");
+        let proxy = Proxy::start(&yaml(&[&servers[0], &servers[1]], &more)).await;
+        let mut long = Client::connect(proxy.address()).await;
+        // Three seconds to be read.
+        let text = json!([{"role": "user", "content": words(0, 6000)}]);
+        long.send_json("/v1/chat/completions", &[], &json!({"model": "demo", "messages": text, "max_tokens": 20}))
+            .await;
+        let busy = tokio::select! {
+            _ = servers[0].when(|counts| counts.in_progress == 1) => 0,
+            _ = servers[1].when(|counts| counts.in_progress == 1) => 1,
+        };
+        let mut client = Client::connect(proxy.address()).await;
+        for number in 1..6 {
+            ask(&mut client, &[json!({"role": "user", "content": words(number, 5)})]).await;
+        }
+        let busy = (servers[busy].counts().in_progress, servers[busy].generated());
+        assert_eq!(busy, (1, 0), "{policy}: some were sent behind the long one");
+        assert_eq!(long.read_to_end().await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_takes_no_conversation_with_it_and_gets_new_ones_when_it_is_back() {
+    let (stays, goes) = (server(100_000.0).await, server(100_000.0).await);
+    let address = goes.addr();
+    let mut proxy = Proxy::start(&format!(
+        "backends: [{{url: '{}'}}, {{name: goes, url: '{}'}}]\nhealth_check: {{interval: 1s, slow_start: 0s}}\n",
+        stays.url(),
+        goes.url()
+    ))
+    .await;
+    proxy.up("goes").await;
+    let mut conversations = Vec::new();
+    for number in 0..4 {
+        conversations.push(Conversation::begin(&proxy, number).await);
+    }
+    assert!(goes.generated() > 0);
+    drop(goes);
+    for conversation in &mut conversations {
+        conversation.turns(2).await;
+    }
+    assert_eq!(proxy.metrics().await.sum("llmproxy_backend_up", &["goes"]), 0.0);
+    let back = builder(100_000.0).listen(address).await.expect("its port is free again");
+    proxy.up("goes").await;
+    for conversation in &mut conversations {
+        conversation.turns(1).await;
+    }
+    assert_eq!(back.generated(), 0, "all are where they were read last");
+    for number in 4..8 {
+        Conversation::begin(&proxy, number).await;
+    }
+    assert!(back.generated() > 0);
 }
