@@ -321,7 +321,7 @@ impl State {
             policy
         };
         let backends: Vec<Arc<Backend>> = members.iter().map(|member| member.backend.clone()).collect();
-        let planner = Planner::new(routing, &backends, &mut policies);
+        let planner = Planner::new(routing, &backends, !self.sources.is_none(), &mut policies);
         View {
             members,
             planner,

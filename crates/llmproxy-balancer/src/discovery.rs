@@ -109,6 +109,11 @@ impl Sources {
         let _ = timeout(FIRST_ANSWERS, join_all(asked)).await;
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Whether one has not been asked yet, so that there may soon be backends that are not known now.
     pub(crate) fn is_waiting(&self) -> bool {
         self.all.iter().any(|running| !running.told.borrow().asked)

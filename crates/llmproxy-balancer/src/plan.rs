@@ -40,6 +40,8 @@ pub(crate) struct Stage {
     pub(crate) group: Option<Arc<str>>,
     /// Only the backend of this name.
     pub(crate) backend: Option<Arc<str>>,
+    /// Only backends that list the model, and none that takes every name.
+    pub(crate) listed: bool,
     /// Its place among the choosers.
     pub(crate) chooser: usize,
     /// What to say of the choice besides the policy's reason.
@@ -98,9 +100,15 @@ pub(crate) struct Planner {
 // === impl Planner ===
 
 impl Planner {
-    pub(crate) fn new(routing: &RoutingConfig, backends: &[Arc<Backend>], policies: &mut Policies<'_>) -> Self {
+    /// Of `backends`, to which others may come where `discovers`.
+    pub(crate) fn new(
+        routing: &RoutingConfig,
+        backends: &[Arc<Backend>],
+        discovers: bool,
+        policies: &mut Policies<'_>,
+    ) -> Self {
         let policy = policies(Scope::All, routing.load_balance);
-        let routes = Routes::new(routing, backends, policies);
+        let routes = Routes::new(routing, backends, discovers, policies);
         let rules = routing.rules.iter().enumerate().map(|(index, config)| {
             let label = config.label(index);
             let fallbacks = config.fallbacks.iter().map(|name| routes.target(name)).collect();
@@ -207,8 +215,13 @@ impl Ways<'_> {
     fn way(&mut self, way: &Way, model: Option<&Arc<str>>) {
         match way {
             Way::Backend(backend) => self.add(model, Some(backend)),
-            Way::Model(model) if self.named.is_some() => self.add(Some(model), None),
-            Way::Model(_) => {}
+            Way::Model(_) | Way::Listed(_) if self.named.is_none() => {}
+            Way::Model(model) => self.add(Some(model), None),
+            Way::Listed(model) => {
+                let before = self.stages.len();
+                self.add(Some(model), None);
+                self.stages[before..].iter_mut().for_each(|stage| stage.listed = true);
+            }
         }
     }
 
@@ -236,6 +249,7 @@ impl Ways<'_> {
             renamed: model != self.named,
             group: group.cloned(),
             backend: backend.cloned(),
+            listed: false,
             chooser: 0,
             because: because.map(Cow::Owned),
         });

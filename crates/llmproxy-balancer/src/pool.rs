@@ -279,8 +279,10 @@ impl Pool {
                     (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
                 }
                 Standing::Nobody => match model {
-                    Some(model) => (BalanceError::UnknownModel { model }, false),
-                    None => (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false),
+                    Some(model) if stage.backend.is_none() && !stage.listed => {
+                        (BalanceError::UnknownModel { model }, false)
+                    }
+                    model => (BalanceError::NoBackend { model, retry_after: MIN_RETRY_AFTER }, false),
                 },
             };
             // What hinders the first choice is what the client is told.

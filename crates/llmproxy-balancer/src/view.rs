@@ -293,6 +293,7 @@ impl View {
         for (index, member) in working() {
             match member.serves(model) {
                 Serves::ByName => by_name.push(index),
+                _ if stage.listed => {}
                 Serves::AnyName => any.push(index),
                 Serves::Unknown => unlearned.push(index),
                 Serves::No => {}

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use common::{Proxy, Reply, answer, refused, text};
 use http::{Request, Response};
 use llmproxy_balancer::{
-    BackendConfig, BalanceError, Balancer, DiscoveryConfig, FileSourceConfig, HealthCheckConfig, HttpSourceConfig,
-    QueueConfig, RoutingConfig, SourceConfig, SourceType,
+    BackendConfig, BalanceError, Balancer, DiscoveryConfig, FallbackConfig, FileSourceConfig, HealthCheckConfig,
+    HttpSourceConfig, QueueConfig, RoutingConfig, SourceConfig, SourceType,
 };
 use llmproxy_core::{BoxError, HttpClient, RequestBody, cause_ref};
 use tokio::{
@@ -233,6 +233,37 @@ async fn what_a_backend_is_known_for_outlives_what_is_found_beside_it() {
     assert_eq!((names(&balancer), proxy.in_flight()), (vec!["http://b".to_owned(), "http://a".to_owned()], vec![0, 1]));
     drop(held);
     assert_eq!(proxy.in_flight(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_meant_for_a_backend_that_a_source_lost_goes_to_nobody_else() {
+    const THERE: &str = r#"[{"name": "a", "url": "http://a", "models": ["m"]}]"#;
+    for primary in ["a", "http://a"] {
+        let registry = Registry::new(THERE);
+        let balancer = Balancer::new(registry.client());
+        let named = |name: &str, models: &[&str]| BackendConfig {
+            name: Some(name.into()),
+            models: models.iter().map(|&model| model.into()).collect(),
+            ..BackendConfig::new(format!("http://{name}"))
+        };
+        // One of those that are not named has the model, and one takes every name.
+        let backends = [named("any", &["*"]), named("other", &["m"]), named("b", &["m"])];
+        balancer.follow(balancer.discover(&discovery(vec![http()])).await);
+        let entry =
+            FallbackConfig { models: vec!["m".into()], primary: Some(primary.into()), fallback: vec!["b".into()] };
+        let routing = RoutingConfig { fallback: vec![entry], ..RoutingConfig::default() };
+        let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+        let pool = balancer.apply(&backends, &routing, &health, &QueueConfig::default());
+        let proxy = Proxy::new(pool, |target| Reply::Answer(answer(200, &target.backend.name)));
+        for (list, expected) in [(THERE, "a"), ("[]", "b"), (THERE, "a")] {
+            registry.answers(200, list);
+            sleep(Duration::from_secs(31)).await;
+            for _ in 0..4 {
+                let (_, response) = proxy.ask_with(Some("m"), RequestBody::whole("{}")).await;
+                assert_eq!(text(response.unwrap()).await.unwrap(), expected, "{primary} {list}");
+            }
+        }
+    }
 }
 
 /// A file of the test's own; removed when dropped.

@@ -43,12 +43,20 @@ pub(super) enum Way {
     Backend(Arc<str>),
     /// Whoever has this model.
     Model(Arc<str>),
+    /// Whoever lists this model, if it is one: it may be a backend that is not there now.
+    Listed(Arc<str>),
 }
 
 // === impl Routes ===
 
 impl Routes {
-    pub(super) fn new(routing: &RoutingConfig, backends: &[Arc<Backend>], policies: &mut Policies<'_>) -> Self {
+    /// Where `discovers`, there may be other backends than these at another time.
+    pub(super) fn new(
+        routing: &RoutingConfig,
+        backends: &[Arc<Backend>],
+        discovers: bool,
+        policies: &mut Policies<'_>,
+    ) -> Self {
         let mut names = HashMap::new();
         for (alias, model) in &routing.model_mapping {
             names.insert(alias.clone(), Route { to: model.as_str().into(), fallbacks: Vec::new(), policy: None });
@@ -78,18 +86,19 @@ impl Routes {
             let way = |name: &String| {
                 let known = backends.iter().map(|backend| (&*backend.name, backend.url.to_string()));
                 match resolve(name, known) {
-                    Named::Backend(name) => Some(Way::Backend(name.as_str().into())),
-                    Named::Model(name) => Some(Way::Model(name.as_str().into())),
-                    // It may come, or was refused when the configuration was read.
-                    Named::NoBackend | Named::Several => None,
+                    Named::Backend(name) => Way::Backend(name.as_str().into()),
+                    Named::Model(name) if discovers => Way::Listed(name.as_str().into()),
+                    Named::Model(name) => Way::Model(name.as_str().into()),
+                    // It may come. Until then nobody is called so, and what is meant for it is for nobody else.
+                    Named::NoBackend | Named::Several => Way::Backend(name.as_str().into()),
                 }
             };
-            let primary = entry.primary.as_ref().and_then(way);
+            let primary = entry.primary.as_ref().map(way);
             let mut models = entry.models.clone();
-            if let (true, Some(Way::Model(model))) = (models.is_empty(), &primary) {
+            if let (true, Some(Way::Model(model) | Way::Listed(model))) = (models.is_empty(), &primary) {
                 models.push(Pattern::new(&**model));
             }
-            Chain { models, primary, others: entry.fallback.iter().filter_map(way).collect() }
+            Chain { models, primary, others: entry.fallback.iter().map(way).collect() }
         });
         Self { names, chains: chains.collect() }
     }

@@ -7,6 +7,10 @@ use super::*;
 use crate::policy;
 
 fn planner(routing: &str) -> Planner {
+    planner_of(routing, false)
+}
+
+fn planner_of(routing: &str, discovers: bool) -> Planner {
     let routing: RoutingConfig = serde_json::from_str(routing).unwrap();
     let mistakes = crate::validate_routing(&routing);
     assert!(mistakes.is_empty(), "{mistakes:?}");
@@ -15,7 +19,7 @@ fn planner(routing: &str) -> Planner {
         backend.name = name.into();
         Arc::new(backend)
     });
-    Planner::new(&routing, &backends, &mut |_, strategy| policy::Recipe::of(strategy, &routing).make())
+    Planner::new(&routing, &backends, discovers, &mut |_, strategy| policy::Recipe::of(strategy, &routing).make())
 }
 
 /// A request, and what is known of it.
@@ -39,13 +43,14 @@ impl Ask {
     }
 }
 
-/// Each stage as `MODEL@GROUP/BACKEND`, what is not there left out; `=` before a name that is the client's own.
+/// Each stage as `MODEL@GROUP/BACKEND`, what is not there left out; `=` before a name that is the client's own, `!` behind one that must be listed.
 fn shown(stages: &[Stage]) -> String {
     let one = |stage: &Stage| {
         let same = if stage.renamed { "" } else { "=" };
         let group = stage.group.as_ref().map(|group| format!("@{group}")).unwrap_or_default();
         let backend = stage.backend.as_ref().map(|backend| format!("/{backend}")).unwrap_or_default();
-        format!("{same}{}{group}{backend}", stage.model.as_deref().unwrap_or("-"))
+        let listed = if stage.listed { "!" } else { "" };
+        format!("{same}{}{listed}{group}{backend}", stage.model.as_deref().unwrap_or("-"))
     };
     stages.iter().map(one).collect::<Vec<_>>().join(" ")
 }
@@ -105,6 +110,13 @@ fn older_fallbacks_are_backends_or_models() {
     ask.call.model = None;
     assert_eq!(shown(&ask.plan(&all).stages), "=-/gpu-1 =-/gpu-2");
     assert_eq!(shown(&Ask::new("m").plan(&all).stages), "=m/gpu-1 =m/gpu-2 small");
+}
+
+#[test]
+fn what_is_meant_for_a_backend_that_is_not_there_is_for_nobody_else() {
+    let planner =
+        planner_of(r#"{"fallback":[{"models":["m"],"primary":"http://c","fallback":["gpu-3","gpu-1"]}]}"#, true);
+    assert_eq!(shown(&Ask::new("m").plan(&planner).stages), "=m/http://c gpu-3! =m/gpu-1");
 }
 
 #[test]
