@@ -138,6 +138,18 @@ impl Endpoint {
         }
     }
 
+    /// Whether text may come out, of a length that nobody knows beforehand. Of a path that is not known it may.
+    pub fn makes_text(&self) -> bool {
+        match self.work {
+            Work::Chat | Work::Completion => true,
+            Work::Embedding => false,
+            Work::Other => {
+                !self.is_known()
+                    || matches!(self.template, "/v1/audio/transcriptions" | "/v1/audio/translations" | "/v1/realtime")
+            }
+        }
+    }
+
     /// Whether the path is in the table by its own name, rather than by a wildcard.
     pub fn is_known(&self) -> bool {
         *self != ANY_V1 && *self != OTHER

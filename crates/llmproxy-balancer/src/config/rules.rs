@@ -147,6 +147,15 @@ pub(super) fn validate(rules: &[RuleConfig]) -> Vec<(String, String)> {
             if !path.starts_with(['/', '*']) {
                 wrong(".match.path", format!("no request fits: a path begins with a slash; write `/{path}`"));
             }
+            if let Some((before, _)) = path.split_once(['?', '#']) {
+                wrong(
+                    ".match.path",
+                    format!("no request fits: what follows a path is not looked at; write `{before}`"),
+                );
+            }
+            if matches!(path, "/health" | "/ready" | "/metrics" | "/v1/models") {
+                wrong(".match.path", "no request fits: the proxy answers this itself; leave the rule out".into());
+            }
             // An operation under another spelling is refused before any rule is looked at.
             let plain = path.trim_end_matches('/');
             if plain != path && Endpoint::of(plain).is_known() {
@@ -239,7 +248,8 @@ mod tests {
         for path in ["/v1/embeddings", "/v1/*", "*", "*/embeddings", "/v1/our-own/", "/v1/*/"] {
             check(path, true);
         }
-        for path in ["v1/embeddings", "v1/*", "/v1/embeddings/", " "] {
+        for path in ["v1/embeddings", "v1/*", "/v1/embeddings/", " ", "/v1/embeddings?user=1", "/health", "/v1/models"]
+        {
             check(path, false);
         }
     }

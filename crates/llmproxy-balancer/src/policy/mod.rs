@@ -229,6 +229,8 @@ impl Work {
 
     /// Its answer is like others, of `expected` tokens, as far as `call` does not bound it.
     pub(crate) fn expect_output(&mut self, call: Option<&Call>, expected: u64) {
+        let makes_text = call.is_none_or(|call| call.endpoint.makes_text());
+        let expected = if makes_text { expected } else { 0 };
         self.output_tokens = call.and_then(|call| call.max_output).map_or(expected, |max| max.min(expected));
     }
 
@@ -275,6 +277,8 @@ impl Choice {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use llmproxy_core::Endpoint;
+
     use super::*;
 
     /// Backends of these weights, about which nothing else is known.
@@ -301,6 +305,23 @@ pub(crate) mod tests {
         assert_ne!(Recipe::of(LoadBalance::Session, &one), Recipe::of(LoadBalance::Session, &other));
         assert_eq!(Recipe::of(LoadBalance::Random, &one), Recipe::of(LoadBalance::Random, &other));
         assert_ne!(Recipe::of(LoadBalance::Random, &one), Recipe::of(LoadBalance::RoundRobin, &one));
+    }
+
+    #[test]
+    fn an_answer_is_expected_where_text_is_made() {
+        for (path, max, expected) in [
+            ("/v1/chat/completions", None, COMMON_OUTPUT),
+            ("/v1/chat/completions", Some(10), 10),
+            ("/v1/audio/transcriptions", None, COMMON_OUTPUT),
+            ("/v1/unheard/of", None, COMMON_OUTPUT),
+            ("/v1/embeddings", None, 0),
+            ("/v1/rerank", None, 0),
+            ("/v1/messages/count_tokens", None, 0),
+        ] {
+            let mut call = Call::new(Endpoint::of(path));
+            call.max_output = max;
+            assert_eq!(Work::of(Some(&call), Affinity::default()).output_tokens, expected, "{path}");
+        }
     }
 
     impl Field {
