@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
-use llmproxy_core::{Backend, BoxError, HttpClient};
+use llmproxy_core::{Backend, BoxError, HttpClient, labels};
 use metrics::gauge;
 
 use crate::{
@@ -198,7 +198,8 @@ impl Balancer {
             state.entries.insert(identity, entry);
         }
         // Names may have moved from one backend to another, so those that nobody has go down before all others are shown.
-        for gone in names.into_iter().filter(|name| members.iter().all(|member| member.backend.name != *name)) {
+        let gone = names.iter().filter(|name| members.iter().all(|member| member.backend.name != **name));
+        for gone in gone.filter_map(labels::backend_of_its_own) {
             gauge!(BACKEND_UP, "backend" => gone.clone()).set(0);
             for state in BackendState::ALL {
                 gauge!(BACKEND_STATE, "backend" => gone.clone(), "state" => state.as_str()).set(0);

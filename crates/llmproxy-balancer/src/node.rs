@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use http::StatusCode;
-use llmproxy_core::Backend;
+use llmproxy_core::{Backend, labels};
 use metrics::{Gauge, counter};
 use tokio::{sync::Notify, time::Instant};
 
@@ -331,7 +331,7 @@ impl Node {
             advice,
             "the backend refuses stream_options.include_usage; its streams are sent without, and their tokens estimated"
         );
-        counter!(INJECTION_REFUSED, "backend" => name).increment(1);
+        counter!(INJECTION_REFUSED, "backend" => labels::backend(&name)).increment(1);
     }
 
     pub(crate) fn models(&self) -> Guard<Arc<Models>> {

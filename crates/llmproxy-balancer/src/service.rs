@@ -15,6 +15,7 @@ use http_body::Body;
 use llmproxy_core::{
     BoxError, Exchange, RequestBody, Target,
     body::{Observed, Observer},
+    labels,
 };
 use metrics::counter;
 use tokio::time::{Instant, sleep};
@@ -158,7 +159,8 @@ where
             // What is our own doing makes no backend do more than it would have done.
             let is_charged = failure != Failure::Credentials && !is_free;
             if is_charged && !self.pool.retries.take(view.retry.budget) {
-                counter!(RETRIES_REFUSED, "backend" => name, "reason" => failure.as_str()).increment(1);
+                counter!(RETRIES_REFUSED, "backend" => labels::backend(&name), "reason" => failure.as_str())
+                    .increment(1);
                 break last;
             }
             // It is kept for the client, but takes nobody's place, that of the next attempt least.
@@ -176,7 +178,7 @@ where
                 }
                 break last;
             };
-            counter!(RETRIES, "backend" => name, "reason" => failure.as_str()).increment(1);
+            counter!(RETRIES, "backend" => labels::backend(&name), "reason" => failure.as_str()).increment(1);
             kept = last.ok();
             pick = next;
         };

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use llmproxy_core::labels;
 use metrics::gauge;
 use tokio::{sync::Notify, time::Instant};
 
@@ -169,7 +170,8 @@ impl State {
 
 fn set(name: &Arc<str>, running: Option<u64>, waiting: Option<u64>, kv_usage: Option<f64>) {
     let number = |value: Option<u64>| value.map_or(f64::NAN, |value| value as f64);
+    let Some(name) = labels::backend_of_its_own(name) else { return };
     gauge!(BACKEND_LOAD, "backend" => name.clone(), "kind" => "running").set(number(running));
     gauge!(BACKEND_LOAD, "backend" => name.clone(), "kind" => "waiting").set(number(waiting));
-    gauge!(BACKEND_KV_USAGE, "backend" => name.clone()).set(kv_usage.unwrap_or(f64::NAN));
+    gauge!(BACKEND_KV_USAGE, "backend" => name).set(kv_usage.unwrap_or(f64::NAN));
 }

@@ -89,6 +89,7 @@ pub mod body;
 pub mod duration;
 pub mod go_db;
 pub mod go_time;
+pub mod labels;
 
 mod answer;
 mod client;

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use llmproxy_core::{
     BoxError, Endpoint, Exchange, Hop, StopFlag, UsageSink,
     body::{Ending, Observe, ObserveFuture, Observed, observe},
+    labels,
 };
 use metrics::{Counter, Histogram};
 use pin_project_lite::pin_project;
@@ -264,8 +265,8 @@ impl Observe for AccessObserver {
         let call = exchange.call();
         let stream = call.is_some_and(|call| call.stream);
         let backend = exchange.backend();
-        let name = backend.as_ref().map(|backend| backend.name.clone());
-        let kind = Kind { path: self.endpoint.template(), stream, backend: name, status };
+        let label = backend.as_ref().map(|backend| labels::backend(&backend.name));
+        let kind = Kind { path: self.endpoint.template(), stream, backend: label, status };
         let series = self.series.get(kind, Series::of);
         series.requests.increment(1);
         series.latency.record(latency.as_secs_f64() * 1000.0);

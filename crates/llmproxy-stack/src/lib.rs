@@ -55,7 +55,6 @@ mod error;
 mod forwarded;
 mod http2;
 mod io;
-mod labels;
 mod measures;
 mod message;
 mod models;

@@ -11,21 +11,19 @@ use std::{
 use arc_swap::ArcSwap;
 use llmproxy_balancer::Pool;
 use llmproxy_config::CustomLabel;
-use llmproxy_core::{Cost, End, TokenUsage, UsageRecord, UsageSink, UsageSource, Work};
+use llmproxy_core::{
+    Cost, End, TokenUsage, UsageRecord, UsageSink, UsageSource, Work,
+    labels::{self, Names},
+};
 use metrics::{Counter, Histogram, Label, counter, histogram};
 
-use crate::{
-    labels::Names,
-    metrics::{
-        ATTEMPTS, COST, EXCHANGES, Known, LONGEST_GAP, PROXY_TIME, QUEUE_TIME, REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN,
-        TIME_TO_FIRST_BYTE, TIME_TO_FIRST_TOKEN, TOKEN_USAGE, TOKENS, TOKENS_BY_MODEL, TOKENS_PER_SECOND,
-    },
+use crate::metrics::{
+    ATTEMPTS, COST, EXCHANGES, Known, LONGEST_GAP, PROXY_TIME, QUEUE_TIME, REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN,
+    TIME_TO_FIRST_BYTE, TIME_TO_FIRST_TOKEN, TOKEN_USAGE, TOKENS, TOKENS_BY_MODEL, TOKENS_PER_SECOND,
 };
 
 /// So many models have a label of their own.
 const MAX_MODELS: usize = 100;
-/// So many backends, over all reloads.
-const MAX_BACKENDS: usize = 200;
 /// So many keys, and so many users.
 const MAX_CALLERS: usize = 1000;
 
@@ -35,7 +33,6 @@ const MAX_CALLERS: usize = 1000;
 pub(crate) struct MetricsSink {
     settings: ArcSwap<Settings>,
     models: Names,
-    backends: Names,
     keys: Names,
     users: Names,
     exchanges: Known<(End, Option<UsageSource>), Counter>,
@@ -106,7 +103,6 @@ impl MetricsSink {
         Self {
             settings: ArcSwap::default(),
             models: Names::new(MAX_MODELS),
-            backends: Names::new(MAX_BACKENDS),
             keys: Names::new(MAX_CALLERS),
             users: Names::new(MAX_CALLERS),
             exchanges: Known::default(),
@@ -135,7 +131,7 @@ impl UsageSink for MetricsSink {
         // Any client may name any model: one that no backend knows has no label of its own.
         let is_known = |model: &Arc<str>| settings.pool.as_ref().is_none_or(|pool| pool.knows(model));
         let model = record.model.as_ref().map_or(none.clone(), |model| self.models.label(model, || is_known(model)));
-        let backend = record.backend.as_ref().map_or(none, |backend| self.backends.label(backend, || true));
+        let backend = record.backend.as_ref().map_or(none, labels::backend);
         if let Some(usage) = record.usage {
             let tokens = |kind| move || counter!(TOKENS, "type" => kind);
             self.prompt.get_or_init(tokens("prompt")).increment(usage.prompt);

@@ -160,3 +160,36 @@ async fn a_check_of_the_file_asks_nobody() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(server.counts().requests, 0);
 }
+
+#[tokio::test]
+async fn backends_that_come_and_go_under_new_names_have_no_series_without_end() {
+    const MOST: usize = 500;
+    let stays = Backend::start(script::json(200, json!({"from": "stays"}))).await;
+    let folder = Folder::new();
+    let list = folder.join("backends.json");
+    let generation = |number: usize| -> Vec<Value> {
+        let gone = Refused::new().url();
+        let all = (0..200).map(|at| {
+            json!({"name": format!("pod-{number}-{at}"), "url": format!("{gone}/{number}/{at}"), "models": ["other"]})
+        });
+        let asked = json!({"name": format!("asked-{number}"), "url": stays.url(), "models": ["m"]});
+        all.chain([asked]).collect()
+    };
+    write(&list, &json!(generation(0)));
+    let mut proxy = Proxy::start(&file(&list)).await;
+    let mut client = Client::connect(proxy.address()).await;
+    for number in 1..=4 {
+        proxy.logged("the backends of a source are known").await;
+        assert_eq!(client.post_json("/v1/chat/completions", &ask()).await.status, 200);
+        write(&list, &json!(generation(number)));
+    }
+    proxy.logged("the backends of a source are known").await;
+    assert_eq!(client.post_json("/v1/chat/completions", &ask()).await.status, 200);
+    proxy.ended().await;
+    let page = get(proxy.address(), "/metrics").await.1;
+    let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
+    assert_eq!(count("llmproxy_backend_up{"), MOST);
+    assert_eq!(count("llmproxy_backend_state{backend=\"other\""), 0, "several can't be in one state");
+    assert_eq!(count("llmproxy_requests_total{path=\"/v1/chat/completions\",stream=\"true\",backend=\"other\""), 1);
+    assert_eq!(count("llmproxy_tokens_total{model=\"m\",backend=\"other\",type=\"prompt\""), 1);
+}

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use llmproxy_core::labels;
 use metrics::{Gauge, gauge};
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ impl Node {
         match &*shown {
             Some((known, gauge)) if known == name => gauge.clone(),
             _ => {
-                let gauge = gauge!(IN_FLIGHT, "backend" => name.clone());
+                let gauge = gauge!(IN_FLIGHT, "backend" => labels::backend(name));
                 *shown = Some((name.clone(), gauge.clone()));
                 gauge
             }

@@ -2,6 +2,7 @@
 
 use std::{sync::PoisonError, time::Duration};
 
+use llmproxy_core::labels;
 use metrics::{counter, gauge};
 
 use super::Node;
@@ -27,7 +28,7 @@ impl Node {
                     self.hub.forget(self.index);
                 }
                 tracing::info!(backend = %name, is_back, state = self.state().as_str(), "the backend is up");
-                counter!(HEALTH_CHANGES, "backend" => name, "to" => "up").increment(1);
+                counter!(HEALTH_CHANGES, "backend" => labels::backend(&name), "to" => "up").increment(1);
             }
             Change::Out(cause) => {
                 self.health().note(problem);
@@ -38,7 +39,7 @@ impl Node {
                 let url = self.backend.load().url.to_string();
                 let (url, state) = (url.trim_end_matches('/'), self.state().as_str());
                 tracing::warn!(backend = %name, url, state, reason, problem, advice, "the backend is out");
-                counter!(HEALTH_CHANGES, "backend" => name, "to" => "out").increment(1);
+                counter!(HEALTH_CHANGES, "backend" => labels::backend(&name), "to" => "out").increment(1);
                 self.rescheduled.notify_one();
             }
             Change::StillOut(wait) => {
@@ -70,7 +71,7 @@ impl Node {
         if shown == Some(state) || self.retired.load(Ordering::Acquire) {
             return;
         }
-        let name = self.name();
+        let Some(name) = labels::backend_of_its_own(&self.name()) else { return };
         for each in BackendState::ALL {
             let is_it = f64::from(u8::from(each == state));
             gauge!(BACKEND_STATE, "backend" => name.clone(), "state" => each.as_str()).set(is_it);
