@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, ops::Range, sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use serde::{Deserialize, Serialize};
 
 use crate::{BoxError, Endpoint, Units};
@@ -162,7 +162,8 @@ pub struct Backend {
     pub name: Arc<str>,
     /// Scheme, authority and path prefix, without a trailing slash and without `/v1`.
     pub url: Uri,
-    /// Headers that every request to this backend gets; replaces what the client sent under the same name.
+    /// Headers that every request to this backend gets; replaces what the client sent under the same name, and all its
+    /// [credentials](Self::CREDENTIALS) where one of them is among these.
     pub headers: HeaderMap,
     /// The longest wait for the first byte of an answer, and for the whole of a JSON answer.
     pub timeout: Duration,
@@ -394,9 +395,22 @@ impl Backend {
     /// 256 connections: as many as a busy backend has streams at a time.
     pub const DEFAULT_MAX_IDLE_CONNS: usize = 256;
 
-    /// Whether the proxy itself supplies the credentials, so that a 401 of the backend is not the client's fault.
+    /// The headers that servers read a key from.
+    pub const CREDENTIALS: [HeaderName; 3] =
+        [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+
+    /// Whether the proxy itself supplies the credentials, so that a 401 of the backend is not the client's fault. Then none
+    /// of the client's must reach it, under whichever name.
+    ///
+    /// ```
+    /// let mut backend = llmproxy_core::Backend::new("http://vllm:8000")?;
+    /// assert!(!backend.supplies_credentials());
+    /// backend.headers.insert("api-key", "ours".parse()?);
+    /// assert!(backend.supplies_credentials());
+    /// # Ok::<(), llmproxy_core::BoxError>(())
+    /// ```
     pub fn supplies_credentials(&self) -> bool {
-        self.headers.contains_key(http::header::AUTHORIZATION) || self.headers.contains_key("x-api-key")
+        Self::CREDENTIALS.iter().any(|name| self.headers.contains_key(name))
     }
 
     /// The URL as people write it, without a slash at its end.

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
     response,
 };
-use llmproxy_core::{Exchange, Target};
+use llmproxy_core::{Backend, Exchange, Target};
 
 use crate::forwarded;
 
@@ -21,6 +21,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -> HeaderMap {
     let headers = &parts.headers;
     let backend = &target.backend.headers;
+    // A client's own key beside ours could be refused in its place, and ours would be blamed.
+    let supplies_credentials = target.backend.supplies_credentials();
     let named = named_by_connection(headers);
     let hop = exchange.hop();
     let ours = |name: &HeaderName| {
@@ -29,12 +31,13 @@ pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -
             || hop.is_some_and(|hop| forwarded::is_rewritten(name, hop))
             || (target.inject_usage && name == ACCEPT_ENCODING)
             || backend.contains_key(name)
+            || (supplies_credentials && Backend::CREDENTIALS.contains(name))
     };
     let mut sent = HeaderMap::with_capacity(headers.len() + backend.len() + 8);
     // What a trusted proxy has said of those before it: seldom anything.
     let mut believed = Vec::new();
     for (name, value) in headers {
-        if is_hop_by_hop(name, &named) || is_disguised(name, backend) {
+        if is_hop_by_hop(name, &named) || is_disguised(name, &target.backend) {
             continue;
         }
         if !ours(name) {
@@ -142,14 +145,15 @@ fn is_hop_by_hop(name: &HeaderName, named_by_connection: &[&str]) -> bool {
 }
 
 /// Whether a header passes for one that we write or take off, to a server that does not tell `_` from `-`.
-fn is_disguised(name: &HeaderName, backend: &HeaderMap) -> bool {
+fn is_disguised(name: &HeaderName, backend: &Backend) -> bool {
     // Nearly none has one.
     if !name.as_str().as_bytes().contains(&b'_') {
         return false;
     }
     let is_other = |known: &HeaderName| known != name && forwarded::is_spelling_of(name, known);
     forwarded::is_disguised(name)
-        || HOP_BY_HOP.iter().chain(&[HOST, CONTENT_LENGTH, X_REQUEST_ID]).chain(backend.keys()).any(is_other)
+        || HOP_BY_HOP.iter().chain(&[HOST, CONTENT_LENGTH, X_REQUEST_ID]).chain(backend.headers.keys()).any(is_other)
+        || (backend.supplies_credentials() && Backend::CREDENTIALS.iter().any(is_other))
 }
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
@@ -170,7 +174,7 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 mod tests {
     use std::sync::Arc;
 
-    use llmproxy_core::{Backend, Hop};
+    use llmproxy_core::Hop;
 
     use super::*;
 
@@ -321,6 +325,20 @@ mod tests {
         let received = [("authorization", "Bearer client"), ("x-a", "1"), ("x-a", "2"), ("host", "proxy")];
         let backend = [("authorization", "Bearer ours"), ("x-a", "3"), ("host", "virtual.example")];
         assert_eq!(sent(&received, &backend, false), ["authorization: Bearer ours", "x-a: 3", "host: virtual.example"]);
+    }
+
+    #[test]
+    fn where_the_proxy_supplies_a_key_no_key_of_the_client_passes() {
+        let received = [
+            ("authorization", "Bearer theirs"),
+            ("x-api-key", "theirs"),
+            ("api-key", "theirs"),
+            ("x_api_key", "theirs"),
+        ];
+        for (name, _) in &received[..3] {
+            assert_eq!(sent(&received, &[(name, "ours")], false), [format!("{name}: ours")]);
+        }
+        assert_eq!(sent(&received, &[("x-a", "1")], false).len(), 5);
     }
 
     #[test]

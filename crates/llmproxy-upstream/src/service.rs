@@ -27,9 +27,10 @@ use crate::{
 /// Of the head, the backend gets everything but what RFC 9110, section 7.6.1, keeps to one connection, with its own Host
 /// (or the client's, where the backend's `preserve_host` says so), an exact Content-Length, our `x-request-id`, `Via`, the
 /// connection that it came by in `x-forwarded-for`, `-proto`, `-host` and `Forwarded`, the backend's own headers in place
-/// of the client's, and `accept-encoding: identity` where usage is asked for. A request without an Accept header gets
-/// `accept: */*`, which says the same; the client library can't be kept from it. User and password in a backend's URL are
-/// not sent: credentials are headers. Answers get no `Via`: on them a gateway may leave it out (section 7.6.3).
+/// of the client's (and no key of the client's beside one of ours), and `accept-encoding: identity` where usage is asked
+/// for. A request without an Accept header gets `accept: */*`, which says the same; the client library can't be kept from
+/// it. User and password in a backend's URL are not sent: credentials are headers. Answers get no `Via`: on them a gateway
+/// may leave it out (section 7.6.3).
 ///
 /// Used alone, without an [`Exchange`] in the request, it makes one for its id. The [crate] has an example.
 ///
