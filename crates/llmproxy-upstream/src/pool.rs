@@ -24,6 +24,8 @@ use crate::{
 /// How long a connection that nobody uses is kept. Shorter than the servers do: uvicorn, in front of most of them, closes
 /// after 5 s, and a request must not meet that. A connection also holds some 25 KiB.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How soon after its request a kept connection breaks that the backend had closed. One that breaks later was worked on.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
 /// How long connections to a host with a name are made use of. One that is never idle would be used for ever, wherever
 /// the name leads by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -103,6 +105,7 @@ impl Pool {
         let stream = self.stream();
         let first = request();
         let upgrades = asks_to_upgrade(&first);
+        let sent = Instant::now();
         match noting_connect(stream.0.client.execute(first)).await {
             // A connection that nonsense came over can't be told to close. With its client it does when it is free.
             Ok(response) => match checked(backend, response, upgrades) {
@@ -112,12 +115,17 @@ impl Pool {
                     Err(error)
                 }
             },
-            Err((error, true)) if is_stale(&error) => {
+            Err((error, true)) if is_stale(&error) && sent.elapsed() < STALE_WITHIN => {
                 // Nothing of an answer came over a connection that had been idle: the backend had closed it, or did so
                 // as the request arrived.
                 metrics::stale_connection();
-                tracing::debug!(%backend, error = %error.without_url(), "sending again over a fresh connection");
-                self.send_once(backend, request()).await
+                let error = UpstreamError::before_head(backend, error);
+                tracing::debug!(%backend, %error, "sending again over a fresh connection");
+                match self.send_once(backend, request()).await {
+                    // It has died, with a request that it may have died of: whoever sends that on must know.
+                    Err(UpstreamError::Connect { .. }) => Err(error),
+                    again => again,
+                }
             }
             Err((error, _)) => Err(UpstreamError::before_head(backend, error)),
         }

@@ -1,85 +1,19 @@
-//! Connections over real sockets: stale ones, refused ones, those that break, and those that are let go.
+//! Connections over real sockets: refused ones, those that break, and those that are let go.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests may panic as the tests do")]
 
 mod raw;
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
 use llmproxy_core::{Backend, End, Ended, RequestBody, cause_ref};
 use llmproxy_upstream::{Clients, ConnectFailure, Upstream, UpstreamError};
-use raw::{Conn, PATIENCE, Raw, Sender, answer, post};
+use raw::{PATIENCE, Raw, Sender, answer, post};
 use tokio::{net::TcpListener, time::timeout};
 use tower::ServiceExt;
-
-/// How a backend gets rid of a connection that it has answered once on.
-#[derive(Clone, Copy, Debug)]
-enum Leaves {
-    AfterTheAnswer,
-    OnTheNextRequest,
-}
-
-async fn serve_once(mut conn: Conn, leaves: Leaves, by_reset: bool, served: Arc<AtomicUsize>) {
-    if conn.request().await.is_none() {
-        return;
-    }
-    served.fetch_add(1, Ordering::Relaxed);
-    conn.write(answer("ok")).await;
-    if matches!(leaves, Leaves::OnTheNextRequest) {
-        conn.head().await;
-    }
-    if by_reset {
-        conn.reset();
-    }
-}
-
-async fn check_stale(leaves: Leaves, by_reset: bool) {
-    const ROUNDS: usize = 60;
-    let raw = Raw::bind().await;
-    let sender = Sender::to(raw.backend());
-    let served = Arc::new(AtomicUsize::new(0));
-    let count = served.clone();
-    let backend = tokio::spawn(async move {
-        loop {
-            tokio::spawn(serve_once(raw.accept().await, leaves, by_reset, count.clone()));
-        }
-    });
-    for round in 0..ROUNDS {
-        let response = sender.post(format!("request {round}")).await;
-        let response = response.unwrap_or_else(|error| panic!("{leaves:?}, reset {by_reset}, {round}: {error}"));
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
-    }
-    assert_eq!(served.load(Ordering::Relaxed), ROUNDS);
-    backend.abort();
-}
-
-#[tokio::test]
-async fn a_connection_closed_after_the_answer_costs_no_error() {
-    check_stale(Leaves::AfterTheAnswer, false).await;
-    check_stale(Leaves::AfterTheAnswer, true).await;
-}
-
-#[tokio::test]
-async fn a_connection_closed_as_the_next_request_comes_costs_no_error() {
-    check_stale(Leaves::OnTheNextRequest, false).await;
-    check_stale(Leaves::OnTheNextRequest, true).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stale_connections_cost_no_error_among_threads_either() {
-    check_stale(Leaves::AfterTheAnswer, true).await;
-    check_stale(Leaves::OnTheNextRequest, true).await;
-}
 
 #[tokio::test]
 async fn a_request_that_dies_on_a_fresh_connection_is_not_sent_again() {
@@ -100,26 +34,6 @@ async fn a_request_that_dies_on_a_fresh_connection_is_not_sent_again() {
         // Nothing more has come.
         assert!(timeout(Duration::from_millis(20), raw.accept()).await.is_err());
     }
-}
-
-#[tokio::test]
-async fn a_reused_connection_that_keeps_dying_is_an_error_after_the_second_time() {
-    let raw = Raw::bind().await;
-    let sender = Sender::to(raw.backend());
-    let backend = async {
-        let mut conn = raw.accept().await;
-        conn.request().await;
-        conn.write(answer("ok")).await;
-        conn.request().await;
-        drop(conn);
-        raw.accept().await.request().await;
-    };
-    let client = async {
-        sender.post("a").await.unwrap().into_body().collect().await.unwrap();
-        sender.post("b").await
-    };
-    let (result, ()) = tokio::join!(client, backend);
-    assert!(matches!(cause_ref(&*result.unwrap_err()), Some(UpstreamError::Closed { .. })));
 }
 
 #[tokio::test]
