@@ -11,6 +11,7 @@ use serde::Deserialize;
 ///
 /// let config = AdminConfig { enabled: true, ..AdminConfig::default() };
 /// assert!(!config.is_served(), "nobody could have the token");
+/// assert!(!AdminConfig { token: "\n".into(), ..config }.is_served(), "what is around a token is no part of it");
 /// ```
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -35,7 +36,7 @@ impl AdminConfig {
 
     /// Whether there is anything to be asked: it is enabled and has a token.
     pub fn is_served(&self) -> bool {
-        self.enabled && !self.token.is_empty()
+        self.enabled && !self.token.trim_ascii().is_empty()
     }
 }
 

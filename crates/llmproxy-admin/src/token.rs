@@ -14,7 +14,8 @@ pub(crate) struct Token([u8; 32]);
 
 impl Token {
     pub(crate) fn new(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
+        // As what is sent: from a file or a secret it comes with a line's end.
+        Self(Sha256::digest(token.trim_ascii()).into())
     }
 
     /// Whether a request with these headers may come in.
@@ -38,11 +39,15 @@ mod tests {
     use super::*;
 
     fn check(headers: &[(&'static str, &'static str)]) -> Result<(), u16> {
+        check_against("s3cret", headers)
+    }
+
+    fn check_against(token: &str, headers: &[(&'static str, &'static str)]) -> Result<(), u16> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().expect("a good value"));
         }
-        Token::new("s3cret").check(&map).map_err(|(status, _)| status.as_u16())
+        Token::new(token).check(&map).map_err(|(status, _)| status.as_u16())
     }
 
     #[test]
@@ -56,5 +61,12 @@ mod tests {
         assert_eq!(check(&[("authorization", "Basic s3cret")]), Err(401));
         assert_eq!(check(&[("authorization", "s3")]), Err(401));
         assert_eq!(check(&[("x-admin-token", "wrong"), ("authorization", "Bearer s3cret")]), Err(403));
+    }
+
+    #[test]
+    fn white_space_around_it_is_no_part_of_it() {
+        for token in ["s3cret\n", " s3cret\r\n"] {
+            assert_eq!(check_against(token, &[("x-admin-token", "s3cret")]), Ok(()), "{token:?}");
+        }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn compose(mut dict: Dict, mistakes: &mut Vec<Mistake>, warnings: &mu
         inspect: InspectConfig::default(),
         sse: SseConfig::default(),
     };
-    if config.admin.enabled && config.admin.token.is_empty() {
+    if config.admin.enabled && !config.admin.is_served() {
         warnings.push(Warning::new(
             "admin.token",
             "is empty, so nothing is administered over HTTP; write a long random text",
