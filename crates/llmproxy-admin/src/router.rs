@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, Request, State, rejection::BytesRejection},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
@@ -40,6 +40,8 @@ struct Weighed {
 }
 
 type Administered = State<Arc<dyn Backends>>;
+/// What was sent, or why it could not be read: that is answered in the shape of all answers, too.
+type Sent = Result<Bytes, BytesRejection>;
 
 /// All routes below `/admin`, for whoever has the token. It is for [`AdminConfig::is_served`]: with an empty token nobody is
 /// kept out.
@@ -47,8 +49,8 @@ pub fn router(config: &AdminConfig, backends: Arc<dyn Backends>) -> Router {
     let gate = Gate { token: Token::new(&config.token), read_only: config.read_only };
     Router::new()
         .route("/admin/backends", get(overview))
-        .route("/admin/backends/drain", post(async |state: Administered, body| drain(&state, &body, true)))
-        .route("/admin/backends/undrain", post(async |state: Administered, body| drain(&state, &body, false)))
+        .route("/admin/backends/drain", post(async |state: Administered, body| drain(&state, body, true)))
+        .route("/admin/backends/undrain", post(async |state: Administered, body| drain(&state, body, false)))
         .route("/admin/backends/weight", post(weight))
         .route("/admin/{*rest}", axum::routing::any(nothing))
         .method_not_allowed_fallback(async || {
@@ -78,10 +80,10 @@ async fn overview(State(backends): Administered) -> Response {
     done("", Some(backends.overview()))
 }
 
-fn drain(State(backends): &Administered, body: &Bytes, draining: bool) -> Response {
+fn drain(State(backends): &Administered, body: Sent, draining: bool) -> Response {
     let Named { name } = match read(body, r#"{"name": "vllm-1"}"#) {
         Ok(named) => named,
-        Err(mistake) => return refused(StatusCode::BAD_REQUEST, mistake),
+        Err((status, mistake)) => return refused(status, mistake),
     };
     match backends.set_draining(&name, draining) {
         None => unknown(&name),
@@ -93,10 +95,10 @@ fn drain(State(backends): &Administered, body: &Bytes, draining: bool) -> Respon
     }
 }
 
-async fn weight(State(backends): Administered, body: Bytes) -> Response {
-    let Weighed { name, weight } = match read(&body, r#"{"name": "vllm-1", "weight": 3}"#) {
+async fn weight(State(backends): Administered, body: Sent) -> Response {
+    let Weighed { name, weight } = match read(body, r#"{"name": "vllm-1", "weight": 3}"#) {
         Ok(weighed) => weighed,
-        Err(mistake) => return refused(StatusCode::BAD_REQUEST, mistake),
+        Err((status, mistake)) => return refused(status, mistake),
     };
     match backends.set_weight(&name, weight) {
         None => unknown(&name),
@@ -115,6 +117,13 @@ fn unknown(name: &str) -> Response {
     )
 }
 
-fn read<T: DeserializeOwned>(body: &Bytes, example: &str) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| format!("{error}; send JSON such as {example}"))
+fn read<T: DeserializeOwned>(body: Sent, example: &str) -> Result<T, (StatusCode, String)> {
+    let mistake = |status, mistake: String| (status, format!("{mistake}; send JSON such as {example}"));
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            mistake(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} KiB", MAX_BODY >> 10))
+        }
+        status => mistake(status, rejection.body_text()),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| mistake(StatusCode::BAD_REQUEST, error.to_string()))
 }

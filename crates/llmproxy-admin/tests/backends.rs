@@ -76,12 +76,15 @@ async fn a_backend_is_drained_and_weighed_by_name() {
 #[tokio::test]
 async fn mistakes_are_told_apart() {
     let router = admin(false);
+    let long = "a".repeat(70_000);
     for (method, path, body, expected, says) in [
         ("POST", "/admin/backends/drain", r#"{"name": "b"}"#, 404, "no backend is named `b`"),
         ("POST", "/admin/backends/weight", r#"{"name": "b", "weight": 1}"#, 404, "no backend is named `b`"),
         ("POST", "/admin/backends/drain", "", 400, "send JSON such as"),
         ("POST", "/admin/backends/drain", "{}", 400, "missing field `name`"),
         ("POST", "/admin/backends/weight", r#"{"name": "a", "weight": -1}"#, 400, "invalid value"),
+        ("POST", "/admin/backends/drain", &long, 413, "larger than 64 KiB; send JSON such as"),
+        ("POST", "/admin/backends/weight", &long, 413, "larger than 64 KiB; send JSON such as"),
         ("GET", "/admin/backends/drain", "", 405, "changing is POST"),
         ("POST", "/admin/backends", "", 405, "looking is GET"),
         ("GET", "/admin/keys/list", "", 404, "llmproxy keys"),
