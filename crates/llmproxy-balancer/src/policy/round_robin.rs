@@ -6,7 +6,8 @@ use super::{Candidate, Choice, Policy, Work};
 
 /// In turn, by weight, and smoothly: weights 3 and 1 give a, a, b, a rather than a, a, a, b.
 ///
-/// Each pick credits every candidate with its weight, takes the one with the most credit and charges it for all of them.
+/// Each pick credits every candidate with its weight, takes the one with the most credit and charges it for all of them. What
+/// it had or owed before is no more than one such charge: weights may have been greater then, and nobody waits for that.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     /// By the backend's index. A backend that is out neither gains nor loses.
@@ -27,13 +28,13 @@ impl RoundRobin {
     pub(super) fn next(&self, candidates: &[Candidate<'_>]) -> usize {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         let mut best = 0;
-        let mut total = 0.0;
+        let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
         for (position, candidate) in candidates.iter().enumerate() {
             if credit.len() <= candidate.index {
                 credit.resize(candidate.index + 1, 0.0);
             }
-            credit[candidate.index] += candidate.weight;
-            total += candidate.weight;
+            let own = &mut credit[candidate.index];
+            *own = own.clamp(-total, total) + candidate.weight;
             if credit[candidate.index] > credit[candidates[best].index] {
                 best = position;
             }
@@ -58,6 +59,8 @@ impl Policy for RoundRobin {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::policy::tests::Field;
 
@@ -74,6 +77,48 @@ mod tests {
         let candidates = field.candidates();
         let order: Vec<usize> = (0..8).map(|_| policy.next(&candidates)).collect();
         assert_eq!(order, [0, 0, 1, 0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_lower_weight_keeps_nobody_waiting() {
+        const MOST: u32 = u32::MAX;
+        for (before, picks) in [
+            ([100, 100], 1),
+            ([1000, 1000], 3),
+            ([MOST, MOST], 1),
+            ([MOST, MOST], 2),
+            ([1, MOST], 300),
+            ([MOST, 1], 300),
+        ] {
+            for (after, expected) in [([1, 1], [10, 10]), ([3, 1], [15, 5])] {
+                let (policy, mut field) = (RoundRobin::new(), Field::new(&before));
+                field.count(&policy, picks);
+                field.weights = after.map(f64::from).to_vec();
+                for (count, expected) in field.count(&policy, 20).into_iter().zip(expected) {
+                    assert!(count.abs_diff(expected) <= 2, "{before:?} for {picks}, then {after:?}: {count}");
+                }
+                assert_eq!(field.count(&policy, 20), expected, "and then as if it had been so for ever");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_weights_were_shares_are_those_of_today(
+            before in vec((vec(prop_oneof![1_u32..10, 1..=u32::MAX], 6), 1_usize..50), 0..5),
+            after in vec(1_u32..6, 6),
+        ) {
+            let (policy, mut field) = (RoundRobin::new(), Field::new(&after));
+            for (weights, picks) in before {
+                field.weights = weights.into_iter().map(f64::from).collect();
+                field.count(&policy, picks);
+            }
+            field.weights = after.iter().copied().map(f64::from).collect();
+            let counts = field.count(&policy, 3 * after.iter().sum::<u32>() as usize);
+            for (count, weight) in counts.into_iter().zip(after) {
+                prop_assert!(count.abs_diff(3 * weight as usize) <= 2, "{count} of a weight of {weight}");
+            }
+        }
     }
 
     #[test]
