@@ -176,8 +176,9 @@ impl Retry {
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok();
     let asked = text(header::RETRY_AFTER)?.trim();
-    if let Ok(seconds) = asked.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_digit()) {
+        // What is too much for the number would be too much for a clock: it is very long, and that is all there is to know.
+        return Some(Duration::from_secs(asked.parse().unwrap_or(u32::MAX).into()));
     }
     let wait = date::seconds(asked)? - date::seconds(text(header::DATE)?)?;
     Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
@@ -246,6 +247,22 @@ mod tests {
         }
         assert_eq!(retry().wait(0, seconds(10.0)), Some(seconds(10.0)));
         assert_eq!(retry().wait(0, seconds(10.1)), None);
+    }
+
+    #[test]
+    fn what_no_clock_can_tell_is_very_long_and_not_at_once() {
+        for text in ["4294967296", "18446744073709551615", "18446744073709551616", &"9".repeat(1000)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            let asked = retry_after(&headers).expect("it is a number");
+            assert!(tokio::time::Instant::now().checked_add(asked).is_some(), "{text}");
+            assert_eq!(retry().wait(0, asked), None, "{text}");
+        }
+        for text in ["", "+5", "-5", "5.5", "0x5"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            assert_eq!(retry_after(&headers), None, "{text}");
+        }
     }
 
     #[test]
