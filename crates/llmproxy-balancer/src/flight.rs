@@ -237,16 +237,17 @@ impl Observe for Flight {
             Ending::Complete | Ending::Dropped if self.error == Some(Opening::Error) => self.began_with_an_error(),
             Ending::Complete | Ending::Dropped if self.error.is_some() => {
                 self.node().answered();
-                self.node().finished(self.pass());
+                self.node().finished(self.pass(), true);
             }
             Ending::Complete => {
+                let blames = self.status.is_some_and(|status| status.is_client_error());
                 if !self.has_bytes {
                     self.node().answered();
-                    if self.status.is_none_or(|status| !status.is_client_error()) {
+                    if !blames {
                         self.node().worked(self.pass());
                     }
                 }
-                self.node().finished(self.pass());
+                self.node().finished(self.pass(), blames);
                 if self.is_stream {
                     self.in_flight.came_to(self.pieces.into());
                 }

@@ -218,12 +218,15 @@ impl Health {
         }
     }
 
-    /// An answer has come to its end.
-    pub(crate) fn finished(&mut self, pass: Pass, now: Instant) -> Option<Change> {
+    /// An answer has come to its end; `blames` where it is one that blames the request, which speaks neither against the
+    /// backend nor for it.
+    pub(crate) fn finished(&mut self, pass: Pass, blames: bool, now: Instant) -> Option<Change> {
         if pass.era != self.era {
             return None;
         }
-        self.failures = 0;
+        if !blames {
+            self.failures = 0;
+        }
         self.has_worked = true;
         if self.state == State::Unknown && !self.rules.checked { self.up(now) } else { None }
     }
@@ -339,9 +342,12 @@ impl Health {
         let cause = self.out();
         self.back = cause.filter(|_| self.has_worked).map(|_| now);
         self.has_worked = true;
-        (self.checks, self.failures) = (0, 0);
-        self.row = Row::default();
-        self.window = Window::new(self.rules.window, now);
+        self.checks = 0;
+        if cause.is_some() {
+            self.failures = 0;
+            self.row = Row::default();
+            self.window = Window::new(self.rules.window, now);
+        }
         // That it works is newer than that it could not.
         self.pressed = None;
         self.problem = None;

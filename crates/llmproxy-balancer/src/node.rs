@@ -277,9 +277,9 @@ impl Node {
         self.after(change, None);
     }
 
-    /// It has come to its end.
-    pub(crate) fn finished(&self, pass: Pass) {
-        let change = self.health().finished(pass, Instant::now());
+    /// An answer has come to its end; `blames` where it blames the request.
+    pub(crate) fn finished(&self, pass: Pass, blames: bool) {
+        let change = self.health().finished(pass, blames, Instant::now());
         self.after(change, None);
         self.show_state();
     }

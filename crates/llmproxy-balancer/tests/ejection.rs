@@ -96,6 +96,32 @@ async fn a_server_that_answers_500_at_once_gets_next_to_nothing_after_ten_of_the
 }
 
 #[tokio::test(start_paused = true)]
+async fn answers_that_blame_the_request_or_ask_for_patience_are_no_successes_between_failures() {
+    let mut routing = RoutingConfig { load_balance: LoadBalance::RoundRobin, ..RoutingConfig::default() };
+    routing.retry.enabled = false;
+    let mut health = HealthCheckConfig::default();
+    health.passive.enabled = false;
+    for (between, expected) in [
+        (404, BackendState::Ejected),
+        (429, BackendState::Ejected),
+        (501, BackendState::Ejected),
+        (200, BackendState::Up),
+    ] {
+        let pool = pool(&[1, 1], &health, &routing);
+        let mut number = 0;
+        let proxy = Proxy::new(
+            pool.clone(),
+            a_is(move || {
+                number += 1;
+                Reply::Answer(answer(if number % 3 == 0 { between } else { 502 }, ""))
+            }),
+        );
+        ask(&proxy, 20, SECOND * 2).await;
+        assert_eq!(state(&pool), expected, "{between}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_mended_server_is_back_after_one_request_and_with_a_growing_share() {
     let pool = plain(&[1, 1]);
     let broken = Arc::new(AtomicUsize::new(1));

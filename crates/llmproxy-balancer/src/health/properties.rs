@@ -84,8 +84,8 @@ proptest! {
                 Event::End(at, end) => {
                     let pass = there.swap_remove(at % there.len());
                     let _ = match end {
-                        End::Works => health.worked(pass, now).or(health.finished(pass, now)),
-                        End::Blamed => health.answered(pass, now).or(health.finished(pass, now)),
+                        End::Works => health.worked(pass, now).or(health.finished(pass, false, now)),
+                        End::Blamed => health.answered(pass, now).or(health.finished(pass, true, now)),
                         End::Leaves => None,
                         End::Refused => health.refused(pass, now),
                         End::Fails(fault) => health.failed(pass, fault, None, now).or(health.convict(None, now)),

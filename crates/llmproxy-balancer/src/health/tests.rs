@@ -37,7 +37,14 @@ fn fails(health: &mut Health, fault: Fault, others: Option<f64>, now: Instant) -
 pub(super) fn works(health: &mut Health, now: Instant) -> Option<Change> {
     let pass = health.enter(now);
     let change = health.worked(pass, now);
-    health.finished(pass, now).or(change)
+    health.finished(pass, false, now).or(change)
+}
+
+/// A request that it blames for what is wrong with it.
+fn blames(health: &mut Health, now: Instant) -> Option<Change> {
+    let pass = health.enter(now);
+    let change = health.answered(pass, now);
+    health.finished(pass, true, now).or(change)
 }
 
 /// One that was ejected, by three failures in a row.
@@ -174,6 +181,29 @@ fn failures_in_a_row_eject_it_and_a_success_between_them_does_not() {
     let mut health = ejected(now);
     assert_eq!((health.state(now), admission(&health, now)), (BackendState::Ejected, Admission::Closed));
     assert_eq!(health.check_passed(health.begin_check(), now), None, "its health page is not its work");
+}
+
+#[test]
+fn an_answer_that_blames_the_request_is_no_success_between_failures() {
+    let now = Instant::now();
+    let passive = PassiveConfig { enabled: false, ..PassiveConfig::default() };
+    for enabled in [true, false] {
+        // The first of a backend of which nothing was heard, too.
+        let mut health = Health::new(Rules::new(&HealthCheckConfig { enabled, passive: passive.clone(), ..config() }));
+        for _ in 0..2 {
+            assert_eq!(fails(&mut health, Fault::Backend, None, now), None);
+            blames(&mut health, now);
+        }
+        assert_eq!(fails(&mut health, Fault::Backend, None, now), Some(Change::Out(Cause::Failures)), "{enabled}");
+    }
+    // Nor do good checks stand between them, the first one included.
+    let mut health = self::health();
+    for _ in 0..9 {
+        fails(&mut health, Fault::Perhaps, None, now);
+        blames(&mut health, now);
+    }
+    health.check_passed(health.begin_check(), now);
+    assert_eq!(fails(&mut health, Fault::Perhaps, None, now), Some(Change::Out(Cause::ErrorRate)));
 }
 
 #[test]
@@ -331,7 +361,10 @@ fn what_began_before_it_was_ejected_proves_nothing() {
     for _ in 0..3 {
         fails(&mut health, Fault::Backend, None, now);
     }
-    assert_eq!((health.answered(old, now), health.worked(old, now), health.finished(old, now)), (None, None, None));
+    assert_eq!(
+        (health.answered(old, now), health.worked(old, now), health.finished(old, false, now)),
+        (None, None, None)
+    );
     assert_eq!(health.state(now), BackendState::Ejected);
     // Nor does it fail the probe, or those that came after it.
     let due = health.next_chance();
