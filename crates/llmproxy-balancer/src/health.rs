@@ -343,13 +343,13 @@ impl Health {
         self.back = cause.filter(|_| self.has_worked).map(|_| now);
         self.has_worked = true;
         self.checks = 0;
+        // That it works is newer than what it met before it went out. Of one that was never out nothing has passed.
         if cause.is_some() {
             self.failures = 0;
             self.row = Row::default();
             self.window = Window::new(self.rules.window, now);
+            self.pressed = None;
         }
-        // That it works is newer than that it could not.
-        self.pressed = None;
         self.problem = None;
         (self.state, self.since) = (State::Up, now);
         let is_new = std::mem::take(&mut self.was_refused);

@@ -415,6 +415,26 @@ fn a_backend_that_has_enough_to_do_is_pressured_and_not_out() {
 }
 
 #[test]
+fn one_that_has_enough_to_do_at_the_first_request_is_left_alone_for_as_long_as_it_says() {
+    let now = Instant::now();
+    let press = |health: &mut Health| {
+        let pass = health.enter(now);
+        health.pressed(pass, Some(30 * SECOND), now);
+        health.finished(pass, true, now)
+    };
+    let is_up = Some(Change::Up { is_back: false, is_new: false });
+    let mut checked = health();
+    assert_eq!(press(&mut checked), None, "its first check is under way");
+    assert_eq!(checked.check_passed(checked.begin_check(), now), is_up);
+    let mut unchecked = unchecked();
+    assert_eq!(press(&mut unchecked), is_up);
+    for health in [checked, unchecked] {
+        assert_eq!(health.state(now + 29 * SECOND), BackendState::Pressured);
+        assert_eq!(health.state(now + 30 * SECOND), BackendState::Up);
+    }
+}
+
+#[test]
 fn one_that_says_for_long_that_it_has_enough_to_do_and_nothing_else_is_ejected() {
     let (mut health, now) = (up(), Instant::now());
     let mut at = now;
