@@ -372,7 +372,7 @@ impl Health {
         };
         let was_out = self.out();
         self.was_refused |= cause == Cause::Refused;
-        self.close(cause, wait, now);
+        let wait = self.close(cause, wait, now);
         if was_out != Some(cause) {
             self.since = now;
             self.problem = None;
@@ -387,8 +387,7 @@ impl Health {
         let cause = if cause.is_ejection() { cause } else { Cause::Failures };
         let is_same = Some(cause) == self.out();
         self.ejections = self.ejections.saturating_add(1);
-        let wait = self.rules.ejection(self.ejections);
-        self.close(cause, wait, now);
+        let wait = self.close(cause, self.rules.ejection(self.ejections), now);
         if is_same {
             return Some(Change::StillOut(wait));
         }
@@ -397,14 +396,15 @@ impl Health {
         Some(Change::Out(cause))
     }
 
-    fn close(&mut self, cause: Cause, wait: Duration, now: Instant) {
+    /// No requests for `wait`, or for as long as it has asked for itself; how long that is.
+    fn close(&mut self, cause: Cause, wait: Duration, now: Instant) -> Duration {
         (self.checks, self.failures) = (0, 0);
         self.row = Row::default();
         self.era += 1;
-        // What it has asked for itself is the least.
         let until = (now + wait).max(self.pressed.unwrap_or(now));
         self.state = State::Out { cause, until, probing: None, rechecks: 0 };
         self.next_check = now + self.rules.recheck(cause, 0);
+        until - now
     }
 }
 

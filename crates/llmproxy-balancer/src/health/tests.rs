@@ -345,7 +345,8 @@ fn a_probe_is_not_sent_sooner_than_the_backend_asks() {
     let mut health = ejected(now);
     let now = health.next_chance();
     let probe = health.enter(now);
-    assert!(matches!(health.pressed(probe, Some(50 * SECOND), now), Some(Change::StillOut(_))));
+    let change = health.pressed(probe, Some(50 * SECOND), now);
+    assert_eq!(change, Some(Change::StillOut(50 * SECOND)), "which is told as it is");
     assert_eq!(wait(&health, now), 50.0);
     // But not for ever either.
     let now = health.next_chance();
