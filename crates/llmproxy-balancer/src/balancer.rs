@@ -1,7 +1,6 @@
 //! What outlives configurations: the state of every backend, and the checks.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
@@ -29,9 +28,11 @@ use crate::{
 };
 
 mod found;
+mod identity;
 mod kept;
 
 use found::{Changed, Configured};
+use identity::{Identity, recognize};
 use kept::Kept;
 
 /// The state of all backends: what is in flight there, how they are, what they serve, what policies know of them. One for
@@ -70,9 +71,6 @@ pub struct Balancer {
     me: Weak<Self>,
 }
 
-/// A backend's URL, and which of the entries with that URL it is.
-type Identity = (String, usize);
-
 #[derive(Default)]
 struct State {
     /// What the configuration says, to be put in force again when other backends are found.
@@ -80,7 +78,7 @@ struct State {
     sources: Sources,
     /// What is in force: the configuration's backends, and those that were found.
     joined: Vec<BackendConfig>,
-    entries: HashMap<Identity, Entry>,
+    entries: Vec<(Identity, Entry)>,
     /// Those that it had and that may come back.
     kept: Kept,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
@@ -150,26 +148,19 @@ impl Balancer {
             self.hub.forget(node.index);
         }
         let mut old = std::mem::take(&mut state.entries);
-        let names: Vec<Arc<str>> = old.values().map(|entry| entry.node.name()).collect();
+        let names: Vec<Arc<str>> = old.iter().map(|(_, entry)| entry.node.name()).collect();
         let mut members: Vec<Arc<Member>> = Vec::with_capacity(backends.len());
-        // Those that stay keep their numbers, so that new ones take what those that are gone had.
-        let mut taken: Vec<usize> = Vec::new();
-        let mut new: Vec<(_, Identity, _, _)> = Vec::with_capacity(backends.len());
+        let mut new: Vec<(&BackendConfig, Arc<Backend>)> = Vec::with_capacity(backends.len());
         for config in backends {
-            let backend = match build(config, routing) {
-                Ok(backend) => Arc::new(backend),
-                Err(error) => {
-                    tracing::error!(url = config.url, %error, "a backend is left out");
-                    continue;
-                }
-            };
-            let url = backend.url.to_string();
-            let twin = new.iter().filter(|(_, identity, ..)| identity.0 == url).count();
-            let identity = (url, twin);
-            let known = old.remove(&identity).or_else(|| state.kept.take(&identity).map(Entry::of));
-            taken.extend(known.iter().map(|entry| entry.node.index));
-            new.push((config, identity, backend, known));
+            match build(config, routing) {
+                Ok(backend) => new.push((config, Arc::new(backend))),
+                Err(error) => tracing::error!(url = config.url, %error, "a backend is left out"),
+            }
         }
+        let identities = Identity::all(new.iter().map(|(_, backend)| &**backend));
+        let known = recognize(&identities, &mut old, &mut state.kept);
+        // Those that stay keep their numbers, so that new ones take what those that are gone had.
+        let mut taken: Vec<usize> = known.iter().flatten().map(|entry| entry.node.index).collect();
         for (identity, gone) in old {
             gone.node.retire();
             if let Some(node) = state.kept.keep(identity, gone.node) {
@@ -179,7 +170,7 @@ impl Balancer {
         taken.extend(state.kept.indexes());
         // Where there is only one there is nothing to choose.
         let is_scraped = routing.load_signals.enabled && new.len() > 1;
-        for (config, identity, backend, known) in new {
+        for (((config, backend), identity), known) in new.into_iter().zip(identities).zip(known) {
             let settings =
                 Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
             let scraped = is_scraped.then(|| signals::Settings::new(backend.clone(), config, &routing.load_signals));
@@ -195,7 +186,7 @@ impl Balancer {
                 inject_usage: config.inject_usage,
                 node: entry.node.clone(),
             }));
-            state.entries.insert(identity, entry);
+            state.entries.push((identity, entry));
         }
         // Names may have moved from one backend to another, so those that nobody has go down before all others are shown.
         let gone = names.iter().filter(|name| members.iter().all(|member| member.backend.name != **name));
@@ -239,7 +230,7 @@ impl Balancer {
     pub async fn check_now(&self) {
         let checkers: Vec<Arc<Checker>> = {
             let state = self.state();
-            state.entries.values().filter_map(|entry| Some(entry.checks.as_ref()?.0.clone())).collect()
+            state.entries.iter().filter_map(|(_, entry)| Some(entry.checks.as_ref()?.0.clone())).collect()
         };
         join_all(checkers.iter().map(|checker| checker.check())).await;
     }

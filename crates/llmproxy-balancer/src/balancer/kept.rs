@@ -25,9 +25,9 @@ impl Kept {
         (self.0.len() > MAX_KEPT).then(|| self.0.remove(0).1)
     }
 
-    /// It has come back.
-    pub(super) fn take(&mut self, identity: &Identity) -> Option<Arc<Node>> {
-        let at = self.0.iter().position(|(known, ..)| known == identity)?;
+    /// Of those that `is_it` says, the one that left last has come back.
+    pub(super) fn take(&mut self, is_it: impl Fn(&Identity) -> bool) -> Option<Arc<Node>> {
+        let at = self.0.iter().rposition(|(known, ..)| is_it(known))?;
         let (_, node, _) = self.0.remove(at);
         node.unretire();
         Some(node)
