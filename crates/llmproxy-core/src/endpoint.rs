@@ -128,13 +128,14 @@ impl Endpoint {
         self.work
     }
 
-    /// Whether what is done there is done by a model that the request may name. TGI's own paths and the like have no name
-    /// for it: such a server has one.
+    /// Whether what is done there is done with a model that the request may name. Behind TGI's own paths and the like a
+    /// server has one, and needs no name for it; which server it is, the name decides there, too.
     pub fn takes_model(&self) -> bool {
         match self.api {
             Api::OpenAi | Api::Anthropic => self.is_known() && self.template != "/v1/models",
             Api::Ollama => !matches!(self.template, "/api/tags" | "/api/ps" | "/api/version"),
-            Api::Native | Api::Proxy => false,
+            Api::Native => true,
+            Api::Proxy => false,
         }
     }
 

@@ -225,11 +225,15 @@ async fn whoever_may_use_certain_models_must_name_one() {
         let result = limiter.check(Some(caller), Some(&Call::new(Endpoint::of(path))), None);
         assert_eq!(result.err(), (!passes).then_some(RateLimitError::ModelUnnamed), "{path}");
     };
-    for path in ["/v1/audio/transcriptions", "/v1/images/edits", "/v1/chat/completions", "/v1/messages", "/api/chat"] {
+    let of_servers = ["/generate", "/generate_stream", "/completion", "/embed", "/rerank", "/score", "/tokenize"];
+    for path in ["/v1/audio/transcriptions", "/v1/images/edits", "/v1/chat/completions", "/v1/messages", "/api/chat"]
+        .into_iter()
+        .chain(of_servers)
+    {
         check(&restricted, path, false);
         check(&caller("bob"), path, true);
     }
-    for path in ["/v1/models", "/v1/files", "/api/tags", "/generate", "/tokenize"] {
+    for path in ["/v1/models", "/v1/files", "/api/tags"] {
         check(&restricted, path, true);
     }
 }
