@@ -49,6 +49,8 @@ const OURS: &[&str] = &[
     "x-forwarded-host",
     "x-forwarded-port",
     "x-forwarded-proto",
+    "x-llmproxy-attempts",
+    "x-llmproxy-backend",
     "x-request-id",
 ];
 

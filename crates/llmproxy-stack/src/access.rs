@@ -308,11 +308,9 @@ fn set_request_id(exchange: &Exchange, headers: &mut HeaderMap) {
     }
 }
 
-/// Who gave the answer, where that is to be said and a backend was asked. What a backend says under these names never
-/// passes: it would be taken for ours.
+/// Who gave the answer, where that is to be said and a backend was asked. What a backend says under these names has not
+/// come this far: the upstream takes it off.
 fn explain(exchange: &Exchange, is_wanted: bool, headers: &mut HeaderMap) {
-    headers.remove(X_BACKEND);
-    headers.remove(X_ATTEMPTS);
     if !is_wanted {
         return;
     }

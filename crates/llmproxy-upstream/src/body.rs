@@ -11,10 +11,11 @@ use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use llmproxy_core::BoxError;
 
-use crate::{UpstreamError, pool::Stream, sending::Rest, tunnel::FromBackend};
+use crate::{UpstreamError, head, pool::Stream, sending::Rest, tunnel::FromBackend};
 
-/// The body of a backend's answer: its chunks as they arrive, its trailers, its exact size in bytes where it told one.
-/// Dropping it before its end closes the connection, or over HTTP/2 resets the stream.
+/// The body of a backend's answer: its chunks as they arrive, its trailers but for those that are not for the client, its
+/// exact size in bytes where it told one. Dropping it before its end closes the connection, or over HTTP/2 resets the
+/// stream.
 #[derive(Debug)]
 pub struct UpstreamBody {
     inner: Inner,
@@ -66,12 +67,17 @@ impl Body for UpstreamBody {
         let this = &mut *self;
         match &mut this.inner {
             Inner::Answer(inner) => {
-                let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+                let mut frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
                 if frame.is_none() && this.http2 && !inner.is_end_stream() {
                     // hyper takes a reset without an error for an end. It may follow one (RFC 9113, section 8.1); here none
                     // came.
                     let (backend, source) = (this.backend.clone(), h2::Error::from(h2::Reason::NO_ERROR).into());
                     return Poll::Ready(Some(Err(this.failed(UpstreamError::Broken { backend, source }))));
+                }
+                if let Some(Ok(frame)) = &mut frame
+                    && let Some(trailers) = frame.trailers_mut()
+                {
+                    head::trailers_for_client(trailers);
                 }
                 Poll::Ready(
                     frame.map(|frame| frame.map_err(|error| this.failed(UpstreamError::in_body(&this.backend, error)))),

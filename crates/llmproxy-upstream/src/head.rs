@@ -16,6 +16,8 @@ use crate::forwarded;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How the names begin by which the proxy says what it has done.
+const OURS: &str = "x-llmproxy-";
 
 /// The head as the backend gets it. The order and the repetitions of what stays are kept.
 pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -> HeaderMap {
@@ -125,14 +127,21 @@ pub(crate) fn nonsense(head: &response::Parts, upgrades: bool) -> Option<&'stati
     if more.is_some() || !is_known { Some("it used a transfer coding that nobody asked for") } else { None }
 }
 
-/// Takes off what the backend meant for its connection with us only.
+/// Takes off what the backend meant for its connection with us only, and what would be taken for our own word.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
     // Mostly there is nothing to take off but the framing: what is not there is not looked up.
     let named = named_by_connection(headers);
-    let present: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name, &named)).cloned().collect();
+    let stays_here = |name: &&HeaderName| is_hop_by_hop(name, &named) || name.as_str().starts_with(OURS);
+    let present: Vec<HeaderName> = headers.keys().filter(stays_here).cloned().collect();
     for name in &present {
         headers.remove(name);
     }
+}
+
+/// The same for what follows an answer: by then the client has been told the request's id.
+pub(crate) fn trailers_for_client(trailers: &mut HeaderMap) {
+    for_client(trailers);
+    trailers.remove(X_REQUEST_ID);
 }
 
 /// RFC 9110, section 7.6.1, with the two of RFC 9110, section 11.7, that are between a client and its proxy. `Trailer` is
@@ -382,6 +391,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("trailer", "x-sum"),
             ("access-control-allow-origin", ""),
+            ("x-llmproxy-backend", "another"),
         ]);
         for_client(&mut answer);
         let names: Vec<&str> = answer.keys().map(HeaderName::as_str).collect();

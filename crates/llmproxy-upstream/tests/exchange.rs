@@ -146,8 +146,9 @@ async fn each_chunk_passes_before_the_next_is_sent_and_trailers_last() {
         conn.write(format!("{:x}\r\n{piece}\r\n", piece.len())).await;
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
     }
-    conn.write("0\r\nx-sum: 7\r\n\r\n").await;
-    assert_eq!(body.frame().await.unwrap().unwrap().into_trailers().unwrap()["x-sum"], "7");
+    conn.write("0\r\nx-sum: 7\r\nx-llmproxy-backend: another\r\nx-request-id: 1\r\nkeep-alive: 5\r\n\r\n").await;
+    let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+    assert_eq!((trailers["x-sum"].to_str().unwrap(), trailers.len()), ("7", 1), "{trailers:?}");
     assert!(body.frame().await.is_none());
 }
 
