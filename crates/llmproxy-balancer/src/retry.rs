@@ -17,6 +17,8 @@ pub enum Failure {
     Connect,
     /// The connection broke before the answer was the client's.
     Reset,
+    /// What came is no HTTP: whoever is there, the request has not killed it.
+    Protocol,
     /// A limit of time was passed.
     Timeout,
     /// The client's side failed, or the proxy is stopping; the backend did nothing wrong.
@@ -53,7 +55,7 @@ pub(crate) struct Retry {
 
 impl Failure {
     /// What kind of failure `error` is, by what its source chain says: an [`Ended`] says so itself; a connection that
-    /// never came to be is an [`io::Error`] of one of a few kinds; anything else broke later.
+    /// never came to be is an [`io::Error`] of one of a few kinds, and so is nonsense; anything else broke later.
     pub(crate) fn of(error: &BoxError) -> Self {
         match Ended::of(&**error) {
             End::Timeout => return Self::Timeout,
@@ -68,6 +70,7 @@ impl Failure {
                 | io::ErrorKind::NotConnected
                 | io::ErrorKind::AddrNotAvailable,
             ) => Self::Connect,
+            Some(io::ErrorKind::InvalidData) => Self::Protocol,
             _ => Self::Reset,
         }
     }
@@ -75,7 +78,7 @@ impl Failure {
     /// Whether it speaks against the backend: an answer that blames the request, or a client that left, does not.
     pub(crate) fn is_the_backends(self) -> bool {
         match self {
-            Self::Connect | Self::Reset | Self::Timeout | Self::Credentials => true,
+            Self::Connect | Self::Reset | Self::Protocol | Self::Timeout | Self::Credentials => true,
             Self::NotTheBackend => false,
             Self::Status(status) => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
         }
@@ -86,6 +89,7 @@ impl Failure {
         match self {
             Self::Connect => "connect",
             Self::Reset => "reset",
+            Self::Protocol => "protocol",
             Self::Timeout => "timeout",
             Self::NotTheBackend => "client",
             Self::Credentials => "credentials",
@@ -124,9 +128,9 @@ impl Trigger {
 
     fn matches(self, failure: Failure) -> bool {
         match (self, failure) {
-            (Self::Connect, Failure::Connect) | (Self::Reset, Failure::Reset) | (Self::Timeout, Failure::Timeout) => {
-                true
-            }
+            (Self::Connect, Failure::Connect)
+            | (Self::Reset, Failure::Reset | Failure::Protocol)
+            | (Self::Timeout, Failure::Timeout) => true,
             (Self::ServerError, Failure::Status(status)) => status.is_server_error(),
             (Self::Status(wanted), Failure::Status(status)) => wanted == status,
             _ => false,
@@ -199,6 +203,7 @@ mod tests {
         assert_eq!(of(io::ErrorKind::HostUnreachable), Failure::Connect);
         assert_eq!(of(io::ErrorKind::NotConnected), Failure::Connect);
         assert_eq!(of(io::ErrorKind::ConnectionReset), Failure::Reset);
+        assert_eq!(of(io::ErrorKind::InvalidData), Failure::Protocol);
         assert_eq!(Failure::of(&"whatever".into()), Failure::Reset);
     }
 

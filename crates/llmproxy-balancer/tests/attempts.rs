@@ -104,6 +104,17 @@ async fn a_request_that_kills_two_backends_kills_no_third() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_talks_nonsense_was_not_killed_and_a_third_is_asked() {
+    let proxy = Proxy::new(unchecked(&[1; 3], &routing()), |target| match &*target.backend.name {
+        "a" | "b" => Reply::Nonsense,
+        _ => Reply::Answer(answer(200, "c")),
+    });
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "c");
+    assert_eq!(asked(&exchange), ["a", "b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_backend_that_failed_last_is_not_asked_while_another_is_there() {
     let many = retry(RetryConfig { max_retries: 9, ..RetryConfig::default() });
     // By its weight the second would be asked three times in a row.

@@ -10,7 +10,8 @@ use crate::metrics;
 ///
 /// Those who don't know this crate tell a failure to connect by the [`io::Error`] in its chain of causes, which is of kind
 /// `ConnectionRefused`, `HostUnreachable`, `NetworkUnreachable` or `NotConnected` (name, TLS, time). Failures after that are
-/// found inside an [`Ended`] that says [`End::BackendFailed`]. A path that can't be sent is the client's doing, and says
+/// found inside an [`Ended`] that says [`End::BackendFailed`]; where what came is no HTTP, one of kind `InvalidData` is among
+/// their causes. A path that can't be sent is the client's doing, and says
 /// [`End::ClientGone`].
 ///
 /// ```
@@ -63,12 +64,12 @@ pub enum UpstreamError {
         source: BoxError,
     },
     /// What came is no HTTP.
-    #[error("{backend} sent something that is not an HTTP answer: {}", innermost(&**source))]
+    #[error("{backend} sent something that is not an HTTP answer: {}", innermost(source))]
     Protocol {
         /// The backend.
         backend: Arc<str>,
-        /// What was seen.
-        source: BoxError,
+        /// What was seen; of the kind named above.
+        source: io::Error,
     },
     /// The answer had begun and did not come to its end.
     #[error("{backend} {} in the middle of its answer", ended(&**source))]
@@ -121,7 +122,7 @@ impl UpstreamError {
             return Self::Connect { backend, failure, source };
         }
         if is_protocol(&error) {
-            return Self::Protocol { backend, source: error.into() };
+            return Self::protocol(backend, error);
         }
         Self::Closed { backend, source: error.into() }
     }
@@ -130,9 +131,14 @@ impl UpstreamError {
     pub(crate) fn in_body(backend: &Arc<str>, error: reqwest::Error) -> Self {
         let (backend, error) = (backend.clone(), error.without_url());
         if is_protocol(&error) {
-            return Self::Protocol { backend, source: error.into() };
+            return Self::protocol(backend, error);
         }
         Self::Broken { backend, source: error.into() }
+    }
+
+    /// From what makes no sense as HTTP.
+    pub(crate) fn protocol(backend: Arc<str>, what: impl Into<BoxError>) -> Self {
+        Self::Protocol { backend, source: io::Error::new(io::ErrorKind::InvalidData, what) }
     }
 
     /// As services and bodies give it.

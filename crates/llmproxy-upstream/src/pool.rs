@@ -226,7 +226,7 @@ fn checked(
     let (head, body) = Response::from(response).into_parts();
     match head::nonsense(&head, upgrades) {
         None => Ok(Response::from_parts(head, body)),
-        Some(nonsense) => Err(UpstreamError::Protocol { backend: backend.clone(), source: nonsense.into() }),
+        Some(nonsense) => Err(UpstreamError::protocol(backend.clone(), nonsense)),
     }
 }
 

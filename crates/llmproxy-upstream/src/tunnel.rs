@@ -46,7 +46,7 @@ pub(crate) async fn agreed(
     let to = response.headers().get(UPGRADE).map(HeaderValue::as_bytes).unwrap_or_default();
     if !to.eq_ignore_ascii_case(WEBSOCKET.as_bytes()) {
         let source = format!("it switched to `{}`, which nobody asked for", String::from_utf8_lossy(to));
-        return Err(UpstreamError::Protocol { backend, source: source.into() }.boxed());
+        return Err(UpstreamError::protocol(backend, source).boxed());
     }
     let mut answer = Response::new(());
     *answer.status_mut() = response.status();

@@ -157,6 +157,7 @@ async fn what_is_no_http_is_said_to_be_none() {
     });
     let error = result.unwrap_err();
     assert!(matches!(cause_ref(&*error), Some(UpstreamError::Protocol { .. })), "{error:?}");
+    assert_eq!(cause_ref::<io::Error>(&*error).map(io::Error::kind), Some(io::ErrorKind::InvalidData));
     assert!(error.to_string().contains("is not an HTTP answer"), "{error}");
 }
 
