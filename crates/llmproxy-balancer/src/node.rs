@@ -156,11 +156,11 @@ impl Node {
         news
     }
 
-    /// No configuration has it any more, so its name may be another's.
+    /// The next configuration does not have it, so its name may be another's. Nobody is told of it: until that one is shown
+    /// nothing else is there to go to.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.signals.forget();
-        self.hub.changed();
     }
 
     /// A configuration has it again.

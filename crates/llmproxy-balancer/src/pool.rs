@@ -31,6 +31,8 @@ use crate::{
 };
 
 mod shown;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 pub use shown::BackendStatus;
@@ -135,9 +137,10 @@ impl Pool {
     }
 
     /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.
-    pub(crate) fn pick_now(&self, plan: &Plan) -> Option<Result<Box<Pick>, BalanceError>> {
+    pub(crate) fn pick_now(&self, view: &Arc<View>, plan: &Plan) -> Option<Result<Box<Pick>, BalanceError>> {
         match self.find(plan, false) {
             Found::Pick(pick) => Some(Ok(pick)),
+            Found::None { .. } if self.has_left(view) => None,
             Found::None { error: BalanceError::UnknownModel { .. }, .. } if self.ask().is_some() => None,
             Found::None { error, soon: false } => Some(Err(error)),
             Found::Full { .. } | Found::None { soon: true, .. } => None,
@@ -146,14 +149,18 @@ impl Pool {
 
     /// A backend for the first attempt. Waits for a moment while the proxy is finding out for the first time what its
     /// backends serve, or whether one has got the model since it last told, and in the line while all that could serve it
-    /// are full, both counted from `began`. `None` where the configuration has changed meanwhile, so that another plan may
-    /// be better.
+    /// are full, both counted from `began`. `None` where the configuration is another one than `plan` was made by, so that
+    /// another plan may be better.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives the place in the line up.
-    pub(crate) async fn pick_first(&self, plan: &Arc<Plan>, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
-        let view = self.view.load_full();
+    pub(crate) async fn pick_first(
+        &self,
+        view: &Arc<View>,
+        plan: &Arc<Plan>,
+        began: Instant,
+    ) -> Result<Option<Box<Pick>>, BalanceError> {
         let mut learned = false;
         loop {
             let mut changed = pin!(self.hub.changed.notified());
@@ -161,6 +168,7 @@ impl Pool {
             changed.as_mut().enable();
             match self.find(plan, learned) {
                 Found::Pick(pick) => return Ok(Some(pick)),
+                Found::None { .. } if self.has_left(view) => return Ok(None),
                 Found::None { soon: true, .. } if !learned => {
                     learned = timeout_at(began + LEARN_WAIT, changed).await.is_err();
                 }
@@ -174,7 +182,7 @@ impl Pool {
                     let wish = Wish { plan: plan.clone(), first: 0, stage, terms, failed: Vec::new() };
                     match self.wait(wish, began).await {
                         Ok(Some(pick)) => return Ok(Some(pick)),
-                        Ok(None) if !Arc::ptr_eq(&view, &self.view.load()) => return Ok(None),
+                        Ok(None) if self.has_left(view) => return Ok(None),
                         // Whatever has changed, others have their turn before it is looked at again.
                         Ok(None) => yield_now().await,
                         Err(error) => {
@@ -187,6 +195,11 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Whether `view` is not the newest one any more.
+    fn has_left(&self, view: &Arc<View>) -> bool {
+        !Arc::ptr_eq(view, &self.view())
     }
 
     /// Lets the backends tell again what they serve, unless they just have. Until when it is worth waiting for that; `None`

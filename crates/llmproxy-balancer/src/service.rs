@@ -96,12 +96,12 @@ where
         let mut tried = Tried::default();
         let mut kept = None;
         self.pool.retries.request();
-        let (mut pick, waited) = match self.pool.pick_now(&plan) {
+        let (mut pick, waited) = match self.pool.pick_now(&view, &plan) {
             Some(pick) => (pick?, Duration::ZERO),
             None => {
                 let began = Instant::now();
                 loop {
-                    if let Some(pick) = Box::pin(self.pool.pick_first(&plan, began)).await? {
+                    if let Some(pick) = Box::pin(self.pool.pick_first(&view, &plan, began)).await? {
                         break (pick, began.elapsed());
                     }
                     // What it waited for is no more, and may have another name now.

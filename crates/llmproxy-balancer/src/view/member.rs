@@ -52,9 +52,9 @@ impl Member {
         self.with_models(|models| models.serves(model))
     }
 
-    /// Whether it is to have requests at all.
+    /// Whether it is to have requests at all. As long as this configuration is the newest that is shown, no other one counts.
     pub(crate) fn is_working(&self) -> bool {
-        self.node.weight() > 0 && !self.node.is_draining()
+        self.node.weight() > 0 && !self.node.is_drained()
     }
 
     /// Whether it has `model` and is only kept from working.
