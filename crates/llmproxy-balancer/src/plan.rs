@@ -270,20 +270,20 @@ impl Stage {
 
 impl Plan {
     /// On which terms its stages are looked at for the first attempt, each time all of them. What is open in any comes before
-    /// what is doubtful in the first.
-    pub(crate) fn rounds(&self) -> impl Iterator<Item = Terms> + use<> {
+    /// what is doubtful in the first. `learned`: whether it has waited for backends to tell what they serve.
+    pub(crate) fn rounds(&self, learned: bool) -> impl Iterator<Item = Terms> + use<> {
         let probing = if self.may_fail { Probing::Any } else { Probing::Overdue };
-        self.rounds_of(probing)
+        self.rounds_of(probing, learned)
     }
 
     /// The same for a further attempt.
     pub(crate) fn further_rounds(&self) -> impl Iterator<Item = Terms> + use<> {
-        self.rounds_of(Probing::No)
+        self.rounds_of(Probing::No, true)
     }
 
-    fn rounds_of(&self, probing: Probing) -> impl Iterator<Item = Terms> + use<> {
+    fn rounds_of(&self, probing: Probing, learned: bool) -> impl Iterator<Item = Terms> + use<> {
         let is_alone = self.stages.len() < 2;
-        [false, true].into_iter().skip(usize::from(is_alone)).map(move |doubtful| Terms { probing, doubtful })
+        [false, true].into_iter().skip(usize::from(is_alone)).map(move |doubtful| Terms { probing, doubtful, learned })
     }
 
     pub(crate) fn chooser(&self, stage: &Stage) -> &Chooser {

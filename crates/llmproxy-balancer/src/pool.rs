@@ -232,7 +232,7 @@ impl Pool {
         let view = self.view();
         let stages = |terms| (from..plan.stages.len()).map(move |stage| (stage, terms));
         plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
-            match view.look_at_any(plan, stage, terms, |node| wanted(stage, node)) {
+            match view.look(plan, stage, terms, |node| wanted(stage, node)) {
                 Standing::Picked(pick) => Some(pick),
                 _ => None,
             }
@@ -260,8 +260,8 @@ impl Pool {
         // What others wait for is theirs.
         let awaited = if line.len() == 0 { HashSet::new() } else { line.awaited() };
         let mut found = None;
-        for terms in plan.rounds() {
-            match Self::round(&awaited, &view, plan, terms, learned) {
+        for terms in plan.rounds(learned) {
+            match Self::round(&awaited, &view, plan, terms) {
                 none @ Found::None { .. } => found = Some(none),
                 found => return found,
             }
@@ -270,17 +270,13 @@ impl Pool {
     }
 
     /// Looks at each stage in turn.
-    fn round(awaited: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms, learned: bool) -> Found {
+    fn round(awaited: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms) -> Found {
         let mut none = None;
         for (at, stage) in plan.stages.iter().enumerate() {
             let wanted = |node: &Arc<Node>| !awaited.contains(&node.index);
             let would_do = || view.has_any(plan, at, terms, |_| true);
-            let standing = match learned {
-                true => view.look_at_any(plan, at, terms, wanted),
-                false => view.look(plan, at, terms, wanted),
-            };
             let model = stage.model.clone();
-            let found = match standing {
+            let found = match view.look(plan, at, terms, wanted) {
                 Standing::Picked(pick) => return Found::Pick(pick),
                 Standing::Full => return Found::Full { stage: at, terms },
                 Standing::Out(_) if !awaited.is_empty() && would_do() => return Found::Full { stage: at, terms },
@@ -301,7 +297,7 @@ impl Pool {
             // What hinders the first choice is what the client is told.
             let (error, soon) = none.unwrap_or((found.0, false));
             none = Some((error, soon || found.1));
-            if found.1 && !learned {
+            if found.1 && !terms.learned {
                 // Before anything stands in for it.
                 break;
             }

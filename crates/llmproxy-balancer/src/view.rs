@@ -62,6 +62,8 @@ pub(crate) struct Terms {
     pub(crate) probing: Probing,
     /// Whether, where no backend is open, those will do of which only doubts keep requests away.
     pub(crate) doubtful: bool,
+    /// Whether waiting has not shown what the backends serve: then those that take every name will do.
+    pub(crate) learned: bool,
 }
 
 /// What looking for a backend comes to.
@@ -101,26 +103,12 @@ impl View {
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
                 let soon = members.clone().any(|member| member.node.sight().admission != Admission::Closed);
-                match soon || any.is_empty() {
+                match any.is_empty() || soon && !terms.learned {
                     true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
                     false => self.choose(&any, plan, at, terms, wanted),
                 }
             }
             Able::None => Standing::Nobody,
-        }
-    }
-
-    /// The same, where waiting has not shown what the backends serve: then those that take every name are asked.
-    pub(crate) fn look_at_any(
-        &self,
-        plan: &Plan,
-        at: usize,
-        terms: Terms,
-        wanted: impl Fn(&Arc<Node>) -> bool,
-    ) -> Standing {
-        match self.able(&plan.stages[at]) {
-            Able::Unlearned { any, .. } if !any.is_empty() => self.choose(&any, plan, at, terms, wanted),
-            _ => self.look(plan, at, terms, wanted),
         }
     }
 

@@ -13,7 +13,7 @@ use llmproxy_core::{BoxError, Exchange, RequestBody, cause_ref};
 use proptest::prelude::*;
 use tokio::{
     task::{JoinHandle, yield_now},
-    time::{Instant, sleep},
+    time::{Instant, advance, sleep},
 };
 
 type Asking = JoinHandle<(Arc<Exchange>, Result<Answer, BoxError>)>;
@@ -378,6 +378,30 @@ async fn names_that_clients_make_up_share_one_place_in_the_line() {
     for asking in waiting {
         assert_eq!(name(asking).await, "a", "in the order in which they came");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_one_that_takes_every_name_rests_while_another_has_not_told_what_it_serves() {
+    let checks = Checks::default();
+    checks.well("a");
+    let balancer = Balancer::new(checks.client());
+    let queue = QueueConfig { timeout: Duration::from_secs(10), ..QueueConfig::default() };
+    let mut all = backends(&[1, 1, 1]);
+    all[0].max_concurrent = Some(1);
+    apply(&balancer, &all[..2], queue);
+    let proxy = named(&balancer);
+    let _held = proxy.ask().await.1.unwrap();
+    let waits = ask(&proxy).await;
+    advance(Duration::from_secs(1)).await;
+    apply(&balancer, &all, queue);
+    // It has waited long enough to learn what they serve, and the third has not told.
+    advance(Duration::from_secs(1)).await;
+    settle().await;
+    assert_eq!((waits.is_finished(), proxy.pool.waiting()), (false, 1));
+    advance(Duration::from_secs(8)).await;
+    settle().await;
+    assert!(waits.is_finished());
+    assert!(matches!(refusal(&waits.await.unwrap().1), BalanceError::QueueTimeout { .. }));
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ impl Pool {
         failed: &[Arc<Node>],
         began: Instant,
     ) -> Option<Box<Pick>> {
-        let terms = Terms { probing: Probing::No, doubtful: false };
+        let terms = Terms { probing: Probing::No, doubtful: false, learned: true };
         loop {
             let wish = {
                 let _step = self.line();
@@ -103,7 +103,12 @@ impl Pool {
         let (place, mut turn, deadline) = {
             let mut line = self.line();
             let queue = self.view().queue;
-            let now = Instant::now();
+            let (now, deadline) = (Instant::now(), began + queue.timeout);
+            if now >= deadline {
+                // However often it was told to look again.
+                let retry_after = line.retry_after(now);
+                return Err(BalanceError::QueueTimeout { waited: now - began, retry_after });
+            }
             let class = self.view().class(&wish);
             let entered = line.enter(class, wish, &queue, now);
             self.hub.set_waiting(line.len());
@@ -111,7 +116,7 @@ impl Pool {
                 let retry_after = line.retry_after(now);
                 return Err(BalanceError::QueueFull { retry_after });
             };
-            (Place { pool: self, ticket }, turn, began + queue.timeout)
+            (Place { pool: self, ticket }, turn, deadline)
         };
         // There may have come room before anyone could know that we wait.
         self.dispatch();
