@@ -64,8 +64,18 @@ pub(crate) enum Turn {
 /// What trying to serve the first of a class comes to.
 pub(crate) enum Served {
     Go(Box<Pick>),
-    Full,
+    /// These would do, once they have room.
+    Full(Vec<usize>),
     LookAgain,
+}
+
+/// What looking for room comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Advance {
+    /// Whom to tell what.
+    pub(crate) told: Vec<(oneshot::Sender<Turn>, Turn)>,
+    /// The backends that those who still wait would have: they are not for whoever comes later.
+    pub(crate) kept: HashSet<usize>,
 }
 
 /// A place in the line.
@@ -133,22 +143,16 @@ impl Line {
         }
     }
 
-    /// The backends that somebody waits for: they are not for whoever comes later.
-    pub(crate) fn awaited(&self) -> HashSet<usize> {
-        self.classes.keys().flat_map(|class| class.iter().copied()).collect()
-    }
-
-    /// Serves the first of each class for as long as `serve` can, the oldest of all first, and returns whom to tell what. A
-    /// backend that is full for one is not for those who came later: `serve` is told of these, so that a large request
-    /// does not wait for ever while small ones go past it.
+    /// Serves the first of each class for as long as `serve` can, the oldest of all first. A backend that is full for one is
+    /// not for those who came later: `serve` is told of these, so that a large request does not wait for ever while small
+    /// ones go past it. What would not do for one now is free for all others, whoever could serve it otherwise.
     pub(crate) fn advance(
         &mut self,
         now: Instant,
         mut serve: impl FnMut(&Waiter, &HashSet<usize>) -> Served,
-    ) -> Vec<(oneshot::Sender<Turn>, Turn)> {
+    ) -> Advance {
         self.looked = Some(now);
-        let mut told = Vec::new();
-        let mut kept: HashSet<usize> = HashSet::new();
+        let Advance { mut told, mut kept } = Advance::default();
         let front = |class: &Class, waiters: &VecDeque<Waiter>| Some(Reverse((waiters.front()?.number, class.clone())));
         let mut fronts: BinaryHeap<_> =
             self.classes.iter().filter_map(|(class, waiters)| front(class, waiters)).collect();
@@ -156,7 +160,7 @@ impl Line {
             let Some(waiters) = self.classes.get_mut(&class) else { continue };
             let Some(first) = waiters.front() else { continue };
             match serve(first, &kept) {
-                Served::Full => kept.extend(class.iter()),
+                Served::Full(lacking) => kept.extend(lacking),
                 Served::Go(pick) => {
                     self.rate.granted(now);
                     told.extend(waiters.pop_front().map(|waiter| (waiter.turn, Turn::Go(pick))));
@@ -172,7 +176,7 @@ impl Line {
                 self.classes.remove(&class);
             }
         }
-        told
+        Advance { told, kept }
     }
 
     /// Whether nobody has looked for so long that time alone may have changed something.

@@ -22,7 +22,7 @@ use crate::{
     error::BalanceError,
     hub::Hub,
     injection::Question,
-    line::{Line, Wish},
+    line::{Advance, Line, Wish},
     metrics::QUEUE_REFUSED,
     node::{InFlight, Node},
     plan::Plan,
@@ -36,6 +36,7 @@ mod tests;
 mod waiting;
 
 pub use shown::BackendStatus;
+use waiting::tell;
 
 /// How long a request for a model waits while backends are being asked for the first time what they serve.
 const LEARN_WAIT: Duration = Duration::from_secs(2);
@@ -232,7 +233,7 @@ impl Pool {
         let view = self.view();
         let stages = |terms| (from..plan.stages.len()).map(move |stage| (stage, terms));
         plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
-            match view.look(plan, stage, terms, |node| wanted(stage, node)) {
+            match view.look(plan, stage, terms, &HashSet::new(), |node| wanted(stage, node)) {
                 Standing::Picked(pick) => Some(pick),
                 _ => None,
             }
@@ -251,35 +252,30 @@ impl Pool {
 
     /// Looks at each stage in turn, and again where none has a backend that is open.
     fn find(&self, plan: &Plan, learned: bool) -> Found {
-        if self.hub.is_waiting() {
-            // Whoever came before is served before.
-            self.dispatch();
-        }
-        let line = self.line();
+        let mut line = self.line();
         let view = self.view();
-        // What others wait for is theirs.
-        let awaited = if line.len() == 0 { HashSet::new() } else { line.awaited() };
+        // Whoever came before is served before, and what they wait for is theirs.
+        let Advance { told, kept } = if line.len() == 0 { Advance::default() } else { self.advance(&mut line, &view) };
         let mut found = None;
         for terms in plan.rounds(learned) {
-            match Self::round(&awaited, &view, plan, terms) {
-                none @ Found::None { .. } => found = Some(none),
-                found => return found,
+            found = Some(Self::round(&kept, &view, plan, terms));
+            if !matches!(found, Some(Found::None { .. })) {
+                break;
             }
         }
+        drop(line);
+        tell(told);
         found.expect("there is always a round")
     }
 
     /// Looks at each stage in turn.
-    fn round(awaited: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms) -> Found {
+    fn round(kept: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms) -> Found {
         let mut none = None;
         for (at, stage) in plan.stages.iter().enumerate() {
-            let wanted = |node: &Arc<Node>| !awaited.contains(&node.index);
-            let would_do = || view.has_any(plan, at, terms, |_| true);
             let model = stage.model.clone();
-            let found = match view.look(plan, at, terms, wanted) {
+            let found = match view.look(plan, at, terms, kept, |_| true) {
                 Standing::Picked(pick) => return Found::Pick(pick),
-                Standing::Full => return Found::Full { stage: at, terms },
-                Standing::Out(_) if !awaited.is_empty() && would_do() => return Found::Full { stage: at, terms },
+                Standing::Full(_) => return Found::Full { stage: at, terms },
                 Standing::Out(retry_after) => match view.refuses_us(plan, at) {
                     Some(backend) => (BalanceError::Misconfigured { backend }, false),
                     None => (BalanceError::NoBackend { model, retry_after }, false),

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -69,8 +70,8 @@ pub(crate) struct Terms {
 /// What looking for a backend comes to.
 pub(crate) enum Standing {
     Picked(Box<Pick>),
-    /// All that are not out have as much to do as they may.
-    Full,
+    /// These would do, and have as much to do as they may.
+    Full(Vec<usize>),
     /// All that could serve it are out; one of them is tried again after that time.
     Out(Duration),
     /// Nobody serves the model.
@@ -95,17 +96,25 @@ enum Able {
 // === impl View ===
 
 impl View {
-    /// Looks for a backend for this stage of `plan`, among those that `wanted` says.
-    pub(crate) fn look(&self, plan: &Plan, at: usize, terms: Terms, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+    /// Looks for a backend for this stage of `plan`, among those that `wanted` says. What room there is at those that are
+    /// `kept` is for others.
+    pub(crate) fn look(
+        &self,
+        plan: &Plan,
+        at: usize,
+        terms: Terms,
+        kept: &HashSet<usize>,
+        wanted: impl Fn(&Arc<Node>) -> bool,
+    ) -> Standing {
         let stage = &plan.stages[at];
         match self.able(stage) {
-            Able::These(able) => self.choose(&able, plan, at, terms, wanted),
+            Able::These(able) => self.choose(&able, plan, at, terms, kept, wanted),
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
                 let soon = members.clone().any(|member| member.node.sight().admission != Admission::Closed);
                 match any.is_empty() || soon && !terms.learned {
                     true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
-                    false => self.choose(&any, plan, at, terms, wanted),
+                    false => self.choose(&any, plan, at, terms, kept, wanted),
                 }
             }
             Able::None => Standing::Nobody,
@@ -119,17 +128,6 @@ impl View {
         let mut numbers: Vec<usize> = nodes.map(|node| node.index).collect();
         numbers.sort_unstable();
         numbers.into()
-    }
-
-    /// Whether any of those that could serve this stage, and that `wanted` says, would do if it had room.
-    pub(crate) fn has_any(&self, plan: &Plan, at: usize, terms: Terms, wanted: impl Fn(&Arc<Node>) -> bool) -> bool {
-        let able = self.able(&plan.stages[at]).known();
-        let may_doubt = terms.doubtful && self.panic_threshold > 0;
-        let mut nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wanted(node));
-        nodes.any(|node| {
-            let sight = node.sight();
-            sight.admission == Admission::Open || may_doubt && sight.is_doubtful
-        })
     }
 
     /// The name of one of those that could serve this stage, where all are out because they refuse the proxy's credentials:
@@ -177,6 +175,7 @@ impl View {
         plan: &Plan,
         at: usize,
         terms: Terms,
+        kept: &HashSet<usize>,
         wanted: impl Fn(&Arc<Node>) -> bool,
     ) -> Standing {
         let able: Vec<Seen<'_>> = able.iter().map(|index| Seen::new(&self.members[*index])).collect();
@@ -186,7 +185,7 @@ impl View {
         // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
         let is_panic = may_doubt && open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
         let work = &plan.chooser(&plan.stages[at]).work;
-        let has_room = |seen: &&Seen<'_>| seen.member.has_room(work);
+        let has_room = |seen: &&Seen<'_>| !kept.contains(&seen.member.node.index) && seen.member.has_room(work);
         let group = |doubtful: bool| {
             let is_in = |seen: &Seen<'_>| match doubtful {
                 // One that hangs would take all that it is given: while another one is well, it has one at a time.
@@ -225,7 +224,7 @@ impl View {
             return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
         }
         let is_hopeless = asked.is_empty() && !terms.doubtful;
-        let room = narrowed(asked.into_iter().filter(|seen| has_room(&seen)).collect());
+        let room = narrowed(asked.iter().filter(has_room).copied().collect());
         let tier = room.first().map(|seen| seen.member.tier);
         let is_near = |seen: &&Seen<'_>| has_room(seen) && tier.is_none_or(|tier| seen.member.tier <= tier);
         if let Some(probed) = due.iter().find(is_near) {
@@ -238,7 +237,7 @@ impl View {
             return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
         }
         if room.is_empty() {
-            return Standing::Full;
+            return Standing::Full(asked.iter().chain(&due).map(|seen| seen.member.node.index).collect());
         }
         Standing::Picked(self.pick(&room, plan, at))
     }
@@ -364,6 +363,6 @@ impl Able {
 impl Standing {
     /// Whether there is a backend, if only once it has room.
     pub(crate) fn is_for_now(&self) -> bool {
-        matches!(self, Self::Picked(_) | Self::Full)
+        matches!(self, Self::Picked(_) | Self::Full(_))
     }
 }

@@ -4,11 +4,20 @@
 
 mod common;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use common::{Answer, Checks, Proxy, Reply, answer, asked, backends, pool_of, text};
-use http::StatusCode;
-use llmproxy_balancer::{BackendConfig, BalanceError, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig};
+use http::{HeaderValue, StatusCode};
+use llmproxy_balancer::{
+    BackendConfig, BackendState, BalanceError, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig,
+};
 use llmproxy_core::{BoxError, Exchange, RequestBody, cause_ref};
 use proptest::prelude::*;
 use tokio::{
@@ -422,6 +431,43 @@ async fn a_large_request_is_not_passed_by_small_ones() {
     assert_eq!(name(large).await, "a");
     for small in small {
         assert_eq!(name(small).await, "a");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_those_in_the_line_would_not_be_given_is_free_for_others() {
+    for status in [429, 500] {
+        let mut backends = with_room(&[1, 8]);
+        backends[1].models.push("other".into());
+        let mut routing = RoutingConfig::default();
+        routing.retry.enabled = false;
+        let balancer = balancer();
+        let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+        balancer.apply(&backends, &routing, &health, &QueueConfig::default());
+        let refuses = Arc::new(AtomicBool::new(true));
+        let script = refuses.clone();
+        let proxy = Proxy::new(balancer.pool().clone(), move |target| {
+            let status = if script.load(Ordering::Relaxed) { status } else { 200 };
+            let mut answer = answer(status, &target.backend.name);
+            answer.headers_mut().insert("retry-after", HeaderValue::from_static("40"));
+            Reply::Answer(answer)
+        });
+        balancer.set_draining("a", true).unwrap();
+        for _ in 0..20 {
+            let _ = proxy.ask().await;
+        }
+        let state = proxy.pool.snapshot()[1].state;
+        assert!(matches!(state, BackendState::Pressured | BackendState::Ejected), "{state:?}");
+        balancer.set_draining("a", false).unwrap();
+        refuses.store(false, Ordering::Relaxed);
+        let held = proxy.ask().await.1.unwrap();
+        let waiting = [ask(&proxy).await, ask(&proxy).await];
+        assert_eq!((proxy.in_flight(), proxy.pool.waiting()), (vec![1, 0], 2), "{state:?}, for the later one too");
+        assert_eq!(name(ask_for(&proxy, "other", 0).await).await, "b");
+        drop(held);
+        for asking in waiting {
+            assert!(asking.await.unwrap().1.is_ok());
+        }
     }
 }
 

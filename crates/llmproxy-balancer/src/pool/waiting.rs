@@ -1,16 +1,19 @@
 //! The way through the line: in at its end, out when there is room, or when all is different.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
 
 use super::{Pick, Pool};
 use crate::{
     error::BalanceError,
-    line::{Served, Ticket, Turn, Wish},
+    line::{Advance, Line, Served, Ticket, Turn, Wish},
     node::Node,
     plan::Plan,
-    view::{Probing, Standing, Terms},
+    view::{Probing, Standing, Terms, View},
 };
 
 /// How often those in the line look for themselves: time alone may have brought a backend back.
@@ -53,7 +56,7 @@ impl Pool {
                     terms,
                     failed: failed.to_vec(),
                 });
-                let look = |wish: &Wish| view.look(plan, wish.stage, terms, |node| wish.is_for(node));
+                let look = |wish: &Wish| view.look(plan, wish.stage, terms, &HashSet::new(), |node| wish.is_for(node));
                 match { wishes }.map(|wish| (look(&wish), wish)).find(|(standing, _)| standing.is_for_now()) {
                     Some((Standing::Picked(pick), _)) => return Some(pick),
                     Some((_, wish)) => wish,
@@ -68,34 +71,29 @@ impl Pool {
 
     /// Gives what room there is to those in the line.
     pub(crate) fn dispatch(&self) {
-        let told = {
-            let mut line = self.line();
-            let view = self.view();
-            let told = line.advance(Instant::now(), |waiter, kept| {
-                let wish = &waiter.wish;
-                let Wish { plan, stage, terms, .. } = wish;
-                let is_free = |node: &Arc<Node>| wish.is_for(node) && !kept.contains(&node.index);
-                let look = |at| view.look(plan, at, *terms, is_free);
-                // What it would rather have may be there again.
-                let better = (wish.first..*stage).find_map(|at| match look(at) {
-                    Standing::Picked(pick) => Some(pick),
-                    _ => None,
-                });
-                let would_do = || view.has_any(plan, *stage, *terms, |node| wish.is_for(node));
-                match better.map_or_else(|| look(*stage), Standing::Picked) {
-                    Standing::Picked(pick) => Served::Go(pick),
-                    Standing::Full => Served::Full,
-                    Standing::Out(_) if !kept.is_empty() && would_do() => Served::Full,
-                    _ => Served::LookAgain,
-                }
+        let Advance { told, .. } = self.advance(&mut self.line(), &self.view());
+        tell(told);
+    }
+
+    /// The same, for whoever has the line; those whom to [`tell`] are told when it is free again.
+    pub(super) fn advance(&self, line: &mut Line, view: &View) -> Advance {
+        let advance = line.advance(Instant::now(), |waiter, kept| {
+            let wish = &waiter.wish;
+            let Wish { plan, stage, terms, .. } = wish;
+            let look = |at| view.look(plan, at, *terms, kept, |node| wish.is_for(node));
+            // What it would rather have may be there again.
+            let better = (wish.first..*stage).find_map(|at| match look(at) {
+                Standing::Picked(pick) => Some(pick),
+                _ => None,
             });
-            self.hub.set_waiting(line.len());
-            told
-        };
-        for (turn, what) in told {
-            // Whoever has left is told nothing, and what was meant for it is dropped: there is room again.
-            drop(turn.send(what));
-        }
+            match better.map_or_else(|| look(*stage), Standing::Picked) {
+                Standing::Picked(pick) => Served::Go(pick),
+                Standing::Full(lacking) => Served::Full(lacking),
+                _ => Served::LookAgain,
+            }
+        });
+        self.hub.set_waiting(line.len());
+        advance
     }
 
     /// Waits in the line for that. `None` where all is different from when it came.
@@ -147,6 +145,13 @@ impl Pool {
                 }
             }
         }
+    }
+}
+
+/// Whoever has left is told nothing, and what was meant for it is dropped: there is room again.
+pub(super) fn tell(told: Vec<(oneshot::Sender<Turn>, Turn)>) {
+    for (turn, what) in told {
+        drop(turn.send(what));
     }
 }
 
