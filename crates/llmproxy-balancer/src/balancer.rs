@@ -27,10 +27,12 @@ use crate::{
     view::{Member, View},
 };
 
+mod authorities;
 mod found;
 mod identity;
 mod kept;
 
+use authorities::Authorities;
 use found::{Changed, Configured};
 use identity::{Identity, recognize};
 use kept::Kept;
@@ -79,6 +81,7 @@ struct State {
     /// What is in force: the configuration's backends, and those that were found.
     joined: Vec<BackendConfig>,
     entries: Vec<(Identity, Entry)>,
+    authorities: Authorities,
     /// Those that it had and that may come back.
     kept: Kept,
     /// By what they were made of, so that what a policy knows outlives a configuration that does not change it.
@@ -137,6 +140,7 @@ impl Balancer {
         let configured = Configured { backends, routing, health, queue: *queue };
         let mut state = self.state();
         let joined = state.sources.join(&configured.backends);
+        state.authorities.read_again(&joined);
         self.put_in_force(&mut state, configured, joined);
         self.pool.clone()
     }
@@ -152,7 +156,7 @@ impl Balancer {
         let mut members: Vec<Arc<Member>> = Vec::with_capacity(backends.len());
         let mut new: Vec<(&BackendConfig, Arc<Backend>)> = Vec::with_capacity(backends.len());
         for config in backends {
-            match build(config, routing) {
+            match build(config, routing, &mut state.authorities) {
                 Ok(backend) => new.push((config, Arc::new(backend))),
                 Err(error) => tracing::error!(url = config.url, %error, "a backend is left out"),
             }
@@ -342,7 +346,7 @@ fn free(taken: &mut Vec<usize>) -> usize {
 }
 
 /// What runs, of what an operator wrote.
-fn build(config: &BackendConfig, routing: &RoutingConfig) -> Result<Backend, BoxError> {
+fn build(config: &BackendConfig, routing: &RoutingConfig, authorities: &mut Authorities) -> Result<Backend, BoxError> {
     let mut backend = Backend::new(&config.url)?;
     if let Some(name) = &config.name {
         backend.name = name.as_str().into();
@@ -357,8 +361,7 @@ fn build(config: &BackendConfig, routing: &RoutingConfig) -> Result<Backend, Box
     backend.http2 = config.http2;
     backend.preserve_host = config.preserve_host;
     if let Some(path) = &config.ca_file {
-        let pem = std::fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
-        backend.ca = Some(pem.into());
+        backend.ca = Some(authorities.of(path)?);
     }
     backend.max_idle_conns = config.max_idle_conns.unwrap_or(Backend::DEFAULT_MAX_IDLE_CONNS);
     Ok(backend)

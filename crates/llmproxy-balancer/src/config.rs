@@ -60,7 +60,7 @@ pub struct BackendConfig {
     /// Whether it is asked over HTTP/2: at once over `http`, over `https` where it agrees in the handshake.
     pub http2: bool,
     /// A file of certificates, in PEM. One of them must vouch for the backend, and those that the machine trusts count no
-    /// more. Read when a configuration is put in force.
+    /// more. Read when a configuration is put in force, not when other backends are found.
     pub ca_file: Option<PathBuf>,
     /// Whether it gets the Host that the client sent, in the place of its own.
     pub preserve_host: bool,

@@ -285,6 +285,34 @@ impl Drop for TestFile {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_file_of_certificates_is_read_with_a_configuration_and_not_when_others_are_found() {
+    let file = TestFile::new("ca.pem");
+    file.write("first");
+    let registry = Registry::new(r#"["http://a"]"#);
+    let balancer = Balancer::new(registry.client());
+    let configured = [BackendConfig { ca_file: Some(file.0.clone()), ..BackendConfig::new("https://fixed") }];
+    let known = || -> (Vec<String>, Option<Arc<[u8]>>) { (names(&balancer), balancer.pool().backends()[0].ca.clone()) };
+    let expect = |name: &str, pem: &str| (vec!["https://fixed".into(), name.into()], Some(pem.as_bytes().into()));
+    start(&balancer, &discovery(vec![http()]), &configured).await;
+    assert_eq!(known(), expect("http://a", "first"));
+
+    // A backend that works does not go with its file.
+    std::fs::remove_file(&file.0).expect("it is there");
+    registry.answers(200, r#"["http://b"]"#);
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(known(), expect("http://b", "first"));
+    apply(&balancer, &configured);
+    assert_eq!(known(), expect("http://b", "first"));
+
+    file.write("second");
+    registry.answers(200, r#"["http://c"]"#);
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(known(), expect("http://c", "first"));
+    apply(&balancer, &configured);
+    assert_eq!(known(), expect("http://c", "second"));
+}
+
 #[tokio::test]
 async fn a_file_is_read_again_when_it_changes() {
     let file = TestFile::new("backends.yaml");
