@@ -3,9 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use hickory_resolver::{
-    TokioResolver,
-    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig},
-    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError},
     proto::{
         op::ResponseCode,
         rr::{RData, Record, RecordType},
@@ -18,8 +16,11 @@ use tokio::time::timeout;
 use super::{entry::complete, source::Answer};
 use crate::config::{BackendDefaults, DnsRecords, DnsSourceConfig, Scheme};
 
+mod addresses;
 #[cfg(test)]
 mod tests;
+
+use addresses::{AddressError, Addresses, Resolver};
 
 /// The longest that a look-up may take, with all its questions.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,14 +62,13 @@ impl Answer {
 /// zone that is gone is more likely a fault than a wish.
 pub(super) async fn look_up(config: &DnsSourceConfig, defaults: &BackendDefaults) -> Result<Answer, BoxError> {
     let look_up = async {
-        // Made anew each time, so that it has no cache, and knows what the system's settings are now.
-        let resolver = resolver(config)?;
+        let resolver = Resolver::new(config)?;
         match config.records {
             DnsRecords::Srv => services(&resolver, config, defaults).await,
             DnsRecords::Address | DnsRecords::A | DnsRecords::Aaaa => {
-                let (addresses, good_for) = addresses(&resolver, &config.name).await?;
-                let mut answer = Answer { good_for, is_bare: addresses.is_empty(), ..Answer::default() };
-                for address in addresses {
+                let Addresses { all, good_for } = resolver.addresses(&config.name).await?;
+                let mut answer = Answer { good_for, is_bare: all.is_empty(), ..Answer::default() };
+                for address in all {
                     answer.add(entry(config, &host(address), config.port), defaults);
                 }
                 Ok(answer)
@@ -78,49 +78,12 @@ pub(super) async fn look_up(config: &DnsSourceConfig, defaults: &BackendDefaults
     timeout(TIMEOUT, look_up).await.map_err(|_| "the name server did not answer in time")?
 }
 
-fn resolver(config: &DnsSourceConfig) -> Result<TokioResolver, NetError> {
-    let mut builder = match config.server() {
-        None => TokioResolver::builder_tokio()?,
-        Some(server) => {
-            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-                connection.port = server.port();
-                connection
-            });
-            let server = NameServerConfig::new(server.ip(), true, connections.into());
-            let config = ResolverConfig::from_name_servers(vec![server]);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        }
-    };
-    let options = builder.options_mut();
-    options.cache_size = 0;
-    options.ip_strategy = match config.records {
-        DnsRecords::A => LookupIpStrategy::Ipv4Only,
-        DnsRecords::Aaaa => LookupIpStrategy::Ipv6Only,
-        DnsRecords::Address | DnsRecords::Srv => LookupIpStrategy::Ipv4AndIpv6,
-    };
-    builder.build()
-}
-
-/// The addresses of a name, in an order that is always the same, and how long they are good for.
-async fn addresses(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Option<Duration>), NetError> {
-    let found = match resolver.lookup_ip(name).await {
-        Ok(found) => found,
-        Err(error) if is_empty(&error) => return Ok((Vec::new(), None)),
-        Err(error) => return Err(error),
-    };
-    let mut addresses: Vec<IpAddr> = found.iter().collect();
-    // Servers turn them round, which is no news.
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok((addresses, good_for(found.as_lookup().answers())))
-}
-
 async fn services(
-    resolver: &TokioResolver,
+    resolver: &Resolver,
     config: &DnsSourceConfig,
     defaults: &BackendDefaults,
 ) -> Result<Answer, BoxError> {
-    let found = match resolver.lookup(&*config.name, RecordType::SRV).await {
+    let found = match resolver.dns.lookup(&*config.name, RecordType::SRV).await {
         Ok(found) => found,
         Err(error) if is_empty(&error) => return Ok(Answer { is_bare: true, ..Answer::default() }),
         Err(error) => return Err(error.into()),
@@ -146,15 +109,15 @@ async fn services(
             continue;
         }
         // By address: the one who is asked here may be the only one who knows the name.
-        let (addresses, good_for) = match addresses(resolver, &service.host).await {
-            Err(error) if error.is_nx_domain() => (Vec::new(), None),
+        let Addresses { all, good_for } = match resolver.addresses(&service.host).await {
+            Err(AddressError::NoSuchName(_)) => Addresses::default(),
             found => found?,
         };
-        if addresses.is_empty() {
+        if all.is_empty() {
             answer.problems.push(format!("{name} has no address"));
         }
-        is_nowhere &= addresses.is_empty();
-        for address in addresses {
+        is_nowhere &= all.is_empty();
+        for address in all {
             answer.add(service.entry(config, &host(address)), defaults);
         }
         answer.good_for = [answer.good_for, good_for].into_iter().flatten().min();

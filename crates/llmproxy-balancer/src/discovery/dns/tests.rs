@@ -28,10 +28,17 @@ struct Server {
 impl Server {
     /// It knows these names, some of which may have no records, and no others.
     async fn start(zone: &[(&str, &[RData])]) -> Self {
+        Self::start_failing(zone, &[]).await
+    }
+
+    /// The same, and these questions it can't answer.
+    async fn start_failing(zone: &[(&str, &[RData])], failing: &[(&str, RecordType)]) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap().to_string();
         let zone: HashMap<String, Vec<RData>> =
             zone.iter().map(|(name, records)| ((*name).to_owned(), records.to_vec())).collect();
+        let failing: Vec<(String, RecordType)> =
+            failing.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect();
         let task = tokio::spawn(async move {
             let mut buffer = [0; 2048];
             loop {
@@ -39,7 +46,11 @@ impl Server {
                 let mut message = Message::from_vec(&buffer[..size]).unwrap().into_response();
                 let query = message.queries[0].clone();
                 let name = query.name().to_lowercase().to_utf8();
-                match zone.get(name.trim_end_matches('.')) {
+                let name = name.trim_end_matches('.');
+                match zone.get(name) {
+                    _ if failing.contains(&(name.to_owned(), query.query_type())) => {
+                        message.metadata.response_code = ResponseCode::ServFail;
+                    }
                     None => message.metadata.response_code = ResponseCode::NXDomain,
                     Some(records) => {
                         let fits = records.iter().filter(|record| record.record_type() == query.query_type());
@@ -59,10 +70,13 @@ impl Server {
 
     async fn look_up_over(&self, scheme: Scheme, name: &str, records: DnsRecords) -> Result<Answer, BoxError> {
         let defaults = serde_json::from_str(r#"{"models": ["m"]}"#)?;
+        look_up(&self.config(scheme, name, records), &defaults).await
+    }
+
+    fn config(&self, scheme: Scheme, name: &str, records: DnsRecords) -> DnsSourceConfig {
         let (name, server) = (name.to_owned(), Some(self.address.clone()));
         let port = if records == DnsRecords::Srv { 0 } else { 8000 };
-        let config = DnsSourceConfig { name, records, port, scheme, server, ..DnsSourceConfig::default() };
-        look_up(&config, &defaults).await
+        DnsSourceConfig { name, records, port, scheme, server, ..DnsSourceConfig::default() }
     }
 }
 
@@ -145,4 +159,53 @@ async fn a_name_without_records_has_no_backends_and_one_that_is_not_there_is_a_f
         let answer = server.look_up(name, DnsRecords::Srv).await.unwrap();
         assert!(urls(&answer).is_empty() && answer.is_bare == is_bare, "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn a_question_that_fails_is_no_answer_whatever_the_other_one_says() {
+    use RecordType as Kind;
+    let zone: [(&str, &[RData]); 3] = [
+        ("both.internal", &[a(1), aaaa(1)]),
+        ("none.internal", &[]),
+        ("_http._tcp.internal", &[srv(0, 0, 80, "both.internal.")]),
+    ];
+    let all = [(Kind::A, "A", "`type: aaaa`", DnsRecords::Aaaa), (Kind::AAAA, "AAAA", "`type: a`", DnsRecords::A)];
+    for (failing, kind, advice, other) in all {
+        let server = Server::start_failing(&zone, &[("both.internal", failing), ("none.internal", failing)]).await;
+        for name in ["both.internal", "none.internal"] {
+            let error = server.look_up(name, DnsRecords::Address).await.unwrap_err().to_string();
+            let told = [format!("what {kind} records {name}. has"), advice.to_owned()];
+            assert!(told.iter().all(|told| error.contains(told)), "{error}");
+        }
+        let error = server.look_up("_http._tcp.internal", DnsRecords::Srv).await.unwrap_err().to_string();
+        assert!(error.contains("both.internal"), "{error}");
+        // What is not asked can't fail.
+        assert_eq!(server.look_up("both.internal", other).await.unwrap().backends.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_complete_is_the_first_that_is_there() {
+    let zone: [(&str, &[RData]); 4] = [
+        ("vllm.one.internal", &[]),
+        ("vllm.two.internal", &[a(2)]),
+        ("vllm.three.internal", &[a(3), aaaa(3)]),
+        ("half.two.internal", &[a(4)]),
+    ];
+    let failing = [("half.one.internal", RecordType::A), ("half.two.internal", RecordType::AAAA)];
+    let server = Server::start_failing(&zone, &failing).await;
+    let mut resolver = Resolver::new(&server.config(Scheme::Http, "", DnsRecords::Address)).unwrap();
+    resolver.search = ["one.internal.", "two.internal.", "three.internal."].map(|name| name.parse().unwrap()).to_vec();
+    // Both kinds are those of one name.
+    assert_eq!(resolver.addresses("vllm").await.unwrap().all, [Ipv4Addr::new(10, 0, 0, 2)]);
+    // Where a domain can't say anything the next one is asked; where it says that it has the name, none is.
+    let error = resolver.addresses("half").await.unwrap_err().to_string();
+    assert!(error.contains("AAAA") && error.contains("half.two.internal"), "{error}");
+    resolver.search.remove(1);
+    let error = resolver.addresses("half").await.unwrap_err().to_string();
+    assert!(error.contains("half.one.internal"), "{error}");
+    assert_eq!(resolver.addresses("vllm.three.internal.").await.unwrap().all.len(), 2);
+    assert_eq!(resolver.addresses("10.0.0.9").await.unwrap().all, [Ipv4Addr::new(10, 0, 0, 9)]);
+    let error = resolver.addresses("lost").await.unwrap_err();
+    assert!(matches!(error, AddressError::NoSuchName(_)), "{error}");
 }
