@@ -73,6 +73,8 @@ struct Asker {
     client: HttpClient,
     told: watch::Sender<Told>,
     balancer: Weak<Balancer>,
+    /// What the source has, if it is a file, as it was last seen.
+    seen: Vec<u8>,
     /// Failures since the last answer.
     failures: u32,
     /// Since when it seems to have nothing, and how often it said so.
@@ -207,12 +209,12 @@ impl Drop for Running {
 
 impl Asker {
     fn new(source: Source, client: HttpClient, told: watch::Sender<Told>, balancer: Weak<Balancer>) -> Self {
-        Self { source, client, told, balancer, failures: 0, bare: None, problems: Vec::new() }
+        Self { source, client, told, balancer, seen: Vec::new(), failures: 0, bare: None, problems: Vec::new() }
     }
 
     async fn run(mut self) {
         loop {
-            let answer = self.source.ask(&self.client).await;
+            let answer = self.source.ask(&self.client, &mut self.seen).await;
             let is_answer = answer.is_ok();
             let (wait, is_news) = match answer {
                 Ok(answer) => self.answered(answer),

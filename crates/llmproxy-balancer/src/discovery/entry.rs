@@ -26,21 +26,28 @@ pub(super) struct Entries {
 impl Entries {
     /// Reads a list: bare, or as `backends`, `services` or `data` of an object. Each entry is a URL, or an object with what
     /// an entry of `backends` may have, completed by `defaults`. `strict` says whether what nothing knows is a problem: in what was written for us it
-    /// is a typing error, in what another program offers it is that program's business.
+    /// is a typing error, in what another program offers it is that program's business. An entry without a URL makes such a
+    /// list one that is only half written.
     pub(super) fn read(value: Value, defaults: &BackendDefaults, strict: bool) -> Result<Self, String> {
         let list = match value {
             Value::Array(list) => list,
             Value::Object(mut object) => {
-                let list = LISTS.iter().find_map(|name| object.remove(*name));
+                let list = LISTS.iter().find_map(|name| object.remove(*name).filter(|list| !list.is_null()));
                 match list {
                     Some(Value::Array(list)) => list,
-                    Some(Value::Null) => Vec::new(),
                     Some(_) => return Err("what should be the list of backends is none".into()),
-                    None => return Err("has no list of backends: neither `backends`, `services` nor `data`".into()),
+                    None => {
+                        let message =
+                            "has no list of backends: neither `backends`, `services` nor `data`; write [] for none";
+                        return Err(message.into());
+                    }
                 }
             }
             _ => return Err("is no list of backends".into()),
         };
+        if strict && let Some(index) = list.iter().position(is_unfinished) {
+            return Err(format!("entry {index} has no `url`; give it one, or take it out: until then no entry counts"));
+        }
         let mut entries = Self::default();
         for (index, entry) in list.into_iter().enumerate() {
             match one(entry, defaults, strict) {
@@ -71,6 +78,15 @@ fn plain(url: &str) -> String {
     let (authority, path) = rest.split_at(end);
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
+}
+
+/// Whether it looks as if the rest of it were still to be written.
+fn is_unfinished(entry: &Value) -> bool {
+    match entry {
+        Value::Null => true,
+        Value::Object(object) => object.get("url").is_none_or(Value::is_null),
+        _ => false,
+    }
 }
 
 /// One entry; `None` where it is switched off.
@@ -175,8 +191,9 @@ mod tests {
             assert_eq!(urls(json!({"version": 3, name: list.clone()})), ["http://a", "http://b"], "{name}");
         }
         assert_eq!(urls(json!([])), Vec::<String>::new());
-        assert_eq!(urls(json!({"data": null})), Vec::<String>::new());
-        for wrong in [json!({"error": "no"}), json!("x"), json!({"data": {"a": 1}}), json!(null)] {
+        assert_eq!(urls(json!({"backends": null, "data": list})), ["http://a", "http://b"]);
+        let wrong = [json!({"error": "no"}), json!("x"), json!({"data": {"a": 1}}), json!({"data": null}), json!(null)];
+        for wrong in wrong {
             assert!(read(wrong.clone(), false).is_err(), "{wrong}");
         }
     }

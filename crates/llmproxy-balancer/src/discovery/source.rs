@@ -6,13 +6,19 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request};
 use llmproxy_core::{BoxError, HttpClient};
 use serde_json::Value;
-use tokio::{fs::File, io::AsyncReadExt, time::timeout};
+use tokio::{
+    fs::File,
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
 
 use super::{dns, entry::Entries};
 use crate::config::{BackendConfig, DiscoveryConfig, HttpSourceConfig, SourceConfig, SourceType};
 
 /// No list of backends is as long as that.
 const MAX_FILE: u64 = 4 << 20;
+/// What a file has is believed if it is the same as long as that: whoever writes in one go is done by then.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// A source, as it is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,11 +72,12 @@ impl Source {
         said.unwrap_or_else(|| good_for.map_or(self.interval, |good_for| good_for.min(self.interval)))
     }
 
-    /// Asks. An answer without backends is one; what is no answer is an error.
-    pub(super) async fn ask(&self, client: &HttpClient) -> Result<Answer, BoxError> {
+    /// Asks. An answer without backends is one; what is no answer is an error. `seen` is what a file had when it was last
+    /// asked.
+    pub(super) async fn ask(&self, client: &HttpClient, seen: &mut Vec<u8>) -> Result<Answer, BoxError> {
         let SourceConfig { file, http, dns, backend: defaults, .. } = &self.config;
         let (list, strict) = match self.config.kind {
-            Some(SourceType::File) => (read(&file.path).await?, true),
+            Some(SourceType::File) => (read(&file.path, seen).await?, true),
             Some(SourceType::Http) => (get(http, client).await?, false),
             Some(SourceType::Dns) => return dns::look_up(dns, defaults).await,
             Some(SourceType::Static) | None => return Ok(Answer::default()),
@@ -80,13 +87,15 @@ impl Source {
     }
 }
 
-/// Reads a file, which may just be half written: then it is no list, or the next look finds it whole.
-async fn read(path: &Path) -> Result<Value, BoxError> {
-    let mut text = Vec::new();
-    let file = File::open(path).await?;
-    file.take(MAX_FILE + 1).read_to_end(&mut text).await?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+/// Reads a file, which may just be half written: what is not as it was `seen` last must be the same a moment later.
+async fn read(path: &Path, seen: &mut Vec<u8>) -> Result<Value, BoxError> {
+    let text = contents(path).await?;
+    if text != *seen {
+        sleep(SETTLED).await;
+        if contents(path).await? != text {
+            return Err("is just being written; best is to write another file beside it and to rename that".into());
+        }
+        seen.clone_from(&text);
     }
     // Whoever writes anew truncates first. A list without backends is written like one: [].
     if text.trim_ascii().is_empty() {
@@ -97,6 +106,16 @@ async fn read(path: &Path) -> Result<Value, BoxError> {
         Ok(list) => Ok(list),
         Err(_) => serde_yaml::from_slice(&text).map_err(|error| format!("is neither JSON nor YAML: {error}").into()),
     }
+}
+
+async fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let file = File::open(path).await?;
+    file.take(MAX_FILE + 1).read_to_end(&mut text).await?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
 }
 
 async fn get(config: &HttpSourceConfig, client: &HttpClient) -> Result<Value, BoxError> {
@@ -120,24 +139,51 @@ async fn get(config: &HttpSourceConfig, client: &HttpClient) -> Result<Value, Bo
 
 #[cfg(test)]
 mod tests {
-    use std::{env, fs, process};
+    use std::{env, fs, path::PathBuf, process};
+
+    use tokio::{join, time::Instant};
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_file_that_is_no_list_is_no_answer() {
-        let path = env::temp_dir().join(format!("llmproxy-source-{}", process::id()));
+    /// A file of the test's own, as a source.
+    fn file(name: &str) -> (PathBuf, Source, HttpClient) {
+        let path = env::temp_dir().join(format!("llmproxy-source-{}-{name}", process::id()));
         let config = SourceConfig { kind: Some(SourceType::File), ..SourceConfig::default() };
         let mut source = Source { label: "file".into(), config, interval: Duration::from_secs(1) };
         source.config.file.path = path.clone();
         let nobody = async |_: Request<Bytes>| Err::<http::Response<Bytes>, _>(BoxError::from("down"));
-        let client = HttpClient::new(tower::service_fn(nobody));
+        (path, source, HttpClient::new(tower::service_fn(nobody)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_file_has_is_believed_when_it_stays() {
+        let (path, source, client) = file("grows");
+        let whole = "- http://a\n- http://b\n";
+        let mut seen = Vec::new();
+        fs::write(&path, &whole[..11]).unwrap();
+        let rest = async {
+            sleep(SETTLED / 2).await;
+            fs::write(&path, whole).unwrap();
+        };
+        let (half, ()) = join!(source.ask(&client, &mut seen), rest);
+        assert!(half.unwrap_err().to_string().contains("being written"));
+        for waits in [SETTLED, Duration::ZERO] {
+            let asked = Instant::now();
+            assert_eq!(source.ask(&client, &mut seen).await.unwrap().backends.len(), 2);
+            assert_eq!(asked.elapsed(), waits);
+        }
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_no_list_is_no_answer() {
+        let (path, source, client) = file("list");
         let check = async |text: Option<&str>, expected: Result<&[&str], &str>| {
             match text {
                 Some(text) => fs::write(&path, text).unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            match (source.ask(&client).await, expected) {
+            match (source.ask(&client, &mut Vec::new()).await, expected) {
                 (Ok(answer), Ok(urls)) => {
                     let found: Vec<&str> = answer.backends.iter().map(|backend| &*backend.url).collect();
                     assert_eq!(found, urls, "{text:?}");
@@ -153,6 +199,11 @@ mod tests {
         check(Some("# nobody\n"), Err("list")).await;
         check(Some("backends: [http://a"), Err("YAML")).await;
         check(Some("hello"), Err("list")).await;
+        // Where the rest is still to be written.
+        check(Some("backends:\n"), Err("no list")).await;
+        check(Some("- http://a\n- \n"), Err("entry 1 has no `url`")).await;
+        check(Some("- http://a\n- name: b\n  url:\n"), Err("entry 1 has no `url`")).await;
+        check(Some("- http://a\n- status: disabled\n"), Err("entry 1 has no `url`")).await;
         check(None, Err("No such file")).await;
     }
 }
