@@ -76,6 +76,7 @@ impl Node {
             let is_it = f64::from(u8::from(each == state));
             gauge!(BACKEND_STATE, "backend" => name.clone(), "state" => each.as_str()).set(is_it);
         }
-        gauge!(BACKEND_UP, "backend" => name).set(f64::from(u8::from(self.is_up())));
+        let is_up = self.health().is_known_up();
+        gauge!(BACKEND_UP, "backend" => name).set(f64::from(u8::from(is_up)));
     }
 }

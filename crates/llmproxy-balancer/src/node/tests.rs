@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     BackendConfig, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig,
     flight::Flight,
-    metrics::{BACKEND_STATE, IN_FLIGHT},
+    metrics::{BACKEND_STATE, BACKEND_UP, IN_FLIGHT},
     policy::{Candidate, Choice, Policy, Work},
 };
 
@@ -188,6 +188,31 @@ async fn a_state_that_time_alone_has_changed_is_shown_to_whoever_asks_for_metric
     tokio::time::sleep(Duration::from_secs(8)).await;
     pool.show_states();
     assert_eq!((shown("pressured"), shown("unknown")), (0.0, 1.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_whose_probe_is_due_is_not_up_before_that_has_worked() {
+    let gauges = Gauges::default();
+    let _recorder = metrics::set_default_local_recorder(&gauges);
+    let node = Node::new(0, backend("a"), Rules::new(&HealthCheckConfig::default()), Arc::default());
+    let is_shown_up = || {
+        let gauges = gauges.0.lock().expect("no panic");
+        f64::from_bits(gauges[&format!("{BACKEND_UP}a")].load(Ordering::SeqCst)) == 1.0
+    };
+    let check = node.health().begin_check();
+    node.check_passed(check);
+    assert!(is_shown_up());
+    for _ in 0..3 {
+        let request = node.enter(&node.name(), &Work::default());
+        node.failed(request.pass(), Fault::Backend, None, "it was answered with 502");
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // As a reload does.
+    node.show();
+    assert!(node.is_up() && !is_shown_up());
+    let probe = node.enter(&node.name(), &Work::default());
+    node.worked(probe.pass());
+    assert!(is_shown_up());
 }
 
 #[test]

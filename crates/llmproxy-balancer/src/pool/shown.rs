@@ -26,7 +26,7 @@ pub struct BackendStatus {
     pub reason: Option<Cow<'static, str>>,
     /// Since when it is up, or out, or unknown.
     pub since: Instant,
-    /// Whether it is known to work.
+    /// Whether it is known to work, or is due to be asked whether it does.
     pub up: bool,
     /// Why it gets no requests, if it gets none.
     pub out: Option<Cause>,
