@@ -109,6 +109,7 @@ impl Checker {
             tokio::select! {
                 () = sleep_until(next) => return,
                 () = self.node.rescheduled.notified() => {}
+                () = self.node.turn() => {}
                 () = self.node.asked() => self.tell().await,
             }
         }
@@ -119,6 +120,8 @@ impl Checker {
         loop {
             tokio::select! {
                 () = sleep_until(until) => return,
+                () = self.node.rescheduled.notified() => {}
+                () = self.node.turn() => {}
                 () = self.node.asked() => self.tell().await,
             }
         }

@@ -246,10 +246,7 @@ impl Health {
         }
         self.row.rejected = self.row.rejected.saturating_add(1);
         let began = *self.row.since.get_or_insert(now);
-        let wait = self.rules.pressure(self.row.rejected, asked);
-        let until = now + wait;
-        let is_news = !self.is_pressured(now);
-        self.pressed = self.pressed.max(Some(until));
+        let news = self.press(self.rules.pressure(self.row.rejected, asked), now);
         if pass.is_probe {
             return self.probe_failed(now);
         }
@@ -259,8 +256,14 @@ impl Health {
         if self.rules.passive && is_all_it_says && self.out().is_none() {
             return self.take_out(Cause::Rejections, now);
         }
-        // Told once, however often it is said while nothing works there.
-        (is_news && self.row.rejected == 1 && self.out().is_none()).then_some(Change::Pressured(wait))
+        news
+    }
+
+    /// It is to be passed over for this time. Told of one that is in, once for as long as that goes on.
+    fn press(&mut self, wait: Duration, now: Instant) -> Option<Change> {
+        let was = self.is_pressured(now);
+        self.pressed = self.pressed.max(Some(now + wait));
+        (!was && self.is_pressured(now) && self.out().is_none()).then_some(Change::Pressured(wait))
     }
 
     /// A request failed in a way that is the backend's fault, or may be; it may have `asked` to be left alone for some time.
@@ -269,9 +272,7 @@ impl Health {
         if pass.era != self.era {
             return None;
         }
-        if let Some(asked) = asked {
-            self.pressed = self.pressed.max(Some(now + self.rules.pressure(1, Some(asked))));
-        }
+        let news = asked.and_then(|asked| self.press(self.rules.pressure(1, Some(asked)), now));
         match fault {
             Fault::Midway => self.window.spoiled(now),
             Fault::Backend | Fault::Perhaps => self.window.bad(now),
@@ -282,10 +283,10 @@ impl Health {
             return self.probe_failed(now);
         }
         if self.out().is_some() || fault == Fault::Perhaps {
-            return None;
+            return news;
         }
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= self.rules.unhealthy_threshold { self.take_out(Cause::Failures, now) } else { None }
+        if self.failures >= self.rules.unhealthy_threshold { self.take_out(Cause::Failures, now) } else { news }
     }
 
     /// Whether so many requests failed that it is to be ejected, unless the others fare no better.

@@ -13,7 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     config::InjectUsage,
-    health::{BackendState, Check, Fault, Health, Pass, Rules, Sight},
+    health::{BackendState, Change, Check, Fault, Health, Pass, Rules, Sight},
     hub::Hub,
     injection::{Injection, Question},
     latency::Latency,
@@ -34,6 +34,9 @@ mod show;
 mod tests;
 
 pub(crate) use in_flight::InFlight;
+
+/// Why a backend is up that has passed a check.
+const GOOD_CHECK: &str = "its health check was good";
 
 /// One backend's state.
 #[derive(Debug)]
@@ -149,7 +152,8 @@ impl Node {
     pub(crate) fn set_draining(&self, draining: bool) -> bool {
         let news = self.draining.swap(draining, Ordering::AcqRel) != draining;
         if news {
-            tracing::info!(backend = %self.name(), draining, "drained by an administrator's word, or no more");
+            let state = self.state().as_str();
+            tracing::info!(backend = %self.name(), draining, state, "drained by an administrator's word, or no more");
             self.show();
             self.hub.changed();
         }
@@ -207,8 +211,7 @@ impl Node {
 
     pub(crate) fn check_passed(&self, check: Check) {
         let change = self.health().check_passed(check, Instant::now());
-        self.after(change, None);
-        self.show_state();
+        self.after(change, Some(GOOD_CHECK));
     }
 
     pub(crate) fn check_failed(&self, check: Check, refused: bool, problem: &str) {
@@ -219,7 +222,8 @@ impl Node {
     /// A check that was good otherwise has shown that it does not take the proxy's credentials.
     pub(crate) fn credentials_refused(&self, check: Check, problem: &str) {
         let change = self.health().credentials_refused(check, Instant::now());
-        self.after(change, Some(problem));
+        let is_good = matches!(change, Some(Change::Up { .. }));
+        self.after(change, Some(if is_good { GOOD_CHECK } else { problem }));
     }
 
     pub(crate) fn refused(&self, pass: Pass) {
@@ -248,7 +252,6 @@ impl Node {
     pub(crate) fn pressed(&self, pass: Pass, asked: Option<Duration>, problem: &str) {
         let change = self.health().pressed(pass, asked, Instant::now());
         self.after(change, Some(problem));
-        self.show_state();
     }
 
     /// It refused a request with the proxy's credentials.
@@ -268,19 +271,19 @@ impl Node {
     /// There is an answer that says nothing against the backend.
     pub(crate) fn was_reached(&self, pass: Pass) {
         let change = self.health().answered(pass, Instant::now());
-        self.after(change, None);
+        self.after(change, Some("it has answered a request"));
     }
 
     /// There is a good one.
     pub(crate) fn worked(&self, pass: Pass) {
         let change = self.health().worked(pass, Instant::now());
-        self.after(change, None);
+        self.after(change, Some("a request has worked there"));
     }
 
     /// An answer has come to its end; `blames` where it blames the request.
     pub(crate) fn finished(&self, pass: Pass, blames: bool) {
         let change = self.health().finished(pass, blames, Instant::now());
-        self.after(change, None);
+        self.after(change, Some("it has answered a request"));
         self.show_state();
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Cause;
 use crate::config::HealthCheckConfig;
 
@@ -88,6 +90,11 @@ impl Rules {
     /// How long a backend that refuses the `nth` request in a row, from 1 on, is passed over; `asked` is what it wants.
     pub(super) fn pressure(&self, nth: u32, asked: Option<Duration>) -> Duration {
         asked.unwrap_or_else(|| doubled(PRESSURE.0, nth.saturating_sub(1), PRESSURE.1)).min(MAX_PRESSURE)
+    }
+
+    /// When a backend that has come back then has all of its weight; `None` where no clock can tell.
+    pub(super) fn warm(&self, back: Instant) -> Option<Instant> {
+        back.checked_add(self.slow_start)
     }
 
     /// The share of its weight that a backend has `back` after it has come back; `None` where that is all of it.

@@ -20,6 +20,12 @@ impl Health {
         }
     }
 
+    /// When time alone changes its state next, as far as is known by now.
+    pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
+        let turns = [self.pressed, self.back.and_then(|back| self.rules.warm(back))];
+        turns.into_iter().flatten().filter(|turn| self.is_in() && *turn > now).min()
+    }
+
     /// Since when it is in, or out.
     pub(crate) fn since(&self) -> Instant {
         self.since

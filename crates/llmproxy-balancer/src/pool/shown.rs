@@ -84,13 +84,15 @@ impl Pool {
             .iter()
             .map(|member| {
                 let (now, node) = (Instant::now(), &member.node);
+                node.show_state();
                 let state = node.state();
                 let health = node.health();
+                let drained = || Cow::Borrowed("an administrator has drained it");
                 BackendStatus {
                     backend: member.backend.clone(),
                     weight: node.weight(),
                     state,
-                    reason: health.reason(now),
+                    reason: if node.is_drained() { Some(drained()) } else { health.reason(now) },
                     since: health.since(),
                     up: health.is_up(now),
                     out: health.cause(now),
