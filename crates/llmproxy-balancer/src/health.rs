@@ -147,23 +147,6 @@ impl Health {
         }
     }
 
-    /// Whether the backend is known to work, or is taken to because nobody checks.
-    pub(crate) fn is_known_up(&self) -> bool {
-        match self.state {
-            State::Unknown => !self.rules.checked,
-            State::Up => true,
-            State::Out { .. } => false,
-        }
-    }
-
-    /// The same, or whether it is due to be asked whether it does.
-    pub(crate) fn is_up(&self, now: Instant) -> bool {
-        match self.state {
-            State::Out { until, .. } => self.waits_for_probe() && now >= until,
-            State::Unknown | State::Up => self.is_known_up(),
-        }
-    }
-
     /// When it is worth asking again: the next check, or the next probe.
     pub(crate) fn next_chance(&self) -> Instant {
         match self.state {

@@ -20,6 +20,23 @@ impl Health {
         }
     }
 
+    /// Whether the backend is known to work, or is taken to because nobody checks.
+    pub(crate) fn is_known_up(&self) -> bool {
+        match self.state {
+            State::Unknown => !self.rules.checked,
+            State::Up => true,
+            State::Out { .. } => false,
+        }
+    }
+
+    /// The same, or whether it is due to be asked whether it does.
+    pub(crate) fn is_up(&self, now: Instant) -> bool {
+        match self.state {
+            State::Out { until, .. } => self.waits_for_probe() && now >= until,
+            State::Unknown | State::Up => self.is_known_up(),
+        }
+    }
+
     /// When time alone changes its state next, as far as is known by now.
     pub(crate) fn next_turn(&self, now: Instant) -> Option<Instant> {
         let turns = [self.pressed, self.back.and_then(|back| self.rules.warm(back))];
