@@ -15,6 +15,9 @@ const AS_GOOD: f64 = 1.01;
 /// A workload of which no oracle finds more of its prompts in a cache has nothing to be found.
 const NO_HITS: f64 = 0.005;
 
+/// A figure of one policy on one workload.
+type Value = fn(&Row) -> Option<f64>;
+
 /// All of them, as Markdown.
 pub(crate) fn markdown(options: &Options, rows: &[Row]) -> String {
     let mut text = String::new();
@@ -45,7 +48,7 @@ fn find<'a>(rows: &'a [Row], workload: &str, policy: &str) -> Option<&'a Row> {
 }
 
 /// In bold what is best of all that knows no more than a proxy can.
-fn times(options: &Options, rows: &[Row], decimals: usize, value: fn(&Row) -> Option<f64>) -> Vec<Vec<String>> {
+fn times(options: &Options, rows: &[Row], decimals: usize, value: Value) -> Vec<Vec<String>> {
     let mut lines = vec![line("workload", columns(options).map(str::to_owned))];
     for workload in &options.workloads {
         let all = columns(options).map(|policy| (policy, find(rows, workload.name, policy).and_then(value)));
@@ -81,8 +84,7 @@ fn hits(options: &Options, rows: &[Row]) -> Vec<Vec<String>> {
 
 /// Of those workloads that have a server that fails.
 fn failing(options: &Options, rows: &[Row]) -> Vec<Vec<String>> {
-    let figures: [(&str, fn(&Row) -> Option<f64>); 2] =
-        [("to the failing", |row| row.to_failing), ("errors", |row| Some(row.errors))];
+    let figures: [(&str, Value); 2] = [("to the failing", |row| row.to_failing), ("errors", |row| Some(row.errors))];
     let mut lines = vec![line("workload", columns(options).map(str::to_owned))];
     for workload in &options.workloads {
         let has_one = rows.iter().any(|row| row.workload == workload.name && row.to_failing.is_some());

@@ -25,6 +25,7 @@ pub(super) struct Resolver {
     hosts: Hosts,
     /// Where names are looked for that are not complete.
     pub(super) search: Vec<Name>,
+    records: DnsRecords,
     kinds: &'static [RecordType],
 }
 
@@ -74,7 +75,7 @@ impl Resolver {
             DnsRecords::Address | DnsRecords::Srv => &[RecordType::A, RecordType::AAAA],
         };
         let dns = builder.with_options(options).build()?;
-        Ok(Self { dns, hosts: Hosts::from_system().unwrap_or_default(), search, kinds })
+        Ok(Self { dns, hosts: Hosts::from_system().unwrap_or_default(), search, records: config.records, kinds })
     }
 
     /// Those of the first name that has any, of those that `name` may stand for. That there are none is an answer, if the
@@ -105,10 +106,10 @@ impl Resolver {
                 is_here = true;
             }
             if let Some((kind, error)) = problem {
-                let advice = match (is_here, kind) {
-                    (false, _) => "",
-                    (true, RecordType::A) => "; if it never can, write `type: aaaa`",
-                    (true, _) => "; if it never can, write `type: a`",
+                let advice = match (self.records, kind) {
+                    (DnsRecords::Address, RecordType::A) if is_here => "; if it never can, write `type: aaaa`",
+                    (DnsRecords::Address, _) if is_here => "; if it never can, write `type: a`",
+                    _ => "",
                 };
                 let error = AddressError::Failed { name, kind, error, advice };
                 if is_here {

@@ -178,7 +178,7 @@ async fn a_question_that_fails_is_no_answer_whatever_the_other_one_says() {
             assert!(told.iter().all(|told| error.contains(told)), "{error}");
         }
         let error = server.look_up("_http._tcp.internal", DnsRecords::Srv).await.unwrap_err().to_string();
-        assert!(error.contains("both.internal"), "{error}");
+        assert!(error.contains("both.internal") && !error.contains("type"), "{error}");
         // What is not asked can't fail.
         assert_eq!(server.look_up("both.internal", other).await.unwrap().backends.len(), 1);
     }
