@@ -9,7 +9,13 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{config::QueueConfig, node::Node, plan::Plan, pool::Pick, view::Terms};
+use crate::{
+    config::QueueConfig,
+    node::Node,
+    plan::Plan,
+    pool::Pick,
+    view::{Probing, Terms},
+};
 
 /// A grant weighs this much in the mean time between two of them.
 const SHARE: f64 = 0.1;
@@ -27,7 +33,7 @@ pub(crate) struct Line {
     looked: Option<Instant>,
 }
 
-/// The numbers of the backends that could serve a request when it came, in their order. Requests of one class can be served
+/// The numbers of the backends that could serve a request as things stand, in their order. Requests of one class can be served
 /// by the same ones; how many classes there are depends on the configuration and not on what clients ask for.
 pub(crate) type Class = Arc<[usize]>;
 
@@ -37,9 +43,8 @@ pub(crate) struct Wish {
     pub(crate) plan: Arc<Plan>,
     /// The first stage that it may have.
     pub(crate) first: usize,
-    /// The one that it waits for.
-    pub(crate) stage: usize,
-    pub(crate) terms: Terms,
+    /// Whether it has waited for backends to tell what they serve.
+    pub(crate) learned: bool,
     /// Not these: they have failed in this request.
     pub(crate) failed: Vec<Arc<Node>>,
 }
@@ -57,15 +62,18 @@ pub(crate) struct Waiter {
 pub(crate) enum Turn {
     /// Here is room.
     Go(Box<Pick>),
-    /// All is different from when it came: it must look for itself.
+    /// There is nobody to wait for any more: it must look for itself.
     LookAgain,
 }
 
 /// What trying to serve the first of a class comes to.
 pub(crate) enum Served {
     Go(Box<Pick>),
-    /// These would do, once they have room.
-    Full(Vec<usize>),
+    /// It is of this class now, and `lacking` would do, once they have room.
+    Full {
+        class: Class,
+        lacking: Vec<usize>,
+    },
     LookAgain,
 }
 
@@ -76,13 +84,6 @@ pub(crate) struct Advance {
     pub(crate) told: Vec<(oneshot::Sender<Turn>, Turn)>,
     /// The backends that those who still wait would have: they are not for whoever comes later.
     pub(crate) kept: HashSet<usize>,
-}
-
-/// A place in the line.
-#[derive(Clone, Debug)]
-pub(crate) struct Ticket {
-    class: Class,
-    number: u64,
 }
 
 /// How often a request leaves the line for a backend.
@@ -96,6 +97,14 @@ struct Rate {
 // === impl Wish ===
 
 impl Wish {
+    /// On which terms its stages are looked at, each time all of them.
+    pub(crate) fn rounds(&self) -> impl Iterator<Item = Terms> {
+        let is_first = self.failed.is_empty();
+        // Another one waits for what lacks nothing but room.
+        let further = Terms { probing: Probing::No, doubtful: false, learned: self.learned };
+        self.plan.rounds(self.learned).filter(move |_| is_first).chain((!is_first).then_some(further))
+    }
+
     pub(crate) fn is_for(&self, node: &Arc<Node>) -> bool {
         !self.failed.iter().any(|failed| Arc::ptr_eq(failed, node))
     }
@@ -109,43 +118,55 @@ impl Line {
         self.len
     }
 
-    /// Takes a place at the end, where there is one: `None` where so many wait that it would only be a wait for nothing.
+    /// Takes a place at the end, or that of `number` for whoever had one, and tells its number. `None` where so many wait that
+    /// it would only be a wait for nothing.
     pub(crate) fn enter(
         &mut self,
         class: Class,
         wish: Wish,
+        number: Option<u64>,
         config: &QueueConfig,
         now: Instant,
-    ) -> Option<(Ticket, oneshot::Receiver<Turn>)> {
-        if self.len >= config.max_waiting {
+    ) -> Option<(u64, oneshot::Receiver<Turn>)> {
+        if number.is_none() && self.len >= config.max_waiting {
             return None;
         }
         if self.len == 0 {
             self.rate.last = Some(now);
         }
         let (turn, receiver) = oneshot::channel();
-        let number = self.next_number;
-        self.next_number += 1;
+        let number = number.unwrap_or(self.next_number);
+        self.next_number = self.next_number.max(number + 1);
         self.len += 1;
-        self.classes.entry(class.clone()).or_default().push_back(Waiter { number, wish, turn });
-        Some((Ticket { class, number }, receiver))
+        self.insert(class, Waiter { number, wish, turn });
+        Some((number, receiver))
+    }
+
+    fn insert(&mut self, class: Class, waiter: Waiter) {
+        let waiters = self.classes.entry(class).or_default();
+        // They stand in the order of their numbers.
+        let at = waiters.partition_point(|other| other.number < waiter.number);
+        waiters.insert(at, waiter);
     }
 
     /// Gives a place up, unless its turn had come.
-    pub(crate) fn leave(&mut self, ticket: &Ticket) {
-        let Some(waiters) = self.classes.get_mut(&ticket.class) else { return };
-        // They stand in the order of their numbers.
-        let Ok(at) = waiters.binary_search_by_key(&ticket.number, |waiter| waiter.number) else { return };
-        waiters.remove(at);
+    pub(crate) fn leave(&mut self, number: u64) {
+        let left = self.classes.iter_mut().find_map(|(class, waiters)| {
+            let at = waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()?;
+            waiters.remove(at);
+            Some((class.clone(), waiters.is_empty()))
+        });
+        let Some((class, is_empty)) = left else { return };
         self.len -= 1;
-        if waiters.is_empty() {
-            self.classes.remove(&ticket.class);
+        if is_empty {
+            self.classes.remove(&class);
         }
     }
 
     /// Serves the first of each class for as long as `serve` can, the oldest of all first. A backend that is full for one is
     /// not for those who came later: `serve` is told of these, so that a large request does not wait for ever while small
-    /// ones go past it. What would not do for one now is free for all others, whoever could serve it otherwise.
+    /// ones go past it. What would not do for one now is free for all others, whoever could serve it otherwise. Whoever has
+    /// to turn to others than it came for is served with those who wait for these, as though it had done so from the start.
     pub(crate) fn advance(
         &mut self,
         now: Instant,
@@ -156,24 +177,35 @@ impl Line {
         let front = |class: &Class, waiters: &VecDeque<Waiter>| Some(Reverse((waiters.front()?.number, class.clone())));
         let mut fronts: BinaryHeap<_> =
             self.classes.iter().filter_map(|(class, waiters)| front(class, waiters)).collect();
-        while let Some(Reverse((_, class))) = fronts.pop() {
+        while let Some(Reverse((number, class))) = fronts.pop() {
             let Some(waiters) = self.classes.get_mut(&class) else { continue };
-            let Some(first) = waiters.front() else { continue };
-            match serve(first, &kept) {
-                Served::Full(lacking) => kept.extend(lacking),
-                Served::Go(pick) => {
-                    self.rate.granted(now);
-                    told.extend(waiters.pop_front().map(|waiter| (waiter.turn, Turn::Go(pick))));
-                    self.len -= 1;
-                    fronts.extend(front(&class, waiters));
+            let Some(first) = waiters.front().filter(|first| first.number == number) else { continue };
+            let served = match serve(first, &kept) {
+                Served::Full { class: now, lacking } if now == class => {
+                    kept.extend(lacking);
+                    continue;
                 }
-                Served::LookAgain => {
-                    self.len -= waiters.len();
-                    told.extend(waiters.drain(..).map(|waiter| (waiter.turn, Turn::LookAgain)));
-                }
-            }
+                served => served,
+            };
+            let Some(waiter) = waiters.pop_front() else { continue };
+            fronts.extend(front(&class, waiters));
             if waiters.is_empty() {
                 self.classes.remove(&class);
+            }
+            match served {
+                Served::Full { class, .. } => {
+                    self.insert(class.clone(), waiter);
+                    fronts.push(Reverse((number, class)));
+                }
+                Served::Go(pick) => {
+                    self.rate.granted(now);
+                    self.len -= 1;
+                    told.push((waiter.turn, Turn::Go(pick)));
+                }
+                Served::LookAgain => {
+                    self.len -= 1;
+                    told.push((waiter.turn, Turn::LookAgain));
+                }
             }
         }
         Advance { told, kept }

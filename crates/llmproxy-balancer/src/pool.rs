@@ -22,7 +22,7 @@ use crate::{
     error::BalanceError,
     hub::Hub,
     injection::Question,
-    line::{Advance, Line, Wish},
+    line::{Advance, Class, Line, Wish},
     metrics::QUEUE_REFUSED,
     node::{InFlight, Node},
     plan::Plan,
@@ -74,10 +74,10 @@ pub(crate) struct Pick {
 /// What looking through the stages of a plan comes to.
 enum Found {
     Pick(Box<Pick>),
-    /// Whoever could serve this stage is full.
+    /// Those that would do are full.
     Full {
-        stage: usize,
-        terms: Terms,
+        class: Class,
+        lacking: Vec<usize>,
     },
     /// Nobody can; whether it may be known soon that somebody can.
     None {
@@ -138,8 +138,8 @@ impl Pool {
     }
 
     /// What [`Pool::pick_first`] comes to where there is nothing to wait for; `None` where there may be.
-    pub(crate) fn pick_now(&self, view: &Arc<View>, plan: &Plan) -> Option<Result<Box<Pick>, BalanceError>> {
-        match self.find(plan, false) {
+    pub(crate) fn pick_now(&self, view: &Arc<View>, plan: &Arc<Plan>) -> Option<Result<Box<Pick>, BalanceError>> {
+        match self.find(&Wish { plan: plan.clone(), first: 0, learned: false, failed: Vec::new() }) {
             Found::Pick(pick) => Some(Ok(pick)),
             Found::None { .. } if self.has_left(view) => None,
             Found::None { error: BalanceError::UnknownModel { .. }, .. } if self.ask().is_some() => None,
@@ -151,7 +151,7 @@ impl Pool {
     /// A backend for the first attempt. Waits for a moment while the proxy is finding out for the first time what its
     /// backends serve, or whether one has got the model since it last told, and in the line while all that could serve it
     /// are full, both counted from `began`. `None` where the configuration is another one than `plan` was made by, so that
-    /// another plan may be better.
+    /// another plan may be better; `number` keeps its place in the line.
     ///
     /// # Cancel safety
     ///
@@ -161,13 +161,15 @@ impl Pool {
         view: &Arc<View>,
         plan: &Arc<Plan>,
         began: Instant,
+        number: &mut Option<u64>,
     ) -> Result<Option<Box<Pick>>, BalanceError> {
         let mut learned = false;
         loop {
             let mut changed = pin!(self.hub.changed.notified());
             // From here on nothing is missed that changes while we look.
             changed.as_mut().enable();
-            match self.find(plan, learned) {
+            let wish = Wish { plan: plan.clone(), first: 0, learned, failed: Vec::new() };
+            match self.find(&wish) {
                 Found::Pick(pick) => return Ok(Some(pick)),
                 Found::None { .. } if self.has_left(view) => return Ok(None),
                 Found::None { soon: true, .. } if !learned => {
@@ -179,9 +181,8 @@ impl Pool {
                     None => changed.now_or_never().ok_or(error)?,
                 },
                 Found::None { error, .. } => return Err(error),
-                Found::Full { stage, terms } => {
-                    let wish = Wish { plan: plan.clone(), first: 0, stage, terms, failed: Vec::new() };
-                    match self.wait(wish, began).await {
+                Found::Full { class, .. } => {
+                    match self.wait(class, wish, began, number).await {
                         Ok(Some(pick)) => return Ok(Some(pick)),
                         Ok(None) if self.has_left(view) => return Ok(None),
                         // Whatever has changed, others have their turn before it is looked at again.
@@ -250,32 +251,40 @@ impl Pool {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at each stage in turn, and again where none has a backend that is open.
-    fn find(&self, plan: &Plan, learned: bool) -> Found {
+    /// What there is for a request that comes now, as [`Pool::look`] has it.
+    fn find(&self, wish: &Wish) -> Found {
         let mut line = self.line();
         let view = self.view();
         // Whoever came before is served before, and what they wait for is theirs.
         let Advance { told, kept } = if line.len() == 0 { Advance::default() } else { self.advance(&mut line, &view) };
+        let found = Self::look(&kept, &view, wish);
+        drop(line);
+        tell(told);
+        found
+    }
+
+    /// Looks at each stage in turn, and again where none has a backend that is open. Those in the line and those who come are
+    /// looked for alike, so that nobody waits for what it would not be told to wait for.
+    fn look(kept: &HashSet<usize>, view: &View, wish: &Wish) -> Found {
         let mut found = None;
-        for terms in plan.rounds(learned) {
-            found = Some(Self::round(&kept, &view, plan, terms));
+        for terms in wish.rounds() {
+            found = Some(Self::round(kept, view, wish, terms));
             if !matches!(found, Some(Found::None { .. })) {
                 break;
             }
         }
-        drop(line);
-        tell(told);
         found.expect("there is always a round")
     }
 
     /// Looks at each stage in turn.
-    fn round(kept: &HashSet<usize>, view: &View, plan: &Plan, terms: Terms) -> Found {
+    fn round(kept: &HashSet<usize>, view: &View, wish: &Wish, terms: Terms) -> Found {
+        let plan = &wish.plan;
         let mut none = None;
-        for (at, stage) in plan.stages.iter().enumerate() {
+        for (at, stage) in plan.stages.iter().enumerate().skip(wish.first) {
             let model = stage.model.clone();
-            let found = match view.look(plan, at, terms, kept, |_| true) {
+            let found = match view.look(plan, at, terms, kept, |node| wish.is_for(node)) {
                 Standing::Picked(pick) => return Found::Pick(pick),
-                Standing::Full(_) => return Found::Full { stage: at, terms },
+                Standing::Full(lacking) => return Found::Full { class: view.class(wish, at), lacking },
                 Standing::Out(retry_after) => match view.refuses_us(plan, at) {
                     Some(backend) => (BalanceError::Misconfigured { backend }, false),
                     None => (BalanceError::NoBackend { model, retry_after }, false),

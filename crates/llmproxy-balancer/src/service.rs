@@ -99,9 +99,9 @@ where
         let (mut pick, waited) = match self.pool.pick_now(&view, &plan) {
             Some(pick) => (pick?, Duration::ZERO),
             None => {
-                let began = Instant::now();
+                let (began, mut number) = (Instant::now(), None);
                 loop {
-                    if let Some(pick) = Box::pin(self.pool.pick_first(&view, &plan, began)).await? {
+                    if let Some(pick) = Box::pin(self.pool.pick_first(&view, &plan, began, &mut number)).await? {
                         break (pick, began.elapsed());
                     }
                     // What it waited for is no more, and may have another name now.

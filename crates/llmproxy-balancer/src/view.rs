@@ -121,9 +121,9 @@ impl View {
         }
     }
 
-    /// The numbers of those that could grant it.
-    pub(crate) fn class(&self, wish: &Wish) -> Class {
-        let able = self.able(&wish.plan.stages[wish.stage]).known();
+    /// The numbers of those that could serve this stage of it.
+    pub(crate) fn class(&self, wish: &Wish, at: usize) -> Class {
+        let able = self.able(&wish.plan.stages[at]).known();
         let nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wish.is_for(node));
         let mut numbers: Vec<usize> = nodes.map(|node| node.index).collect();
         numbers.sort_unstable();
@@ -355,14 +355,5 @@ impl Able {
             Self::These(able) | Self::Unlearned { any: able, .. } => able,
             Self::None => Vec::new(),
         }
-    }
-}
-
-// === impl Standing ===
-
-impl Standing {
-    /// Whether there is a backend, if only once it has room.
-    pub(crate) fn is_for_now(&self) -> bool {
-        matches!(self, Self::Picked(_) | Self::Full(_))
     }
 }

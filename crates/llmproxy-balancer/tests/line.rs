@@ -14,6 +14,7 @@ use std::{
 };
 
 use common::{Answer, Checks, Proxy, Reply, answer, asked, backends, pool_of, text};
+use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
 use llmproxy_balancer::{
     BackendConfig, BackendState, BalanceError, Balancer, HealthCheckConfig, QueueConfig, RoutingConfig,
@@ -487,6 +488,61 @@ async fn whoever_waits_for_a_fallback_gets_its_first_choice_when_that_is_back() 
     assert!(!waits.is_finished());
     balancer.set_draining("a", false).unwrap();
     assert_eq!(name(waits).await, "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_turn_to_a_fallback_keep_their_order_and_nobody_comes_in_between() {
+    let mut backends = with_room(&[1, 1]);
+    backends[1].models = vec!["spare".into()];
+    let routing: RoutingConfig =
+        serde_json::from_str(r#"{"models": {"chat": {"to": "m", "fallbacks": ["spare"]}}}"#).unwrap();
+    let balancer = balancer();
+    let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+    balancer.apply(&backends, &routing, &health, &QueueConfig::default());
+    let proxy = named(&balancer);
+    let _held = proxy.ask_with(Some("chat"), RequestBody::whole("{}")).await.1.unwrap();
+    let mut waiting = VecDeque::new();
+    for _ in 0..5 {
+        waiting.push_back(ask_for(&proxy, "chat", 0).await);
+    }
+    balancer.set_draining("a", true).unwrap();
+    // Before any of them can look for itself.
+    let mut later = Box::pin(proxy.ask_with(Some("spare"), RequestBody::whole("{}")));
+    assert!(later.as_mut().now_or_never().is_none());
+    while let Some(first) = waiting.pop_front() {
+        settle().await;
+        assert!(first.is_finished() && waiting.iter().all(|other| !other.is_finished()));
+        assert_eq!(name(first).await, "b");
+    }
+    assert!(later.await.1.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_to_look_again_has_its_old_place() {
+    let routing = |to: &str| RoutingConfig {
+        model_mapping: [("gpt".to_owned(), to.to_owned())].into(),
+        ..RoutingConfig::default()
+    };
+    let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+    let balancer = balancer();
+    let mut backends = with_room(&[1]);
+    // All places are taken, which is not held against who has one.
+    let queue = QueueConfig { max_waiting: 1, ..QueueConfig::default() };
+    balancer.apply(&backends, &routing("m"), &health, &queue);
+    let proxy = named(&balancer);
+    let held = proxy.ask_with(Some("gpt"), RequestBody::whole("{}")).await.1.unwrap();
+    let first = ask_for(&proxy, "gpt", 0).await;
+    backends[0].models = vec!["n".into()];
+    balancer.apply(&backends, &routing("n"), &health, &queue);
+    let mut later = Box::pin(proxy.ask_with(Some("gpt"), RequestBody::whole("{}")));
+    assert!(later.as_mut().now_or_never().is_none());
+    settle().await;
+    assert_eq!((first.is_finished(), proxy.pool.waiting()), (false, 2));
+    drop(held);
+    settle().await;
+    assert!(first.is_finished() && later.as_mut().now_or_never().is_none());
+    drop(first.await.unwrap().1.unwrap());
+    assert!(later.await.1.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

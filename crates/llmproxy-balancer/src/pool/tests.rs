@@ -48,7 +48,8 @@ async fn a_backend_that_goes_is_there_until_the_configuration_without_it_is_show
     // What putting the next configuration in force does first.
     view.members[0].node.retire();
     let held = pool.pick_now(&view, &plan).unwrap().unwrap();
-    let mut waits = Box::pin(pool.pick_first(&view, &plan, Instant::now()));
+    let mut number = None;
+    let mut waits = Box::pin(pool.pick_first(&view, &plan, Instant::now(), &mut number));
     assert!(waits.as_mut().now_or_never().is_none() && pool.waiting() == 1);
     apply(&balancer, &[("b", "m")]);
     let pick = waits.await.unwrap().unwrap();
@@ -63,5 +64,5 @@ async fn nobody_is_refused_by_a_plan_of_an_older_configuration() {
     let plan = plan(&view);
     apply(&balancer, &[("b", "n")]);
     assert!(pool.pick_now(&view, &plan).is_none());
-    assert!(pool.pick_first(&view, &plan, Instant::now()).await.unwrap().is_none());
+    assert!(pool.pick_first(&view, &plan, Instant::now(), &mut None).await.unwrap().is_none());
 }

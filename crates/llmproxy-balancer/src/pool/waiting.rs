@@ -1,19 +1,19 @@
 //! The way through the line: in at its end, out when there is room, or when all is different.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep_until},
 };
 
-use super::{Pick, Pool};
+use super::{Found, Pick, Pool};
 use crate::{
     error::BalanceError,
-    line::{Advance, Line, Served, Ticket, Turn, Wish},
+    line::{Advance, Class, Line, Served, Turn, Wish},
     node::Node,
     plan::Plan,
-    view::{Probing, Standing, Terms, View},
+    view::View,
 };
 
 /// How often those in the line look for themselves: time alone may have brought a backend back.
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A place in the line, given up when this is dropped.
 struct Place<'a> {
     pool: &'a Pool,
-    ticket: Ticket,
+    number: u64,
 }
 
 // === impl Pool ===
@@ -41,29 +41,15 @@ impl Pool {
         failed: &[Arc<Node>],
         began: Instant,
     ) -> Option<Box<Pick>> {
-        let terms = Terms { probing: Probing::No, doubtful: false, learned: true };
+        let mut number = None;
         loop {
-            let wish = {
-                let _step = self.line();
-                let view = self.view();
-                if began.elapsed() >= view.queue.timeout {
-                    return None;
-                }
-                let wishes = (from..plan.stages.len()).map(|stage| Wish {
-                    plan: plan.clone(),
-                    first: from,
-                    stage,
-                    terms,
-                    failed: failed.to_vec(),
-                });
-                let look = |wish: &Wish| view.look(plan, wish.stage, terms, &HashSet::new(), |node| wish.is_for(node));
-                match { wishes }.map(|wish| (look(&wish), wish)).find(|(standing, _)| standing.is_for_now()) {
-                    Some((Standing::Picked(pick), _)) => return Some(pick),
-                    Some((_, wish)) => wish,
-                    None => return None,
-                }
+            let wish = Wish { plan: plan.clone(), first: from, learned: true, failed: failed.to_vec() };
+            let class = match self.find(&wish) {
+                Found::Pick(pick) => return Some(pick),
+                Found::Full { class, .. } => class,
+                Found::None { .. } => return None,
             };
-            if let Some(pick) = self.wait(wish, began).await.ok()? {
+            if let Some(pick) = self.wait(class, wish, began, &mut number).await.ok()? {
                 return Some(pick);
             }
         }
@@ -77,27 +63,24 @@ impl Pool {
 
     /// The same, for whoever has the line; those whom to [`tell`] are told when it is free again.
     pub(super) fn advance(&self, line: &mut Line, view: &View) -> Advance {
-        let advance = line.advance(Instant::now(), |waiter, kept| {
-            let wish = &waiter.wish;
-            let Wish { plan, stage, terms, .. } = wish;
-            let look = |at| view.look(plan, at, *terms, kept, |node| wish.is_for(node));
-            // What it would rather have may be there again.
-            let better = (wish.first..*stage).find_map(|at| match look(at) {
-                Standing::Picked(pick) => Some(pick),
-                _ => None,
-            });
-            match better.map_or_else(|| look(*stage), Standing::Picked) {
-                Standing::Picked(pick) => Served::Go(pick),
-                Standing::Full(lacking) => Served::Full(lacking),
-                _ => Served::LookAgain,
-            }
+        let advance = line.advance(Instant::now(), |waiter, kept| match Self::look(kept, view, &waiter.wish) {
+            Found::Pick(pick) => Served::Go(pick),
+            Found::Full { class, lacking } => Served::Full { class, lacking },
+            Found::None { .. } => Served::LookAgain,
         });
         self.hub.set_waiting(line.len());
         advance
     }
 
-    /// Waits in the line for that. `None` where all is different from when it came.
-    pub(super) async fn wait(&self, wish: Wish, began: Instant) -> Result<Option<Box<Pick>>, BalanceError> {
+    /// Waits in the line for that, among those of `class`, at the place of `number` where it had one before. `None` where there
+    /// is nobody to wait for any more.
+    pub(super) async fn wait(
+        &self,
+        class: Class,
+        wish: Wish,
+        began: Instant,
+        number: &mut Option<u64>,
+    ) -> Result<Option<Box<Pick>>, BalanceError> {
         let (place, mut turn, deadline) = {
             let mut line = self.line();
             let queue = self.view().queue;
@@ -107,14 +90,14 @@ impl Pool {
                 let retry_after = line.retry_after(now);
                 return Err(BalanceError::QueueTimeout { waited: now - began, retry_after });
             }
-            let class = self.view().class(&wish);
-            let entered = line.enter(class, wish, &queue, now);
+            let entered = line.enter(class, wish, *number, &queue, now);
             self.hub.set_waiting(line.len());
-            let Some((ticket, turn)) = entered else {
+            let Some((entered, turn)) = entered else {
                 let retry_after = line.retry_after(now);
                 return Err(BalanceError::QueueFull { retry_after });
             };
-            (Place { pool: self, ticket }, turn, deadline)
+            *number = Some(entered);
+            (Place { pool: self, number: entered }, turn, deadline)
         };
         // There may have come room before anyone could know that we wait.
         self.dispatch();
@@ -160,7 +143,7 @@ pub(super) fn tell(told: Vec<(oneshot::Sender<Turn>, Turn)>) {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut line = self.pool.line();
-        line.leave(&self.ticket);
+        line.leave(self.number);
         self.pool.hub.set_waiting(line.len());
     }
 }
