@@ -61,6 +61,9 @@ impl Checker {
 
     /// Checks at once and then whenever it is due.
     pub(crate) fn spawn(self: Arc<Self>) -> Task {
+        if self.settings.learn {
+            self.node.is_first_asked();
+        }
         Task(tokio::spawn(async move {
             let mut relearn = FIRST_RELEARN;
             loop {

@@ -64,6 +64,8 @@ pub(crate) struct Node {
     latency: Mutex<Latency>,
     injection: Mutex<Injection>,
     models: ArcSwap<Models>,
+    /// When it was first asked what it serves, by those who ask it now.
+    first_asked: Mutex<Option<Instant>>,
     /// Somebody wants to know at once what it serves.
     ask: Notify,
     /// Whether that is still to be found out.
@@ -103,6 +105,7 @@ impl Node {
             latency: Mutex::default(),
             injection: Mutex::default(),
             models: ArcSwap::default(),
+            first_asked: Mutex::default(),
             ask: Notify::new(),
             is_asked: AtomicBool::new(false),
             signals: Signals::default(),
@@ -349,6 +352,15 @@ impl Node {
             tracing::info!(backend = %self.name(), models = ?new.names(), any_name, "the backend's models are known");
         }
         self.hub.changed();
+    }
+
+    /// It is asked for the first time, or anew, what it serves.
+    pub(crate) fn is_first_asked(&self) {
+        *self.first_asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(crate) fn first_asked(&self) -> Option<Instant> {
+        *self.first_asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets its checker find out at once what it serves.

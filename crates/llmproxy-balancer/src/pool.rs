@@ -38,8 +38,9 @@ mod waiting;
 pub use shown::BackendStatus;
 use waiting::tell;
 
-/// How long a request for a model waits while backends are being asked for the first time what they serve.
-const LEARN_WAIT: Duration = Duration::from_secs(2);
+/// How long a request for a model waits while backends are being asked for the first time what they serve, and how long after
+/// that any request does.
+pub(crate) const LEARN_WAIT: Duration = Duration::from_secs(2);
 /// Backends are not asked for their models more often than this because somebody wants one that nobody has.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -79,10 +80,10 @@ enum Found {
         class: Class,
         lacking: Vec<usize>,
     },
-    /// Nobody can; whether it may be known soon that somebody can.
+    /// Nobody can; `until` when it may be known that somebody can, where that is worth waiting for.
     None {
         error: BalanceError,
-        soon: bool,
+        until: Option<Instant>,
     },
 }
 
@@ -143,8 +144,8 @@ impl Pool {
             Found::Pick(pick) => Some(Ok(pick)),
             Found::None { .. } if self.has_left(view) => None,
             Found::None { error: BalanceError::UnknownModel { .. }, .. } if self.ask().is_some() => None,
-            Found::None { error, soon: false } => Some(Err(error)),
-            Found::Full { .. } | Found::None { soon: true, .. } => None,
+            Found::None { error, until: None } => Some(Err(error)),
+            Found::Full { .. } | Found::None { until: Some(_), .. } => None,
         }
     }
 
@@ -172,8 +173,8 @@ impl Pool {
             match self.find(&wish) {
                 Found::Pick(pick) => return Ok(Some(pick)),
                 Found::None { .. } if self.has_left(view) => return Ok(None),
-                Found::None { soon: true, .. } if !learned => {
-                    learned = timeout_at(began + LEARN_WAIT, changed).await.is_err();
+                Found::None { until: Some(until), .. } if !learned => {
+                    learned = timeout_at(until.min(began + LEARN_WAIT), changed).await.is_err();
                 }
                 Found::None { error: error @ BalanceError::UnknownModel { .. }, .. } => match self.ask() {
                     Some(until) => timeout_at(until, changed).await.map_err(|_| error)?,
@@ -286,29 +287,29 @@ impl Pool {
                 Standing::Picked(pick) => return Found::Pick(pick),
                 Standing::Full(lacking) => return Found::Full { class: view.class(wish, at), lacking },
                 Standing::Out(retry_after) => match view.refuses_us(plan, at) {
-                    Some(backend) => (BalanceError::Misconfigured { backend }, false),
-                    None => (BalanceError::NoBackend { model, retry_after }, false),
+                    Some(backend) => (BalanceError::Misconfigured { backend }, None),
+                    None => (BalanceError::NoBackend { model, retry_after }, None),
                 },
-                Standing::Unlearned { soon, retry_after } => {
-                    (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, soon)
+                Standing::Unlearned { until, retry_after } => {
+                    (BalanceError::Unlearned { model: model.unwrap_or_default(), retry_after }, until)
                 }
                 Standing::Nobody => match model {
                     Some(model) if stage.backend.is_none() && !stage.listed => {
-                        (BalanceError::UnknownModel { model }, false)
+                        (BalanceError::UnknownModel { model }, None)
                     }
-                    model => (BalanceError::NoBackend { model, retry_after: MIN_RETRY_AFTER }, false),
+                    model => (BalanceError::NoBackend { model, retry_after: MIN_RETRY_AFTER }, None),
                 },
             };
             // What hinders the first choice is what the client is told.
-            let (error, soon) = none.unwrap_or((found.0, false));
-            none = Some((error, soon || found.1));
-            if found.1 && !terms.learned {
+            let (error, until) = none.unwrap_or((found.0, None));
+            none = Some((error, until.max(found.1)));
+            if found.1.is_some() && !terms.learned {
                 // Before anything stands in for it.
                 break;
             }
         }
-        let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, false);
-        let (error, soon) = none.unwrap_or_else(unplanned);
-        Found::None { error, soon: soon || view.soon }
+        let unplanned = || (BalanceError::NoBackend { model: None, retry_after: MIN_RETRY_AFTER }, None);
+        let (error, until) = none.unwrap_or_else(unplanned);
+        Found::None { error, until: until.max(view.soon.then(|| Instant::now() + LEARN_WAIT)) }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     node::Node,
     plan::{Plan, Planner, Stage},
     policy::Candidate,
-    pool::Pick,
+    pool::{LEARN_WAIT, Pick},
     retry::Retry,
 };
 
@@ -76,9 +76,9 @@ pub(crate) enum Standing {
     Out(Duration),
     /// Nobody serves the model.
     Nobody,
-    /// Nobody is known to, and some have not told yet what they serve. `soon` where one of these is not out.
+    /// Nobody is known to, and some have not told yet what they serve. `until` when that is worth waiting for, where it is.
     Unlearned {
-        soon: bool,
+        until: Option<Instant>,
         retry_after: Duration,
     },
 }
@@ -111,9 +111,12 @@ impl View {
             Able::These(able) => self.choose(&able, plan, at, terms, kept, wanted),
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
-                let soon = members.clone().any(|member| member.node.sight().admission != Admission::Closed);
-                match any.is_empty() || soon && !terms.learned {
-                    true => Standing::Unlearned { soon, retry_after: self.retry_after(members) },
+                let is_in = |member: &&Arc<Member>| member.node.sight().admission != Admission::Closed;
+                let asked = members.clone().filter(is_in).filter_map(|member| member.node.first_asked());
+                // It is once that all wait for one, not as long as it does not tell.
+                let until = asked.map(|asked| asked + LEARN_WAIT).filter(|until| *until > Instant::now()).max();
+                match any.is_empty() || until.is_some() && !terms.learned {
+                    true => Standing::Unlearned { until, retry_after: self.retry_after(members) },
                     false => self.choose(&any, plan, at, terms, kept, wanted),
                 }
             }

@@ -180,6 +180,24 @@ async fn a_backend_that_does_not_tell_again_holds_nobody_up_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_never_tells_holds_up_only_those_who_come_at_first() {
+    for (others, status) in [(&["a"][..], 200), (&[], 503)] {
+        let checks = Checks::default();
+        others.iter().for_each(|host| checks.well(host));
+        let balancer = Balancer::new(checks.client());
+        let pool = balancer.apply(&backends(&[1, 1]), &RoutingConfig::default(), &unchecked(), &Default::default());
+        let proxy = named(pool.clone());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(ask_for(&proxy, "m").await, (status, Duration::from_millis(1500)));
+        assert_eq!(ask_for(&proxy, "m").await, (status, Duration::ZERO));
+        // One that is new is waited for again, and those that are known are not.
+        balancer.apply(&backends(&[1, 1, 1]), &RoutingConfig::default(), &unchecked(), &Default::default());
+        assert_eq!(ask_for(&proxy, "m").await.1.as_secs(), 2);
+        assert_eq!(ask_for(&proxy, "m").await, (status, Duration::ZERO));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_list_is_no_list() {
     let checks = Checks::default();
     checks.serves("a", &["qwen"]);
