@@ -120,11 +120,13 @@ impl BalanceError {
     }
 }
 
-/// As people say it: in milliseconds below ten seconds, and in whole seconds above.
+/// As people say it: in tenths of a second below ten, and in whole seconds above.
 fn about(duration: Duration) -> String {
-    let precision = if duration < Duration::from_secs(10) { 1 } else { 1000 };
-    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    llmproxy_core::duration::format(Duration::from_millis(millis / precision * precision))
+    let tenths = duration.subsec_millis() / 100;
+    match duration.as_secs() {
+        seconds @ 0..10 if tenths > 0 => format!("{seconds}.{tenths}s"),
+        seconds => llmproxy_core::duration::format(Duration::from_secs(seconds)),
+    }
 }
 
 fn no_backend(model: Option<&str>) -> String {
@@ -172,7 +174,8 @@ mod tests {
             assert!(error.to_string().ends_with(&format!("within {expected}")), "{error}");
         };
         check(Duration::from_nanos(12_004_927_396), "12s");
-        check(Duration::from_nanos(1_504_927_396), "1504ms");
+        check(Duration::from_nanos(1_504_927_396), "1.5s");
+        check(Duration::from_nanos(2_001_314_159), "2s");
         check(Duration::from_secs(30), "30s");
         check(Duration::from_nanos(60_000_100_000), "1m");
         check(Duration::from_nanos(900), "0s");
