@@ -49,6 +49,7 @@ impl Entries {
             return Err(format!("entry {index} has no `url`; give it one, or take it out: until then no entry counts"));
         }
         let mut entries = Self::default();
+        let count = list.len();
         for (index, entry) in list.into_iter().enumerate() {
             match one(entry, defaults, strict) {
                 Ok(Some(backend)) => entries.backends.push(backend),
@@ -56,7 +57,11 @@ impl Entries {
                 Err(problem) => entries.problems.push(format!("entry {index}: {problem}")),
             }
         }
-        Ok(entries)
+        // Rather another kind of list, or a mistake that somebody made everywhere, than the end of all backends.
+        match entries.problems.first() {
+            Some(first) if entries.problems.len() == count => Err(format!("has no entry without a mistake; {first}")),
+            _ => Ok(entries),
+        }
     }
 }
 
@@ -261,11 +266,24 @@ mod tests {
     }
 
     #[test]
+    fn a_list_without_a_good_entry_is_none() {
+        for (list, expected) in [
+            (json!([1, "vllm:8000"]), Err("has no entry without a mistake; entry 0: is neither a URL nor an object")),
+            (json!([1, {"url": "http://a", "status": "down"}]), Ok(0)),
+            (json!([1, "http://a"]), Ok(1)),
+            (json!([]), Ok(0)),
+        ] {
+            let found = read(list.clone(), false).map(|entries| entries.backends.len());
+            assert_eq!(found, expected.map_err(str::to_owned), "{list}");
+        }
+    }
+
+    #[test]
     fn a_typing_error_is_one_where_the_list_was_written_for_us() {
-        let list = json!([{"url": "http://a", "wieght": 2}]);
+        let list = json!(["http://b", {"url": "http://a", "wieght": 2}]);
         assert_eq!(
             read(list.clone(), true).unwrap().problems,
-            ["entry 0: `wieght` is not a key of a backend; did you mean `weight`?"]
+            ["entry 1: `wieght` is not a key of a backend; did you mean `weight`?"]
         );
         assert_eq!(read(list, false).unwrap().problems, Vec::<String>::new());
         assert!(known_keys().contains(&"max_concurrent"));
@@ -273,8 +291,7 @@ mod tests {
 
     #[test]
     fn no_problem_quotes_a_header() {
-        let list =
-            json!([{"url": "http://a", "headers": "Bearer secret"}, {"url": "http://a", "headers": {"a b": "secret"}}]);
+        let list = json!(["http://b", {"url": "http://a", "headers": "Bearer secret"}, {"url": "http://a", "headers": {"a b": "secret"}}]);
         let entries = read(list, false).unwrap();
         assert_eq!(entries.problems.len(), 2);
         assert!(entries.problems.iter().all(|problem| !problem.contains("secret")), "{:?}", entries.problems);
@@ -289,7 +306,7 @@ mod tests {
             ("http://a b/?x=secret#secret", "`http://a b/` is not a URL"),
             ("me:secret@z5", "`z5` "),
         ] {
-            let problems = read(json!([url]), false).unwrap().problems;
+            let problems = read(json!(["http://b", url]), false).unwrap().problems;
             assert!(problems[0].contains(shown) && !problems[0].contains("secret"), "{problems:?}");
         }
     }
