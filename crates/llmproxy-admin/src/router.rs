@@ -123,7 +123,7 @@ fn read<T: DeserializeOwned>(body: Sent, example: &str) -> Result<T, (StatusCode
         StatusCode::PAYLOAD_TOO_LARGE => {
             mistake(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} KiB", MAX_BODY >> 10))
         }
-        status => mistake(status, rejection.body_text()),
+        status => mistake(status, "the body did not arrive whole".to_owned()),
     })?;
     serde_json::from_slice(&body).map_err(|error| mistake(StatusCode::BAD_REQUEST, error.to_string()))
 }

@@ -230,6 +230,12 @@ impl Observe for Flight {
         if matches!(ending, Ending::Failed(_)) {
             self.came_to_nothing();
         }
+        // Its last line needs no end.
+        match self.beginning.take().filter(|_| matches!(ending, Ending::Complete)).and_then(|begun| begun.finish()) {
+            Some(Opening::Answer) => self.begins(),
+            Some(error) => self.error = Some(error),
+            None => {}
+        }
         if self.failed {
             return;
         }

@@ -68,6 +68,15 @@ impl Beginning {
         None
     }
 
+    /// What it is of a stream that has ended; `None` where it has no event.
+    pub(crate) fn finish(mut self) -> Option<Opening> {
+        let rest = std::mem::take(&mut self.rest);
+        match self.line(&rest, true) {
+            Line::Says(opening) => Some(opening),
+            Line::Nothing | Line::Unfinished => None,
+        }
+    }
+
     fn line(&mut self, line: &[u8], is_whole: bool) -> Line {
         let value = |field: &[u8]| line.strip_prefix(field).map(<[u8]>::trim_ascii);
         if let Some(data) = value(b"data:").or_else(|| line.starts_with(b"{").then_some(line)) {
@@ -186,6 +195,22 @@ mod tests {
             "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\"}}\n\n",
         ] {
             check(stream, Some(Opening::Blame));
+        }
+    }
+
+    #[test]
+    fn the_last_line_needs_no_end() {
+        for (stream, expected) in [
+            ("data: {\"error\":{\"code\":500}}", Some(Opening::Error)),
+            ("event: error\ndata: {\"code\":400}", Some(Opening::Blame)),
+            ("{\"error\":\"out of memory\"}", Some(Opening::Error)),
+            ("{\"error\":null}", Some(Opening::Answer)),
+            (": wait\n: wait", None),
+            ("", None),
+        ] {
+            let mut beginning = Beginning::default();
+            assert_eq!(beginning.read(stream.as_bytes()), None, "{stream}");
+            assert_eq!(beginning.finish(), expected, "{stream}");
         }
     }
 

@@ -401,11 +401,16 @@ async fn a_drained_backend_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_whose_streams_are_errors_is_one_that_fails() {
-    for load_balance in [LoadBalance::LeastConnections, LoadBalance::LatencyBased] {
+    // Some end there, without the end of a line.
+    let error = "data: {\"error\":{\"message\":\"EngineDeadError\",\"code\":500}}";
+    for (load_balance, rest) in [
+        (LoadBalance::LeastConnections, "\n\ndata: [DONE]\n\n"),
+        (LoadBalance::LatencyBased, "\n\ndata: [DONE]\n\n"),
+        (LoadBalance::LeastConnections, ""),
+    ] {
         let routing = RoutingConfig { load_balance, ..RoutingConfig::default() };
         let pool = pool(&[1, 1, 1], &HealthCheckConfig::default(), &routing);
-        let error = "data: {\"error\":{\"message\":\"EngineDeadError\",\"code\":500}}\n\n";
-        let dead = move || Reply::Answer(events([Ok(": wait\n\n"), Ok(error), Ok("data: [DONE]\n\n")]));
+        let dead = move || Reply::Answer(events([Ok(": wait\n\n"), Ok(error), Ok(rest)]));
         let proxy = Proxy::new(pool.clone(), move |target| match &*target.backend.name {
             "a" => dead(),
             _ => Reply::Answer(events([Ok("data: {\"choices\":[]}\n\n"), Ok("data: [DONE]\n\n")])),

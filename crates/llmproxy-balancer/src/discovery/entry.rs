@@ -49,17 +49,17 @@ impl Entries {
             return Err(format!("entry {index} has no `url`; give it one, or take it out: until then no entry counts"));
         }
         let mut entries = Self::default();
-        let count = list.len();
         for (index, entry) in list.into_iter().enumerate() {
             match one(entry, defaults, strict) {
                 Ok(Some(backend)) => entries.backends.push(backend),
+                // That it is off says nothing of the others.
                 Ok(None) => {}
                 Err(problem) => entries.problems.push(format!("entry {index}: {problem}")),
             }
         }
         // Rather another kind of list, or a mistake that somebody made everywhere, than the end of all backends.
         match entries.problems.first() {
-            Some(first) if entries.problems.len() == count => Err(format!("has no entry without a mistake; {first}")),
+            Some(first) if entries.backends.is_empty() => Err(format!("has no entry without a mistake; {first}")),
             _ => Ok(entries),
         }
     }
@@ -269,7 +269,11 @@ mod tests {
     fn a_list_without_a_good_entry_is_none() {
         for (list, expected) in [
             (json!([1, "vllm:8000"]), Err("has no entry without a mistake; entry 0: is neither a URL nor an object")),
-            (json!([1, {"url": "http://a", "status": "down"}]), Ok(0)),
+            (
+                json!([{"url": "http://a", "status": "down"}, 1]),
+                Err("has no entry without a mistake; entry 1: is neither a URL nor an object"),
+            ),
+            (json!([{"url": "http://a", "status": "down"}]), Ok(0)),
             (json!([1, "http://a"]), Ok(1)),
             (json!([]), Ok(0)),
         ] {
