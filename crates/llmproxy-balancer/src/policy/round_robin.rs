@@ -7,11 +7,26 @@ use super::{Candidate, Choice, Policy, Work};
 /// In turn, by weight, and smoothly: weights 3 and 1 give a, a, b, a rather than a, a, a, b.
 ///
 /// Each pick credits every candidate with its weight, takes the one with the most credit and charges it for all of them. What
-/// it had or owed before is no more than one such charge: weights may have been greater then, and nobody waits for that.
+/// is had or owed is no more than the greatest such charge since weights changed: they may have been greater before, and
+/// nobody waits for that.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
     /// By the backend's index. A backend that is out neither gains nor loses.
-    credit: Mutex<Vec<f64>>,
+    accounts: Vec<Account>,
+    /// The greatest charge.
+    most: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    credit: f64,
+    /// At its last pick; nothing where it had none.
+    weight: f64,
 }
 
 // === impl RoundRobin ===
@@ -26,20 +41,27 @@ impl RoundRobin {
 impl RoundRobin {
     /// The position of the next one.
     pub(super) fn next(&self, candidates: &[Candidate<'_>]) -> usize {
-        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut best = 0;
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let Turns { accounts, most } = &mut *turns;
         let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-        for (position, candidate) in candidates.iter().enumerate() {
-            if credit.len() <= candidate.index {
-                credit.resize(candidate.index + 1, 0.0);
+        let mut has_changed = false;
+        for candidate in candidates {
+            if accounts.len() <= candidate.index {
+                accounts.resize(candidate.index + 1, Account::default());
             }
-            let own = &mut credit[candidate.index];
-            *own = own.clamp(-total, total) + candidate.weight;
-            if credit[candidate.index] > credit[candidates[best].index] {
+            let before = std::mem::replace(&mut accounts[candidate.index].weight, candidate.weight);
+            has_changed |= before != 0.0 && before != candidate.weight;
+        }
+        *most = if has_changed { total } else { most.max(total) };
+        let mut best = 0;
+        for (position, candidate) in candidates.iter().enumerate() {
+            let own = &mut accounts[candidate.index].credit;
+            *own = own.clamp(-*most, *most) + candidate.weight;
+            if accounts[candidate.index].credit > accounts[candidates[best].index].credit {
                 best = position;
             }
         }
-        credit[candidates[best].index] -= total;
+        accounts[candidates[best].index].credit -= total;
         best
     }
 }
@@ -50,9 +72,9 @@ impl Policy for RoundRobin {
     }
 
     fn forget(&self, index: usize) {
-        let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(credit) = credit.get_mut(index) {
-            *credit = 0.0;
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = turns.accounts.get_mut(index) {
+            *account = Account::default();
         }
     }
 }
@@ -100,6 +122,19 @@ mod tests {
                 assert_eq!(field.count(&policy, 20), expected, "and then as if it had been so for ever");
             }
         }
+    }
+
+    #[test]
+    fn requests_that_few_can_serve_are_shared_among_them_whatever_others_are() {
+        let policy = RoundRobin::new();
+        let field = Field::new(&[1; 8]);
+        let all = field.candidates();
+        let mut counts = [0_usize; 2];
+        for _ in 0..100 {
+            policy.next(&all);
+            counts[policy.next(&all[..2])] += 1;
+        }
+        assert!(counts[0].abs_diff(counts[1]) <= 8, "{counts:?}");
     }
 
     proptest! {
