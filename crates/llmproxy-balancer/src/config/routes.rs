@@ -130,6 +130,20 @@ impl Routes<'_> {
                     Named::NoBackend if self.complete => {
                         format!("no backend is at `{name}`; write the URL as it stands under `backends`, or a name")
                     }
+                    // Else what the entry is for would change as backends come and go.
+                    Named::Model(_)
+                        if !self.complete
+                            && entry.models.is_empty()
+                            && entry.primary.as_ref() == Some(name)
+                            && !self.lists(name)
+                            && !routing.models.contains_key(name)
+                            && !aliases.contains_key(name.as_str()) =>
+                    {
+                        format!(
+                            "`{name}` may be a model, or a backend that is yet to be found; write which `models` this entry is for, \
+                             [\"*\"] for all"
+                        )
+                    }
                     Named::Model(model) if !aliases.contains_key(name.as_str()) => {
                         self.served(&key, &model, |_| true, "");
                         continue;
@@ -197,9 +211,16 @@ mod tests {
         }
     }
 
+    fn backends() -> [BackendConfig; 3] {
+        [
+            backend("a", Some("big"), &["qwen-32b"]),
+            backend("b", Some("small"), &["qwen-7b", "both"]),
+            backend("both", None, &["qwen-7b"]),
+        ]
+    }
+
     fn check(text: &str, mistakes: &[&str], warnings: &[&str]) {
-        let backends = [backend("a", Some("big"), &["qwen-32b"]), backend("b", Some("small"), &["qwen-7b", "both"])];
-        let backends = [&backends[..], &[backend("both", None, &["qwen-7b"])]].concat();
+        let backends = backends();
         let routing = serde_json::from_str(text).unwrap();
         let found = validate_routes(&backends, &routing, true);
         let keys = |found: &[(String, String)]| found.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
@@ -242,6 +263,22 @@ mod tests {
             &["fallback[0].primary", "fallback[0].fallback[0]"],
             &["fallback[0].fallback[1]"],
         );
+    }
+
+    #[test]
+    fn with_discovery_a_fallback_says_what_it_is_for() {
+        for (entry, is_clear) in [
+            (r#"{"primary":"gpu-9","fallback":["a"]}"#, false),
+            (r#"{"models":["*"],"primary":"gpu-9","fallback":["a"]}"#, true),
+            (r#"{"primary":"a","fallback":["gpu-9"]}"#, true),
+            (r#"{"primary":"http://c","fallback":["a"]}"#, true),
+            (r#"{"primary":"qwen-7b","fallback":["a"]}"#, true),
+        ] {
+            let routing = serde_json::from_str(&format!(r#"{{"fallback":[{entry}]}}"#)).unwrap();
+            let found = validate_routes(&backends(), &routing, false);
+            let keys: Vec<&str> = found.mistakes.iter().map(|(key, _)| key.as_str()).collect();
+            assert_eq!(keys, if is_clear { &[][..] } else { &["fallback[0].primary"] }, "{entry}: {found:?}");
+        }
     }
 
     #[test]
