@@ -33,9 +33,15 @@ pub(crate) struct Line {
     looked: Option<Instant>,
 }
 
-/// The numbers of the backends that could serve a request as things stand, in their order. Requests of one class can be served
-/// by the same ones; how many classes there are depends on the configuration and not on what clients ask for.
-pub(crate) type Class = Arc<[usize]>;
+/// Requests of one class can be served by the same backends on the same terms: where there is nothing for the first there is
+/// nothing for the others. How many classes there are depends on the configuration and not on what clients ask for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Class {
+    /// The numbers of those that could as things stand, in their order.
+    pub(crate) backends: Arc<[usize]>,
+    /// Whether a backend that is out may be tried by them.
+    pub(crate) probing: Probing,
+}
 
 /// What a request in the line waits for.
 #[derive(Clone, Debug)]
@@ -103,6 +109,11 @@ impl Wish {
         // Another one waits for what lacks nothing but room.
         let further = Terms { probing: Probing::No, doubtful: false, learned: self.learned };
         self.plan.rounds(self.learned).filter(move |_| is_first).chain((!is_first).then_some(further))
+    }
+
+    /// Whether a backend that is out may be tried by it.
+    pub(crate) fn probing(&self) -> Probing {
+        self.rounds().next().map_or(Probing::No, |terms| terms.probing)
     }
 
     pub(crate) fn is_for(&self, node: &Arc<Node>) -> bool {

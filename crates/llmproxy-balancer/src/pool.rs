@@ -231,14 +231,14 @@ impl Pool {
         from: usize,
         wanted: impl Fn(usize, &Arc<Node>) -> bool,
     ) -> Option<Box<Pick>> {
-        let _step = self.line();
-        let view = self.view();
         let stages = |terms| (from..plan.stages.len()).map(move |stage| (stage, terms));
-        plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
-            match view.look(plan, stage, terms, &HashSet::new(), |node| wanted(stage, node)) {
-                Standing::Picked(pick) => Some(pick),
-                _ => None,
-            }
+        self.step(|kept, view| {
+            plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
+                match view.look(plan, stage, terms, kept, |node| wanted(stage, node)) {
+                    Standing::Picked(pick) => Some(pick),
+                    _ => None,
+                }
+            })
         })
     }
 
@@ -254,11 +254,16 @@ impl Pool {
 
     /// What there is for a request that comes now, as [`Pool::look`] has it.
     fn find(&self, wish: &Wish) -> Found {
+        self.step(|kept, view| Self::look(kept, view, wish))
+    }
+
+    /// A look at the newest view that is one step with what comes of it: whoever came before is served before, and what they
+    /// wait for is theirs.
+    fn step<T>(&self, look: impl FnOnce(&HashSet<usize>, &View) -> T) -> T {
         let mut line = self.line();
         let view = self.view();
-        // Whoever came before is served before, and what they wait for is theirs.
         let Advance { told, kept } = if line.len() == 0 { Advance::default() } else { self.advance(&mut line, &view) };
-        let found = Self::look(&kept, &view, wish);
+        let found = look(&kept, &view);
         drop(line);
         tell(told);
         found

@@ -47,7 +47,7 @@ pub(crate) struct View {
 }
 
 /// Whether a request may go to a backend that is out, be it to find out whether it works again, though another one is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Probing {
     /// It can be sent elsewhere if it fails.
     Any,
@@ -124,13 +124,13 @@ impl View {
         }
     }
 
-    /// The numbers of those that could serve this stage of it.
+    /// Those requests that can be served as this stage of it can.
     pub(crate) fn class(&self, wish: &Wish, at: usize) -> Class {
         let able = self.able(&wish.plan.stages[at]).known();
         let nodes = able.iter().map(|index| &self.members[*index].node).filter(|node| wish.is_for(node));
         let mut numbers: Vec<usize> = nodes.map(|node| node.index).collect();
         numbers.sort_unstable();
-        numbers.into()
+        Class { backends: numbers.into(), probing: wish.probing() }
     }
 
     /// The name of one of those that could serve this stage, where all are out because they refuse the proxy's credentials:
