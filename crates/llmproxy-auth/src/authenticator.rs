@@ -4,14 +4,13 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderName, header};
 use jiff::Timestamp;
-use llmproxy_core::Caller;
+use llmproxy_core::{Caller, subprotocol};
 
 use crate::{
     AuthConfig, AuthConfigError, AuthError, KeyEntry, KeyHash, KeySource, KeyStore, Mode, Refusal,
     compile::{Compiled, Source, compile},
     rules::Rules,
     skip::SkipPaths,
-    subprotocol,
 };
 
 /// Decides who is calling and whether they may, from a request's head. A key stands in `Authorization`, behind `Bearer`

@@ -74,7 +74,6 @@ mod service;
 mod skip;
 mod source;
 mod store;
-mod subprotocol;
 
 pub use address::{AddressRules, parse_net};
 pub use authenticator::Authenticator;

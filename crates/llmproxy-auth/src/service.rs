@@ -7,11 +7,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use llmproxy_core::{BoxError, Caller, Exchange};
+use llmproxy_core::{BoxError, Caller, Exchange, subprotocol};
 use metrics::counter;
 use tower::Service;
 
-use crate::{Authenticator, metrics::REFUSALS, subprotocol};
+use crate::{Authenticator, metrics::REFUSALS};
 
 const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
 const NAME: HeaderName = HeaderName::from_static("x-api-key-name");

@@ -90,6 +90,7 @@ pub mod duration;
 pub mod go_db;
 pub mod go_time;
 pub mod labels;
+pub mod subprotocol;
 
 mod answer;
 mod client;

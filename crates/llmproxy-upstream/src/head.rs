@@ -3,13 +3,13 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
     header::{
-        ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRANSFER_ENCODING, UPGRADE, VIA,
+        ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        SEC_WEBSOCKET_PROTOCOL, TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request::Parts,
     response,
 };
-use llmproxy_core::{Backend, Exchange, Target};
+use llmproxy_core::{Backend, Exchange, Target, subprotocol};
 
 use crate::forwarded;
 
@@ -47,6 +47,9 @@ pub(crate) fn for_backend(parts: &Parts, target: &Target, exchange: &Exchange) -
         } else if hop.is_some_and(|hop| hop.trusted) {
             believed.push((name, value));
         }
+    }
+    if supplies_credentials {
+        subprotocol::remove_key(&mut sent);
     }
     if takes_trailers(headers) {
         // It is meant for one connection, so it must be named as such on ours too.
@@ -162,7 +165,8 @@ fn is_disguised(name: &HeaderName, backend: &Backend) -> bool {
     let is_other = |known: &HeaderName| known != name && forwarded::is_spelling_of(name, known);
     forwarded::is_disguised(name)
         || HOP_BY_HOP.iter().chain(&[HOST, CONTENT_LENGTH, X_REQUEST_ID]).chain(backend.headers.keys()).any(is_other)
-        || (backend.supplies_credentials() && Backend::CREDENTIALS.iter().any(is_other))
+        || (backend.supplies_credentials()
+            && Backend::CREDENTIALS.iter().chain(&[SEC_WEBSOCKET_PROTOCOL]).any(is_other))
 }
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
@@ -348,6 +352,18 @@ mod tests {
             assert_eq!(sent(&received, &[(name, "ours")], false), [format!("{name}: ours")]);
         }
         assert_eq!(sent(&received, &[("x-a", "1")], false).len(), 5);
+    }
+
+    #[test]
+    fn a_key_among_subprotocols_is_a_key_of_the_client_too() {
+        let received = [
+            ("sec-websocket-protocol", "realtime, openai-insecure-api-key.theirs"),
+            ("sec_websocket_protocol", "openai-insecure-api-key.theirs"),
+        ];
+        let expected = ["sec-websocket-protocol: realtime", "authorization: Bearer ours"];
+        assert_eq!(sent(&received, &[("authorization", "Bearer ours")], false), expected);
+        let passed = sent(&received, &[("x-a", "1")], false);
+        assert_eq!(passed[0], "sec-websocket-protocol: realtime, openai-insecure-api-key.theirs");
     }
 
     #[test]
