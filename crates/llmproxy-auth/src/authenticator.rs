@@ -82,7 +82,8 @@ impl Authenticator {
         Self { mode, header_names, skip, rules, sources }
     }
 
-    /// The headers that may hold a key, which must not travel further.
+    /// The headers in which a key is looked for. Neither they nor a backend's
+    /// [credentials](llmproxy_core::Backend::CREDENTIALS) must travel further.
     pub fn header_names(&self) -> &[HeaderName] {
         &self.header_names
     }

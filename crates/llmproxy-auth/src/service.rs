@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use llmproxy_core::{BoxError, Caller, Exchange, subprotocol};
+use llmproxy_core::{Backend, BoxError, Caller, Exchange, is_spelling_of, subprotocol};
 use metrics::counter;
 use tower::Service;
 
@@ -73,11 +73,8 @@ where
                 }
             };
             let headers = request.headers_mut();
-            for name in authenticator.iter().flat_map(|authenticator| authenticator.header_names()) {
-                headers.remove(name);
-            }
-            if authenticator.is_some() {
-                subprotocol::remove_key(headers);
+            if let Some(authenticator) = &authenticator {
+                remove_keys(headers, authenticator.header_names());
             }
             identify(headers, &USER_ID, caller.user_id());
             identify(headers, &NAME, caller.name());
@@ -85,6 +82,17 @@ where
             inner.call(request).await.map_err(Into::into)
         })
     }
+}
+
+/// Takes off what may be a key: a client may send its own more than once, and servers read one from all of these.
+fn remove_keys(headers: &mut HeaderMap, header_names: &[HeaderName]) {
+    let may_hold_one =
+        |name: &&HeaderName| header_names.iter().chain(&Backend::CREDENTIALS).any(|known| is_spelling_of(name, known));
+    let found: Vec<HeaderName> = headers.keys().filter(may_hold_one).cloned().collect();
+    for name in &found {
+        headers.remove(name);
+    }
+    subprotocol::remove_key(headers);
 }
 
 /// Puts what is known in the place of what the client says of itself. A text that no header can hold is left out.

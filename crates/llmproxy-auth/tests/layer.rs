@@ -73,6 +73,33 @@ async fn no_key_travels_further_wherever_it_was_sent() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_sent_more_than_once_travels_no_further_either() {
+    let request = get("/v1/models")
+        .header("authorization", "Bearer k-alice")
+        .header("api-key", "k-alice")
+        .header("x_api_key", "k-alice")
+        .header("X-Api_Key", "k-alice")
+        .header("api_key", "k-alice")
+        .header("sec-websocket-protocol", "realtime, openai-insecure-api-key.k-alice")
+        .header("api-keys", "stays");
+    let seen = send(layer(), request).await.unwrap();
+    let mut left: Vec<&str> = seen.headers().keys().map(|name| name.as_str()).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["api-keys", "sec-websocket-protocol", "x-api-key-name", "x-api-key-userid"]);
+    assert_eq!(header(&seen, "sec-websocket-protocol"), Some("realtime"));
+}
+
+#[tokio::test]
+async fn a_key_in_a_header_of_its_own_leaves_none_where_servers_look_for_one() {
+    let config =
+        r#"{"header_names": ["x-team-key"], "pipeline": [{"type": "static", "static": {"keys": [{"key": "k"}]}}]}"#;
+    let config: AuthConfig = serde_json::from_str(config).unwrap();
+    let layer = AuthLayer::new(Arc::new(Authenticator::new(&config, None).unwrap()));
+    let request = get("/v1/models").header("x-team-key", "k").header("x_team_key", "k").header("authorization", "k");
+    assert!(send(layer, request).await.unwrap().headers().is_empty());
+}
+
+#[tokio::test]
 async fn an_exempt_path_needs_no_key_but_loses_one_all_the_same() {
     let request = get("/health/live").header("authorization", "Bearer k-alice").header("x-api-key-name", "root");
     let mut seen = send(layer(), request).await.unwrap();

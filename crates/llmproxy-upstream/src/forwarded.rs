@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::FORWARDED};
-use llmproxy_core::Hop;
+use llmproxy_core::{Hop, is_spelling_of};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -27,13 +27,6 @@ const IDENTITY: [HeaderName; 2] =
 /// section 4.1.18), WSGI's among them, can't tell from it. No proxy writes it so, trusted or not.
 pub(crate) fn is_disguised(name: &HeaderName) -> bool {
     LISTS.iter().chain(&CLAIMS).chain(&IDENTITY).any(|known| is_spelling_of(name, known))
-}
-
-/// Whether `name` is `known`, but for `_` in the place of `-`.
-pub(crate) fn is_spelling_of(name: &HeaderName, known: &HeaderName) -> bool {
-    let (name, known) = (name.as_str().as_bytes(), known.as_str().as_bytes());
-    name.len() == known.len()
-        && name.iter().zip(known).all(|(byte, known)| byte == known || (*byte == b'_' && *known == b'-'))
 }
 
 /// Whether a header of that name goes on as [`append`] writes it, or not at all.

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
     response,
 };
-use llmproxy_core::{Backend, Exchange, Target, subprotocol};
+use llmproxy_core::{Backend, Exchange, Target, is_spelling_of, subprotocol};
 
 use crate::forwarded;
 
@@ -162,7 +162,7 @@ fn is_disguised(name: &HeaderName, backend: &Backend) -> bool {
     if !name.as_str().as_bytes().contains(&b'_') {
         return false;
     }
-    let is_other = |known: &HeaderName| known != name && forwarded::is_spelling_of(name, known);
+    let is_other = |known: &HeaderName| known != name && is_spelling_of(name, known);
     forwarded::is_disguised(name)
         || HOP_BY_HOP.iter().chain(&[HOST, CONTENT_LENGTH, X_REQUEST_ID]).chain(backend.headers.keys()).any(is_other)
         || (backend.supplies_credentials()
