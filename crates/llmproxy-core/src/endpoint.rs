@@ -129,7 +129,8 @@ impl Endpoint {
     }
 
     /// Whether what is done there is done with a model that the request may name. Behind TGI's own paths and the like a
-    /// server has one, and needs no name for it; which server it is, the name decides there, too.
+    /// server has one, and needs no name for it; which server it is, the name decides there, too. Of a path that is not known
+    /// the endpoint can't tell.
     pub fn takes_model(&self) -> bool {
         match self.api {
             Api::OpenAi | Api::Anthropic => self.is_known() && self.template != "/v1/models",

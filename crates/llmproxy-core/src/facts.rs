@@ -75,6 +75,8 @@ pub struct Call {
     pub endpoint: Endpoint,
     /// The model that the request names, if it names one.
     pub model: Option<Arc<str>>,
+    /// Whether it is done with a model, so that a caller who may use certain ones only must name one.
+    pub takes_model: bool,
     /// Whether the client asked for a stream.
     pub stream: bool,
     /// Whether the client itself asked for a usage event at the end of its stream.
@@ -336,6 +338,7 @@ impl Call {
         Self {
             endpoint,
             model: None,
+            takes_model: endpoint.takes_model(),
             stream: false,
             asked_usage: false,
             body_bytes: 0,

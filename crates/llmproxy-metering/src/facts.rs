@@ -47,6 +47,8 @@ struct Members<'a> {
     documents: Option<&'a RawValue>,
     duplicate: Option<&'static str>,
     misspelt: Option<(&'static str, String)>,
+    /// Whether `model` is among these.
+    is_model_misspelt: bool,
 }
 
 /// Where it may stand whom a request is for.
@@ -108,7 +110,8 @@ pub(crate) fn streams_by_default(endpoint: Endpoint) -> bool {
 /// # Errors
 ///
 /// If the endpoint takes only JSON and this is none, or no object, or a key that decides is of a wrong type or not
-/// clear. For other endpoints only if a key that decides is there twice or the model's name is too long.
+/// clear. For other endpoints only if a key that decides is there twice, the model's in another case, too, or the model's
+/// name is too long.
 pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), InspectError> {
     let strict = takes_json(endpoint);
     let mut call = Call::new(endpoint);
@@ -137,6 +140,8 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
             Ok(model) if model.len() > MAX_MODEL => {
                 return Err(InspectError::WrongType { param: "model", expected: "a name of at most 512 bytes" });
             }
+            // Where any body may pass, servers still differ in which of the two they take.
+            Ok(_) if members.is_model_misspelt => return Err(InspectError::Duplicate { param: "model" }),
             Ok(model) => {
                 call.model = Some(Arc::from(model));
                 edits.model = range_of(raw, body);
@@ -256,6 +261,7 @@ impl<'a> Members<'a> {
             _ => {
                 if let Some(param) = DECIDING.into_iter().find(|param| folds_to(key, param)) {
                     self.misspelt = Some((param, key.to_owned()));
+                    self.is_model_misspelt |= param == "model";
                 }
             }
         }

@@ -127,6 +127,34 @@ async fn a_request_without_a_body_is_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_sent_to_an_unknown_path_may_be_work_for_a_model() {
+    let check = async |request: Request<Script>, expected: (bool, Option<&str>)| {
+        let place = format!("{} {}", request.method(), request.uri());
+        let mut request = send(request).await.unwrap();
+        let exchange = Exchange::of(request.extensions_mut());
+        let call = exchange.call().unwrap();
+        assert_eq!((call.takes_model, call.model.as_deref()), expected, "{place}");
+    };
+    let json = |path: &str, body: &'static str| post(path, "application/json", Script::chunks([body]));
+    for path in ["/v1/pooling", "/infill", "/v2/rerank", "/v1/filesystem", "/v1/responses/r/cancel", CHAT] {
+        check(json(path, r#"{"model":"a"}"#), (true, Some("a"))).await;
+        check(json(path, "{}"), (true, None)).await;
+    }
+    // What can't be read names none, whatever the method.
+    check(post("/infill", "text/plain", Script::chunks([BODY])), (true, None)).await;
+    check(Request::get("/infill").body(Script::chunks([BODY])).unwrap(), (true, None)).await;
+    let form = field("model", "a") + FILE + "\r\n--b--\r\n";
+    check(post("/v1/voices", FORM, Script::chunks([form])), (true, Some("a"))).await;
+    check(post("/v1/voices", FORM, Script::chunks([FILE])), (true, None)).await;
+    // Where there is no body nothing is asked of a model, and where things are kept neither.
+    check(Request::get("/v1/pooling").body(Script::new([]).exact()).unwrap(), (false, None)).await;
+    check(post("/v1/responses/r/cancel", "application/json", Script::new([]).exact()), (false, None)).await;
+    for path in ["/v1/files", "/v1/files/f", "/v1/uploads/u/parts", "/v1/batches", "/v1/conversations/c/items"] {
+        check(json(path, "{}"), (false, None)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_clear_is_refused_before_a_backend_is_asked() {
     assert_eq!(refusal(send(json(Script::chunks([r#"{"model":"a","model":"b"}"#]))).await), 400);
     assert_eq!(refusal(send(json(Script::chunks(["{"]))).await), 400);

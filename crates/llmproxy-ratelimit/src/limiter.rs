@@ -132,7 +132,7 @@ impl RateLimiter {
                     return Err(RateLimitError::ModelForbidden { model: model.clone() });
                 }
                 // The backend would take one by itself, whichever it has.
-                None if caller.allowed_models().is_some() && call.endpoint.takes_model() => {
+                None if caller.allowed_models().is_some() && call.takes_model => {
                     return Err(RateLimitError::ModelUnnamed);
                 }
                 _ => {}

@@ -200,7 +200,8 @@ pub(super) const KEYS: &[Key] = &[
         "routing.allow_paths",
         Texts,
         "[]",
-        "paths that pass beside the usual ones, by whole segments: `/pooling` passes /pooling and /pooling/x",
+        "paths that pass beside the usual ones, by whole segments: `/pooling` passes /pooling and /pooling/x; a key with \
+         `allowed_models` must name a model in what it sends there",
     ),
     key(
         "routing.explain",

@@ -146,7 +146,13 @@ fn a_body_of_an_unknown_path_may_be_anything_but_unclear() {
         assert_eq!(found("/v1/anything", body).1, Edits::default(), "{body}");
     }
     assert_eq!(found("/v1/anything", r#"{"model":"a"}"#).0.model.as_deref(), Some("a"));
-    assert_eq!(refused("/v1/anything", r#"{"model":"a","model":"b"}"#).param(), Some("model"));
+    for body in
+        [r#"{"model":"a","model":"b"}"#, r#"{"model":"a","Model":"b"}"#, r#"{"MODEL":"b","Stream":true,"model":"a"}"#]
+    {
+        assert_eq!(refused("/v1/anything", body).code(), "duplicate_parameter", "{body}");
+    }
+    assert_eq!(found("/v1/anything", r#"{"model":"a","Stream":"x"}"#).0.model.as_deref(), Some("a"));
+    assert_eq!(found("/v1/anything", r#"{"Model":"a"}"#).0.model, None);
 }
 
 #[test]

@@ -23,6 +23,9 @@ use crate::{
     read::{Limits, Reader},
 };
 
+/// What is kept or handed in under these: no model works there, or the proxy can't read which. A batch's stand in its file.
+const STORES: [&str; 4] = ["/v1/batches", "/v1/conversations", "/v1/files", "/v1/uploads"];
+
 /// Reads a JSON body whole and leaves what it asks for, a [`Call`], in the exchange; the request goes on with a
 /// [`RequestBody`] that can be sent again. Other bodies pass through unread, bounded in size and in their gaps.
 ///
@@ -92,16 +95,25 @@ where
         let (head, body) = request.into_parts();
         let endpoint = Endpoint::of(head.uri.path());
         let body = if body.is_end_stream() { None } else { Some(body.map_err(Into::into).boxed_unsync()) };
+        let takes_model = body.is_some() && may_take_model(endpoint, head.uri.path());
         Box::pin(async move {
-            let (call, body) = inspector
+            let (mut call, body) = inspector
                 .inspect(endpoint, &head.method, &head.headers, body)
                 .await
                 .and_then(|(call, body)| Ok((with_query(call, head.uri.query())?, body)))
                 .inspect_err(|error| metrics::counter!(REFUSED, "reason" => error.code()).increment(1))?;
+            call.takes_model |= takes_model;
             exchange.set_call(call);
             inner.call(Request::from_parts(head, body)).await.map_err(Into::into)
         })
     }
+}
+
+/// Whether a body that is sent to a path that is not known may be work for a model. Each server has paths of its own for
+/// such work, and would take one that it has where none is named; nothing but its body tells it from what is looked up.
+fn may_take_model(endpoint: Endpoint, path: &str) -> bool {
+    let mut below = STORES.iter().filter_map(|store| path.strip_prefix(store));
+    !endpoint.is_known() && !below.any(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// A realtime session says in its query what others say in their body; and what comes of it is a stream.

@@ -236,6 +236,12 @@ async fn whoever_may_use_certain_models_must_name_one() {
     for path in ["/v1/models", "/v1/files", "/api/tags"] {
         check(&restricted, path, true);
     }
+    // What came with a body is known to inspect alone.
+    let call = Call { takes_model: true, ..Call::new(Endpoint::of("/v1/anything")) };
+    assert_eq!(limiter.check(Some(&restricted), Some(&call), None).err(), Some(RateLimitError::ModelUnnamed));
+    assert!(limiter.check(Some(&caller("bob")), Some(&call), None).is_ok());
+    let named = Call { model: Some("m".into()), ..call };
+    assert!(limiter.check(Some(&restricted), Some(&named), None).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
