@@ -246,6 +246,6 @@ impl Problem {
     }
 
     fn failed(path: &str, error: &BoxError) -> Self {
-        Self { refused: Failure::of(error) == Failure::Connect, text: format!("{path} was not answered: {error}") }
+        Self { refused: Failure::of(error).is_refusal(), text: format!("{path} was not answered: {error}") }
     }
 }

@@ -265,7 +265,7 @@ impl Observe for Flight {
                     // Of a session nobody can say whose doing its end was: a client that talks nonsense is thrown out.
                     _ if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) => return,
                     Failure::Reset if self.may_have_refused(error) => return,
-                    Failure::Connect => self.node().refused(self.pass()),
+                    _ if failure.is_refusal() => self.node().refused(self.pass()),
                     _ => {
                         let has_worked = self.has_bytes && self.status.is_some_and(|status| status.is_success());
                         let fault = if has_worked { Fault::Midway } else { Fault::Backend };

@@ -17,6 +17,8 @@ pub enum Failure {
     Connect,
     /// The connection broke before the answer was the client's.
     Reset,
+    /// The same, and the backend takes no other one: it is gone, and the request may be why.
+    Died,
     /// What came is no HTTP: whoever is there, the request has not killed it.
     Protocol,
     /// A limit of time was passed.
@@ -55,7 +57,8 @@ pub(crate) struct Retry {
 
 impl Failure {
     /// What kind of failure `error` is, by what its source chain says: an [`Ended`] says so itself; a connection that
-    /// never came to be is an [`io::Error`] of one of a few kinds, and so is nonsense; anything else broke later.
+    /// never came to be is an [`io::Error`] of one of a few kinds, and so is nonsense; anything else broke later. Inside of
+    /// an `Ended` the former is about a second connection, which there was none of after the first had broken.
     pub(crate) fn of(error: &BoxError) -> Self {
         match Ended::of(&**error) {
             End::Timeout => return Self::Timeout,
@@ -69,7 +72,13 @@ impl Failure {
                 | io::ErrorKind::NetworkUnreachable
                 | io::ErrorKind::NotConnected
                 | io::ErrorKind::AddrNotAvailable,
-            ) => Self::Connect,
+            ) => {
+                if cause_ref::<Ended>(&**error).is_some() {
+                    Self::Died
+                } else {
+                    Self::Connect
+                }
+            }
             Some(io::ErrorKind::InvalidData) => Self::Protocol,
             _ => Self::Reset,
         }
@@ -78,17 +87,27 @@ impl Failure {
     /// Whether it speaks against the backend: an answer that blames the request, or a client that left, does not.
     pub(crate) fn is_the_backends(self) -> bool {
         match self {
-            Self::Connect | Self::Reset | Self::Protocol | Self::Timeout | Self::Credentials => true,
+            Self::Connect | Self::Reset | Self::Died | Self::Protocol | Self::Timeout | Self::Credentials => true,
             Self::NotTheBackend => false,
             Self::Status(status) => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
         }
+    }
+
+    /// Whether nobody is there to connect to.
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(self, Self::Connect | Self::Died)
+    }
+
+    /// Whether the backend may have died of the request.
+    pub(crate) fn may_be_deadly(self) -> bool {
+        matches!(self, Self::Reset | Self::Died)
     }
 
     /// The name in metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect",
-            Self::Reset => "reset",
+            Self::Reset | Self::Died => "reset",
             Self::Protocol => "protocol",
             Self::Timeout => "timeout",
             Self::NotTheBackend => "client",
@@ -128,8 +147,8 @@ impl Trigger {
 
     fn matches(self, failure: Failure) -> bool {
         match (self, failure) {
-            (Self::Connect, Failure::Connect)
-            | (Self::Reset, Failure::Reset | Failure::Protocol)
+            (Self::Connect, Failure::Connect | Failure::Died)
+            | (Self::Reset, Failure::Reset | Failure::Died | Failure::Protocol)
             | (Self::Timeout, Failure::Timeout) => true,
             (Self::ServerError, Failure::Status(status)) => status.is_server_error(),
             (Self::Status(wanted), Failure::Status(status)) => wanted == status,
@@ -213,6 +232,18 @@ mod tests {
         assert_eq!(of(End::Timeout), Failure::Timeout);
         assert_eq!(of(End::ClientGone), Failure::NotTheBackend);
         assert_eq!(of(End::BackendFailed), Failure::Reset);
+    }
+
+    #[test]
+    fn whoever_died_with_a_request_is_told_from_whoever_was_not_there() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let died = Failure::of(&BoxError::from(Ended::new(End::BackendFailed, refused)));
+        assert_eq!(died, Failure::Died);
+        // Both words of `retry_on` mean it.
+        for (word, expected) in [("connect", true), ("reset", true), ("503", false)] {
+            let config = RetryConfig { retry_on: vec![RetryOn::new(word)], ..RetryConfig::default() };
+            assert_eq!(Retry::new(&config).is_wanted(died), expected, "{word}");
+        }
     }
 
     #[test]

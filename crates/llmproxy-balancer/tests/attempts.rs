@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Checks, Proxy, Reply, answer, asked, backends, body, editable, events, pool_of, text, unchecked};
+use common::{Checks, Proxy, Reply, answer, asked, backends, body, code, editable, events, pool_of, text, unchecked};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
@@ -101,6 +101,31 @@ async fn a_request_that_kills_two_backends_kills_no_third() {
         (asked(&exchange), response.unwrap().status().as_u16()),
         (["a", "b", "c"].map(String::from).to_vec(), 503)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_two_backends_died_with_goes_to_no_third_and_both_are_down() {
+    for word in ["connect", "reset"] {
+        let retry = retry(RetryConfig { retry_on: vec![RetryOn::new(word)], ..RetryConfig::default() });
+        let proxy = Proxy::new(unchecked(&[1; 3], &retry), |_| Reply::Died);
+        let (exchange, response) = proxy.ask().await;
+        assert_eq!(asked(&exchange), ["a", "b"]);
+        assert_eq!(code(&response.unwrap_err()), (502, "backend_error"));
+        let out: Vec<_> = proxy.pool.snapshot().iter().map(|status| status.out).collect();
+        assert_eq!(out, [Some(Cause::Refused), Some(Cause::Refused), None]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn backends_that_were_gone_before_are_no_sign_of_a_deadly_request() {
+    let proxy = Proxy::new(unchecked(&[1; 4], &routing()), |target| match &*target.backend.name {
+        "a" | "b" => Reply::Refused,
+        "c" => Reply::Died,
+        _ => Reply::Answer(answer(200, "d")),
+    });
+    let (exchange, response) = proxy.ask().await;
+    assert_eq!(text(response.unwrap()).await.unwrap(), "d");
+    assert_eq!(asked(&exchange), ["a", "b", "c", "d"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,8 +11,8 @@ use crate::metrics;
 /// Those who don't know this crate tell a failure to connect by the [`io::Error`] in its chain of causes, which is of kind
 /// `ConnectionRefused`, `HostUnreachable`, `NetworkUnreachable` or `NotConnected` (name, TLS, time). Failures after that are
 /// found inside an [`Ended`] that says [`End::BackendFailed`]; where what came is no HTTP, one of kind `InvalidData` is among
-/// their causes. A path that can't be sent is the client's doing, and says
-/// [`End::ClientGone`].
+/// their causes, and one of the former where no other connection could be made after the request's own had broken. A path
+/// that can't be sent is the client's doing, and says [`End::ClientGone`].
 ///
 /// ```
 /// use http::Request;
@@ -62,6 +62,15 @@ pub enum UpstreamError {
         backend: Arc<str>,
         /// What was seen.
         source: BoxError,
+    },
+    /// The connection ended while the answer was waited for, and the backend takes no other one: it may have died of the
+    /// request.
+    #[error("{backend} closed the connection before it answered, and takes no other one: {source}")]
+    Died {
+        /// The backend.
+        backend: Arc<str>,
+        /// What the system said of the other one; of the kinds named above.
+        source: io::Error,
     },
     /// What came is no HTTP.
     #[error("{backend} sent something that is not an HTTP answer: {}", innermost(source))]
@@ -144,7 +153,7 @@ impl UpstreamError {
     /// As services and bodies give it.
     pub(crate) fn boxed(self) -> BoxError {
         match self {
-            Self::Closed { .. } | Self::Protocol { .. } | Self::Broken { .. } => {
+            Self::Closed { .. } | Self::Died { .. } | Self::Protocol { .. } | Self::Broken { .. } => {
                 Box::new(Ended::new(End::BackendFailed, self))
             }
             // The client's doing: a backend that was never asked must not be blamed, nor another one tried.

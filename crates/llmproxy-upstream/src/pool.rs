@@ -26,6 +26,9 @@ use crate::{
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How soon after its request a kept connection breaks that the backend had closed. One that breaks later was worked on.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
+/// How soon one breaks whose backend was gone before the request: the way there and back, in a network of one's own. A server
+/// that reads a request and dies of it takes longer until its sockets are closed.
+const GONE_WITHIN: Duration = Duration::from_millis(10);
 /// How long connections to a host with a name are made use of. One that is never idle would be used for ever, wherever
 /// the name leads by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -116,14 +119,18 @@ impl Pool {
                 }
             },
             Err((error, true)) if is_stale(&error) && sent.elapsed() < STALE_WITHIN => {
+                let broke_after = sent.elapsed();
                 // Nothing of an answer came over a connection that had been idle: the backend had closed it, or did so
                 // as the request arrived.
                 metrics::stale_connection();
                 let error = UpstreamError::before_head(backend, error);
                 tracing::debug!(%backend, %error, "sending again over a fresh connection");
                 match self.send_once(backend, request()).await {
-                    // It has died, with a request that it may have died of: whoever sends that on must know.
-                    Err(UpstreamError::Connect { .. }) => Err(error),
+                    // It has died, with a request that it may have died of: whoever sends that on must know. Of one that was
+                    // gone before there is no more to say than that there is no connection.
+                    Err(UpstreamError::Connect { backend, source, .. }) if broke_after >= GONE_WITHIN => {
+                        Err(UpstreamError::Died { backend, source })
+                    }
                     again => again,
                 }
             }

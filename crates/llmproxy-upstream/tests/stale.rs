@@ -5,6 +5,7 @@
 mod raw;
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,8 +14,8 @@ use std::{
 };
 
 use http_body_util::BodyExt;
-use llmproxy_core::cause_ref;
-use llmproxy_upstream::UpstreamError;
+use llmproxy_core::{BoxError, End, Ended, cause_ref};
+use llmproxy_upstream::{ConnectFailure, UpstreamError};
 use raw::{Conn, Raw, Sender, answer};
 use tokio::time::timeout;
 
@@ -97,25 +98,50 @@ async fn a_reused_connection_that_keeps_dying_is_an_error_after_the_second_time(
     assert!(matches!(cause_ref(&*result.unwrap_err()), Some(UpstreamError::Closed { .. })));
 }
 
-#[tokio::test]
-async fn a_backend_that_dies_with_a_request_on_a_reused_connection_has_broken_it_off() {
+/// The error of a request over a kept connection that breaks after so long, with a backend that listens no more then. The
+/// clock stands still but for that.
+async fn check_dies(after: Duration) -> BoxError {
     let raw = Raw::bind().await;
     let sender = Sender::to(raw.backend());
+    let (done, is_done) = std::sync::mpsc::sync_channel::<()>(0);
     let backend = async {
         let mut conn = raw.accept().await;
         conn.request().await;
         conn.write(answer("ok")).await;
         conn.request().await;
+        tokio::time::advance(after).await;
         drop(raw);
         drop(conn);
     };
     let client = async {
         sender.post("a").await.unwrap().into_body().collect().await.unwrap();
-        sender.post("b").await
+        tokio::time::pause();
+        // While a thread is waited for, a clock that stands does not go on by itself when there is nothing to do.
+        let held = tokio::task::spawn_blocking(move || is_done.recv());
+        let error = sender.post("b").await.unwrap_err();
+        drop(done);
+        let _ = held.await;
+        error
     };
-    let (result, ()) = tokio::join!(client, backend);
-    let error = result.unwrap_err();
-    assert!(matches!(cause_ref(&*error), Some(UpstreamError::Closed { .. })), "{error}");
+    tokio::join!(client, backend).0
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_with_a_request_on_a_reused_connection_has_broken_it_off() {
+    let error = check_dies(Duration::from_millis(10)).await;
+    assert_eq!(Ended::of(&*error), End::BackendFailed);
+    let Some(UpstreamError::Died { source, .. }) = cause_ref(&*error) else { panic!("{error:?}") };
+    assert_eq!(source.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(cause_ref::<io::Error>(&*error).unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    assert!(error.to_string().contains("closed the connection before it answered, and takes no other one"), "{error}");
+}
+
+#[tokio::test]
+async fn a_backend_that_was_gone_before_a_request_on_a_reused_connection_can_t_be_connected_to() {
+    let error = check_dies(Duration::from_millis(9)).await;
+    let Some(UpstreamError::Connect { failure, .. }) = cause_ref(&*error) else { panic!("{error:?}") };
+    assert_eq!(*failure, ConnectFailure::Refused);
+    assert!(cause_ref::<Ended>(&*error).is_none());
 }
 
 #[tokio::test]

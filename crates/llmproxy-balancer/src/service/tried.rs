@@ -63,8 +63,9 @@ impl Tried {
     }
 
     /// Whether the request may be what kills those that it is sent to: one that broke off may have had bad luck, two have not.
+    /// One that was gone before it came has no part in that.
     pub(super) fn is_deadly(&self) -> bool {
-        self.failed.iter().filter(|failed| failed.failure == Failure::Reset).count() > 1
+        self.failed.iter().filter(|failed| failed.failure.may_be_deadly()).count() > 1
     }
 
     /// Whether it has had the time that it asked for.

@@ -33,6 +33,8 @@ pub(crate) enum Reply {
     Refused,
     /// The connection breaks before the head.
     Reset,
+    /// The connection breaks before the head, and there is no other one then.
+    Died,
     /// What comes is no answer.
     Nonsense,
     /// A limit of time is passed before the head.
@@ -228,6 +230,7 @@ impl Proxy {
                     Reply::Answer(response) => Ok(response),
                     Reply::Refused => Err(refused()),
                     Reply::Reset => Err(BoxError::from(io::Error::from(io::ErrorKind::ConnectionReset))),
+                    Reply::Died => Err(Ended::new(End::BackendFailed, refused()).into()),
                     Reply::Nonsense => Err(BoxError::from(io::Error::from(io::ErrorKind::InvalidData))),
                     Reply::Timeout => Err(Ended::new(End::Timeout, "no byte in time").into()),
                     Reply::Stall => std::future::pending().await,

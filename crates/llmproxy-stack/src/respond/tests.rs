@@ -92,6 +92,7 @@ fn table() -> Vec<(BoxError, u16, &'static str, bool, Option<&'static str>)> {
             None,
         ),
         (UpstreamError::Closed { backend: name(), source: "x".into() }.into(), 502, "backend_error", false, None),
+        (UpstreamError::Died { backend: name(), source: io() }.into(), 502, "backend_error", false, None),
         (UpstreamError::Protocol { backend: name(), source: io() }.into(), 502, "backend_error", false, None),
         (UpstreamError::Broken { backend: name(), source: "x".into() }.into(), 502, "backend_error", false, None),
         (UpstreamError::TooLarge { backend: name(), max: 1 }.into(), 502, "backend_error", false, None),
