@@ -305,6 +305,12 @@ async fn a_file_of_certificates_is_read_with_a_configuration_and_not_when_others
     apply(&balancer, &configured);
     assert_eq!(known(), expect("http://b", "first"));
 
+    // Nor with one that is half written.
+    balancer.check_authorities(|pem| if pem.is_empty() { Err("has nothing in it".into()) } else { Ok(()) });
+    file.write("");
+    apply(&balancer, &configured);
+    assert_eq!(known(), expect("http://b", "first"));
+
     file.write("second");
     registry.answers(200, r#"["http://c"]"#);
     sleep(Duration::from_secs(31)).await;

@@ -22,7 +22,7 @@ use llmproxy_metering::{
 };
 use llmproxy_ratelimit::{RateLimitLayer, RateLimiter};
 use llmproxy_sse::SseLayer;
-use llmproxy_upstream::{Clients, Upstream};
+use llmproxy_upstream::{Clients, Upstream, check_certificates};
 use llmproxy_usage::{OpeningLayer, Report, Reporters, Stores, UsageLayer};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Service, ServiceBuilder};
@@ -176,6 +176,7 @@ impl Runtime {
             pool: ArcSwap::default(),
         });
         let balancer = Balancer::new(client);
+        balancer.check_authorities(|pem| Ok(check_certificates(pem)?));
         // With each reload, and whenever other backends are found.
         balancer.on_change({
             let clients = clients.clone();

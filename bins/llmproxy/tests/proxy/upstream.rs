@@ -359,6 +359,29 @@ async fn a_backend_with_an_authority_of_its_own_is_believed_by_that_alone() {
 }
 
 #[tokio::test]
+async fn a_backend_that_was_found_outlives_a_half_written_file_of_its_authority() {
+    let (url, _requests) = encrypted(&["http/1.1"]).await;
+    let folder = Folder::new();
+    let (list, file) = (folder.join("backends.json"), folder.join("ca.pem"));
+    let whole = std::fs::read(made("ca.pem")).expect("it was made");
+    std::fs::write(&file, &whole).expect("the folder is ours");
+    let found = serde_json::json!([{"url": url, "models": ["m"], "ca_file": file}]);
+    std::fs::write(&list, found.to_string()).expect("the folder is ours");
+    let yaml = format!(
+        "health_check: {{enabled: false}}\ndiscovery: {{enabled: true, sources: [{{type: file, name: list, file: {{path: {}}}}}]}}\n",
+        list.display()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    assert_eq!(ask(&proxy, false).await.read_to_end().await.status, 200);
+    for half in [&whole[..whole.len() / 2], b""] {
+        std::fs::write(&file, half).expect("the folder is ours");
+        proxy.reload(&yaml, "what was read of a file of certificates before is used").await;
+        proxy.logged("reloaded").await;
+        assert_eq!(ask(&proxy, false).await.read_to_end().await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn http2_is_agreed_on_in_the_handshake_or_left() {
     let more = format!("http2: true, ca_file: {}", made("ca.pem").display());
     let (url, mut requests) = encrypted(&["h2", "http/1.1"]).await;
