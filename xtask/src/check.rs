@@ -3,7 +3,6 @@
 use std::process::Stdio;
 
 use crate::{
-    bench,
     cargo::{cargo, run as run_command},
     step::{Step, run_all},
     tidy,
@@ -23,7 +22,6 @@ pub(crate) fn run() -> bool {
             Step::new("clippy without features", clippy_lean),
             Step::new("doc", doc),
             Step::new("deny", deny),
-            bench::budget_step(),
         ],
     )
 }

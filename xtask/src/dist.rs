@@ -2,7 +2,7 @@
 //!
 //! An archive with the binary, what it takes to begin, the licence texts of all that is linked into it and a list of that
 //! (CycloneDX), with its SHA-256 beside it. The archive is then unpacked into an empty folder, and what is in it must work
-//! there without anything around it.
+//! there without anything around it. What it costs a request is counted last: it takes this build, which takes minutes.
 
 mod archive;
 mod baseline;
@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use self::metadata::Metadata;
 use crate::{
+    bench,
     cargo::{cargo, read, root, run as run_command},
     step::{Step, run_all},
 };
@@ -75,6 +76,7 @@ pub(crate) fn run() -> bool {
             step("SBOM", Dist::list_parts),
             step("archive", Dist::pack),
             step("try it", Dist::try_it),
+            step("instructions", |dist| bench::compare_instructions(&dist.binary())),
         ],
     )
 }

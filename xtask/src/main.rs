@@ -62,7 +62,8 @@ cargo xtask <command>
                 CPU, delays and memory, with every answer checked. Half an hour; --quick is two minutes.
                 Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.
   bench --instructions
-                Instructions per request and per chunk, beside their budget. Needs valgrind.
+                Instructions per request and per chunk of the binary as `dist` builds it, beside their budget.
+                Needs valgrind, and minutes for the build.
   simulate [--quick] [--workload NAME] [--policy NAME] [--seed-set tuning|held-out]
                 The balancer's policies before servers that are simulated, in virtual time: times to the first
                 token, cache hits, imbalance, beside an oracle that sees into every server. Some minutes;
@@ -75,8 +76,8 @@ cargo xtask <command>
                 Mixed traffic with reloads for N minutes, 15 unless told otherwise: every answer right,
                 every exchange reported once, and no more memory or descriptors than when it was warm.
   dist          The archive for those who build nothing, in target/archive: binary, examples, docs,
-                licence texts, SBOM and SHA-256; unpacked and tried. Needs python3 for the compiler that
-                it builds with on Linux, and some minutes.
+                licence texts, SBOM and SHA-256; unpacked and tried, and its instructions counted where
+                there is valgrind. Needs python3 for the compiler that it builds with on Linux, and some minutes.
   help          This text.
 
 A change is ready when both pass:

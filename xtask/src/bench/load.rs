@@ -71,7 +71,20 @@ pub(crate) async fn json(
     length: Duration,
     most: u64,
 ) -> Result<Outcome, String> {
-    let request: Rc<[u8]> = aim.request(Ask { id: 0, events: 0, gap: 0, burst: 0, usage: false }, size).into();
+    json_apart(aim, clients, size, length, most, Duration::ZERO).await
+}
+
+/// The same, where each answer takes `apart`, and as long passes until the next request.
+pub(crate) async fn json_apart(
+    aim: &Aim,
+    clients: usize,
+    size: usize,
+    length: Duration,
+    most: u64,
+    apart: Duration,
+) -> Result<Outcome, String> {
+    let gap = u64::try_from(apart.as_micros()).unwrap_or(u64::MAX);
+    let request: Rc<[u8]> = aim.request(Ask { id: 0, events: 0, gap, burst: 0, usage: false }, size).into();
     let outcome = Rc::new(RefCell::new(Outcome::default()));
     let until = Instant::now() + length;
     let mut tasks = JoinSet::new();
@@ -91,9 +104,14 @@ pub(crate) async fn json(
                 if !head.is_ok() || answer != JSON.as_bytes() {
                     return Err(format!("a wrong answer: {}: {}", head.line, String::from_utf8_lossy(&answer)));
                 }
-                let mut outcome = outcome.borrow_mut();
-                outcome.requests += 1;
-                outcome.first.push(nanos(began.elapsed()));
+                {
+                    let mut outcome = outcome.borrow_mut();
+                    outcome.requests += 1;
+                    outcome.first.push(nanos(began.elapsed()));
+                }
+                if !apart.is_zero() {
+                    sleep(apart).await;
+                }
             }
             Ok(())
         });

@@ -68,7 +68,12 @@ async fn answer_all(conn: &mut Conn, clock: Clock, seen: &Seen) -> Result<(), St
         } else if let Some(ask) = Ask::parse(&request) {
             drop(request);
             match ask.events {
-                0 => conn.write(json(JSON).as_bytes()).await?,
+                0 => {
+                    if ask.gap > 0 {
+                        tokio::time::sleep(Duration::from_micros(ask.gap)).await;
+                    }
+                    conn.write(json(JSON).as_bytes()).await?;
+                }
                 _ => stream(conn, ask, clock, seen).await?,
             }
         } else {

@@ -27,7 +27,7 @@ pub(crate) struct Ask {
     pub(crate) id: u64,
     /// How many events; none for a JSON answer.
     pub(crate) events: u64,
-    /// Microseconds from one to the next; as fast as they are taken if 0.
+    /// Microseconds from one to the next, or until a JSON answer comes; as fast as they are taken if 0.
     pub(crate) gap: u64,
     /// Events in each write.
     pub(crate) burst: u64,
