@@ -78,20 +78,31 @@ async fn stale_connections_cost_no_error_among_threads_either() {
     check_stale(Leaves::OnTheNextRequest, true).await;
 }
 
+/// The backend's side of a connection that has served its first request, and is kept.
+async fn used(raw: &Raw) -> Conn {
+    let mut conn = raw.accept().await;
+    conn.request().await;
+    conn.write(answer("ok")).await;
+    conn
+}
+
+/// The client's side of it.
+async fn use_once(sender: &Sender) {
+    sender.post("a").await.unwrap().into_body().collect().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_reused_connection_that_keeps_dying_is_an_error_after_the_second_time() {
     let raw = Raw::bind().await;
     let sender = Sender::to(raw.backend());
     let backend = async {
-        let mut conn = raw.accept().await;
-        conn.request().await;
-        conn.write(answer("ok")).await;
+        let mut conn = used(&raw).await;
         conn.request().await;
         drop(conn);
         raw.accept().await.request().await;
     };
     let client = async {
-        sender.post("a").await.unwrap().into_body().collect().await.unwrap();
+        use_once(&sender).await;
         sender.post("b").await
     };
     let (result, ()) = tokio::join!(client, backend);
@@ -105,16 +116,14 @@ async fn check_dies(after: Duration) -> BoxError {
     let sender = Sender::to(raw.backend());
     let (done, is_done) = std::sync::mpsc::sync_channel::<()>(0);
     let backend = async {
-        let mut conn = raw.accept().await;
-        conn.request().await;
-        conn.write(answer("ok")).await;
+        let mut conn = used(&raw).await;
         conn.request().await;
         tokio::time::advance(after).await;
         drop(raw);
         drop(conn);
     };
     let client = async {
-        sender.post("a").await.unwrap().into_body().collect().await.unwrap();
+        use_once(&sender).await;
         tokio::time::pause();
         // While a thread is waited for, a clock that stands does not go on by itself when there is nothing to do.
         let held = tokio::task::spawn_blocking(move || is_done.recv());
@@ -149,9 +158,7 @@ async fn a_request_that_was_worked_on_is_not_sent_again() {
     let raw = Raw::bind().await;
     let sender = Sender::to(raw.backend());
     let backend = async {
-        let mut conn = raw.accept().await;
-        conn.request().await;
-        conn.write(answer("ok")).await;
+        let mut conn = used(&raw).await;
         conn.request().await;
         // Only this time passes: sockets keep the clock's.
         tokio::time::pause();
@@ -161,7 +168,7 @@ async fn a_request_that_was_worked_on_is_not_sent_again() {
         assert!(timeout(Duration::from_millis(20), raw.accept()).await.is_err());
     };
     let client = async {
-        sender.post("a").await.unwrap().into_body().collect().await.unwrap();
+        use_once(&sender).await;
         sender.post("b").await
     };
     let (result, ()) = tokio::join!(client, backend);
