@@ -182,6 +182,7 @@ impl Balancer {
             let entry = self.entry(known, index, config.weight, settings, scraped);
             members.push(Arc::new(Member {
                 backend,
+                weight: config.weight,
                 tier: config.tier,
                 group: config.group.as_deref().map(Into::into),
                 max_concurrent: config.max_concurrent,
@@ -216,13 +217,14 @@ impl Balancer {
     /// Lets the backend of this name get no more requests, or get them again; what is there ends in its own time. It holds
     /// through all configurations that have the backend. `None` where none has that name.
     pub fn set_draining(&self, name: &str, draining: bool) -> Option<bool> {
-        Some(self.node(name)?.set_draining(draining))
+        Some(self.member(name)?.node.set_draining(draining))
     }
 
     /// Gives the backend of this name another share of the work, until a configuration gives it a new one; 0: none. `None`
     /// where none has that name.
     pub fn set_weight(&self, name: &str, weight: u32) -> Option<()> {
-        self.node(name)?.set_weight(weight);
+        let member = self.member(name)?;
+        member.node.set_weight(member.weight, weight);
         Some(())
     }
 
@@ -239,9 +241,8 @@ impl Balancer {
         join_all(checkers.iter().map(|checker| checker.check())).await;
     }
 
-    fn node(&self, name: &str) -> Option<Arc<Node>> {
-        let view = self.pool.view();
-        view.members.iter().find(|member| &*member.backend.name == name).map(|member| member.node.clone())
+    fn member(&self, name: &str) -> Option<Arc<Member>> {
+        self.pool.view().members.iter().find(|member| &*member.backend.name == name).cloned()
     }
 
     fn entry(

@@ -44,7 +44,8 @@ pub(crate) struct Node {
     /// Its number among all that there are: another one's when this one is gone.
     pub(crate) index: usize,
     backend: ArcSwap<Backend>,
-    weight: Mutex<Weight>,
+    /// What an administrator has said of its share of the work.
+    weight: Mutex<Option<SetWeight>>,
     /// Whether it gets no more requests because somebody has said so.
     draining: AtomicBool,
     /// Whether no configuration has it any more; requests may still be there.
@@ -78,11 +79,12 @@ pub(crate) struct Node {
     hub: Arc<Hub>,
 }
 
-/// The share of the work: what the configuration says, until somebody says otherwise, until the configuration does.
-#[derive(Clone, Copy, Debug, Default)]
-struct Weight {
+/// A share of the work that somebody has set in the place of the configured one. It goes with that one only: a
+/// configuration that gives another one is shown at once with all that is in it, and not a weight ahead of it.
+#[derive(Clone, Copy, Debug)]
+struct SetWeight {
     configured: u32,
-    set: Option<u32>,
+    set: u32,
 }
 
 // === impl Node ===
@@ -117,28 +119,30 @@ impl Node {
     /// The newest configuration has it like this.
     pub(crate) fn configure(&self, backend: Arc<Backend>, weight: u32, rules: Rules) {
         self.backend.store(backend);
-        let mut known = self.weight.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.configured != weight {
-            *known = Weight { configured: weight, set: None };
-        }
-        drop(known);
+        self.weight_said().take_if(|known| known.configured != weight);
         self.health().set_rules(rules);
     }
 
-    /// Its share of the work.
-    pub(crate) fn weight(&self) -> u32 {
-        let weight = *self.weight.lock().unwrap_or_else(PoisonError::into_inner);
-        weight.set.unwrap_or(weight.configured)
+    /// Its share of the work, where it is configured so.
+    pub(crate) fn weight(&self, configured: u32) -> u32 {
+        match *self.weight_said() {
+            Some(known) if known.configured == configured => known.set,
+            _ => configured,
+        }
     }
 
     /// Gives it another share than the configured one, until the configuration has a new one.
-    pub(crate) fn set_weight(&self, weight: u32) {
-        let old = self.weight();
-        self.weight.lock().unwrap_or_else(PoisonError::into_inner).set = Some(weight);
+    pub(crate) fn set_weight(&self, configured: u32, weight: u32) {
+        let old = self.weight(configured);
+        *self.weight_said() = Some(SetWeight { configured, set: weight });
         if weight != old {
             tracing::info!(backend = %self.name(), weight, old, "it has another weight by an administrator's word");
         }
         self.hub.changed();
+    }
+
+    fn weight_said(&self) -> MutexGuard<'_, Option<SetWeight>> {
+        self.weight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it gets no more requests because somebody has said so, or no configuration has it any more.

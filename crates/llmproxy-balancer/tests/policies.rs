@@ -6,15 +6,18 @@ mod common;
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use common::{Checks, answer, asked, backends, events, named, pool_of, settle, text, unchecked};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use llmproxy_balancer::{
-    BackendConfig, BalanceLayer, Balancer, Candidate, Choice, LoadBalance, Policy, Pool, RetryConfig, RoutingConfig,
-    Work,
+    BackendConfig, BalanceLayer, Balancer, Candidate, Choice, HealthCheckConfig, LoadBalance, Policy, Pool,
+    RetryConfig, RoutingConfig, Work,
 };
 use llmproxy_core::{BoxBody, BoxError, Call, Endpoint, Exchange, Prompt, RequestBody, Target};
 use tower::{Layer, ServiceExt, service_fn};
@@ -173,6 +176,32 @@ async fn a_backend_of_weight_zero_gets_nothing() {
     for _ in 0..5 {
         assert_eq!(asked(&proxy.ask().await.0), ["b"]);
     }
+}
+
+/// All of a configuration is in force at once: in between there is no moment in which nobody does the work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_that_goes_to_another_backend_is_always_with_one_of_them() {
+    let balancer = Balancer::new(Checks::default().client());
+    let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
+    let apply =
+        |weights: &[u32]| balancer.apply(&backends(weights), &RoutingConfig::default(), &health, &Default::default());
+    let proxy = Arc::new(named(apply(&[1])));
+    let is_done = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn({
+        let (proxy, is_done) = (proxy.clone(), is_done.clone());
+        async move {
+            while !is_done.load(Ordering::Relaxed) {
+                assert_eq!(proxy.ask().await.1.unwrap().status(), StatusCode::OK);
+            }
+        }
+    });
+    for _ in 0..1000 {
+        apply(&[0, 1]);
+        apply(&[1]);
+        tokio::task::yield_now().await;
+    }
+    is_done.store(true, Ordering::Relaxed);
+    asking.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -230,3 +230,16 @@ fn nobody_waits_for_what_is_cached_of_a_prompt() {
     drop((first, second));
     assert_eq!((node.tokens_waiting(), node.tokens()), (0, 0));
 }
+
+#[test]
+fn a_weight_that_was_set_holds_until_another_one_is_configured() {
+    let rules = Rules::new(&HealthCheckConfig::default());
+    let node = Node::new(0, backend("a"), rules, Arc::default());
+    node.set_weight(5, 3);
+    assert_eq!((node.weight(5), node.weight(7)), (3, 7));
+    node.configure(backend("a"), 5, rules);
+    assert_eq!(node.weight(5), 3);
+    node.configure(backend("a"), 7, rules);
+    node.configure(backend("a"), 5, rules);
+    assert_eq!(node.weight(5), 5);
+}

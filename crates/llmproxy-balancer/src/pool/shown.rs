@@ -90,7 +90,7 @@ impl Pool {
                 let drained = || Cow::Borrowed("an administrator has drained it");
                 BackendStatus {
                     backend: member.backend.clone(),
-                    weight: node.weight(),
+                    weight: member.weight(),
                     state,
                     reason: if node.is_drained() { Some(drained()) } else { health.reason(now) },
                     since: health.since(),

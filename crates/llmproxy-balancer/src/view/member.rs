@@ -19,6 +19,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) backend: Arc<Backend>,
+    /// The configured one.
+    pub(crate) weight: u32,
     pub(crate) tier: u32,
     pub(crate) group: Option<Arc<str>>,
     pub(crate) max_concurrent: Option<usize>,
@@ -52,9 +54,14 @@ impl Member {
         self.with_models(|models| models.serves(model))
     }
 
+    /// Its share of the work.
+    pub(crate) fn weight(&self) -> u32 {
+        self.node.weight(self.weight)
+    }
+
     /// Whether it is to have requests at all. As long as this configuration is the newest that is shown, no other one counts.
     pub(crate) fn is_working(&self) -> bool {
-        self.node.weight() > 0 && !self.node.is_drained()
+        self.weight() > 0 && !self.node.is_drained()
     }
 
     /// Whether it has `model` and is only kept from working.
@@ -97,7 +104,7 @@ impl<'a> Seen<'a> {
         Candidate {
             backend: &self.member.backend,
             index: node.index,
-            weight: f64::from(node.weight()) * self.sight.share,
+            weight: f64::from(self.member.weight()) * self.sight.share,
             in_flight: node.in_flight(),
             waiting: node.waiting(),
             tokens_in_flight: node.tokens(),
