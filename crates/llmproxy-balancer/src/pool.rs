@@ -27,7 +27,7 @@ use crate::{
     node::{InFlight, Node},
     plan::Plan,
     policy::Policy,
-    view::{MIN_RETRY_AFTER, Member, Standing, Terms, View},
+    view::{MIN_RETRY_AFTER, Member, Search, Standing, Terms, View},
 };
 
 mod shown;
@@ -234,7 +234,7 @@ impl Pool {
         let stages = |terms| (from..plan.stages.len()).map(move |stage| (stage, terms));
         self.step(|kept, view| {
             plan.further_rounds().flat_map(stages).find_map(|(stage, terms)| {
-                match view.look(plan, stage, terms, kept, |node| wanted(stage, node)) {
+                match view.look(Search { plan, at: stage, terms, kept }, |node| wanted(stage, node)) {
                     Standing::Picked(pick) => Some(pick),
                     _ => None,
                 }
@@ -288,7 +288,7 @@ impl Pool {
         let mut none = None;
         for (at, stage) in plan.stages.iter().enumerate().skip(wish.first) {
             let model = stage.model.clone();
-            let found = match view.look(plan, at, terms, kept, |node| wish.is_for(node)) {
+            let found = match view.look(Search { plan, at, terms, kept }, |node| wish.is_for(node)) {
                 Standing::Picked(pick) => return Found::Pick(pick),
                 Standing::Full(lacking) => return Found::Full { class: view.class(wish, at), lacking },
                 Standing::Out(retry_after) => match view.refuses_us(plan, at) {

@@ -67,6 +67,17 @@ pub(crate) struct Terms {
     pub(crate) learned: bool,
 }
 
+/// What is looked for: a backend for one stage of a plan.
+#[derive(Clone, Copy)]
+pub(crate) struct Search<'a> {
+    pub(crate) plan: &'a Plan,
+    /// The stage.
+    pub(crate) at: usize,
+    pub(crate) terms: Terms,
+    /// Those whose room is for others.
+    pub(crate) kept: &'a HashSet<usize>,
+}
+
 /// What looking for a backend comes to.
 pub(crate) enum Standing {
     Picked(Box<Pick>),
@@ -96,28 +107,19 @@ enum Able {
 // === impl View ===
 
 impl View {
-    /// Looks for a backend for this stage of `plan`, among those that `wanted` says. What room there is at those that are
-    /// `kept` is for others.
-    pub(crate) fn look(
-        &self,
-        plan: &Plan,
-        at: usize,
-        terms: Terms,
-        kept: &HashSet<usize>,
-        wanted: impl Fn(&Arc<Node>) -> bool,
-    ) -> Standing {
-        let stage = &plan.stages[at];
-        match self.able(stage) {
-            Able::These(able) => self.choose(&able, plan, at, terms, kept, wanted),
+    /// Looks for a backend among those that `wanted` says.
+    pub(crate) fn look(&self, search: Search<'_>, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+        match self.able(search.stage()) {
+            Able::These(able) => self.choose(&able, search, wanted),
             Able::Unlearned { unlearned, any } => {
                 let members = unlearned.iter().map(|index| &self.members[*index]);
                 let is_in = |member: &&Arc<Member>| member.node.sight().admission != Admission::Closed;
                 let asked = members.clone().filter(is_in).filter_map(|member| member.node.first_asked());
                 // It is once that all wait for one, not as long as it does not tell.
                 let until = asked.map(|asked| asked + LEARN_WAIT).filter(|until| *until > Instant::now()).max();
-                match any.is_empty() || until.is_some() && !terms.learned {
+                match any.is_empty() || until.is_some() && !search.terms.learned {
                     true => Standing::Unlearned { until, retry_after: self.retry_after(members) },
-                    false => self.choose(&any, plan, at, terms, kept, wanted),
+                    false => self.choose(&any, search, wanted),
                 }
             }
             Able::None => Standing::Nobody,
@@ -172,49 +174,13 @@ impl View {
         within.or(without)
     }
 
-    fn choose(
-        &self,
-        able: &[usize],
-        plan: &Plan,
-        at: usize,
-        terms: Terms,
-        kept: &HashSet<usize>,
-        wanted: impl Fn(&Arc<Node>) -> bool,
-    ) -> Standing {
+    /// Looks for a backend among `able`, by their health and their room.
+    fn choose(&self, able: &[usize], search: Search<'_>, wanted: impl Fn(&Arc<Node>) -> bool) -> Standing {
+        let Search { plan, at, terms, .. } = search;
         let able: Vec<Seen<'_>> = able.iter().map(|index| Seen::new(&self.members[*index])).collect();
-        let open = able.iter().filter(|seen| seen.sight.admission == Admission::Open).count();
-        let wanted = || able.iter().filter(|seen| wanted(&seen.member.node)).copied();
-        let may_doubt = terms.doubtful || wanted().any(|seen| seen.sight.admission == Admission::Open);
-        // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
-        let is_panic = may_doubt && open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
-        let work = &plan.chooser(&plan.stages[at]).work;
-        let has_room = |seen: &&Seen<'_>| !kept.contains(&seen.member.node.index) && seen.member.has_room(work);
-        let group = |doubtful: bool| {
-            let is_in = |seen: &Seen<'_>| match doubtful {
-                // One that hangs would take all that it is given: while another one is well, it has one at a time.
-                true => seen.sight.is_doubtful && (open == 0 || seen.member.node.waiting() == 0),
-                false => seen.sight.admission == Admission::Open,
-            };
-            let mut group: Vec<Seen<'_>> = wanted().filter(is_in).collect();
-            if group.iter().any(|seen| !seen.sight.is_pressured) {
-                group.retain(|seen| !seen.sight.is_pressured);
-            }
-            group
-        };
-        // Then those that are open get as many as they would at the threshold, and the doubtful ones the rest: a policy alone
-        // would give nearly all to whatever fails fast.
-        let share = open as f64 * 100.0 / (f64::from(self.panic_threshold) * able.len() as f64);
-        // Not what has failed before, nor what can't be sent elsewhere: its client would pay.
-        let doubtful_first = is_panic && terms.probing == Probing::Any && fastrand::f64() >= share;
-        let mut asked = group(doubtful_first);
-        let is_short = match terms.probing {
-            Probing::Any | Probing::No => !asked.iter().any(|seen| has_room(&seen)),
-            Probing::Overdue => asked.is_empty(),
-        };
-        if is_panic && is_short {
-            asked.extend(group(!doubtful_first));
-        }
-        let is_due = |seen: &Seen<'_>| {
+        let wanted: Vec<Seen<'_>> = able.iter().filter(|seen| wanted(&seen.member.node)).copied().collect();
+        let asked = self.asked(&able, &wanted, search);
+        let is_due = |seen: &&Seen<'_>| {
             let may_be_asked = match terms.probing {
                 Probing::Any => true,
                 Probing::Overdue => seen.sight.is_overdue,
@@ -222,14 +188,14 @@ impl View {
             };
             seen.sight.admission == Admission::Probe && (may_be_asked || terms.doubtful && asked.is_empty())
         };
-        let due: Vec<Seen<'_>> = wanted().filter(is_due).collect();
+        let due: Vec<Seen<'_>> = wanted.iter().filter(is_due).copied().collect();
         if asked.is_empty() && due.is_empty() {
             return Standing::Out(self.retry_after(able.iter().map(|seen| seen.member)));
         }
         let is_hopeless = asked.is_empty() && !terms.doubtful;
-        let room = narrowed(asked.iter().filter(has_room).copied().collect());
+        let room = narrowed(asked.iter().filter(|seen| search.has_room(seen)).copied().collect());
         let tier = room.first().map(|seen| seen.member.tier);
-        let is_near = |seen: &&Seen<'_>| has_room(seen) && tier.is_none_or(|tier| seen.member.tier <= tier);
+        let is_near = |seen: &&Seen<'_>| search.has_room(seen) && tier.is_none_or(|tier| seen.member.tier <= tier);
         if let Some(probed) = due.iter().find(is_near) {
             let reason =
                 Cow::Borrowed("a probe: requests failed there before, and one is to show whether they still do");
@@ -243,6 +209,43 @@ impl View {
             return Standing::Full(asked.iter().chain(&due).map(|seen| seen.member.node.index).collect());
         }
         Standing::Picked(self.pick(&room, plan, at))
+    }
+
+    /// Those of `wanted` that are open. Where most of `able` are not, those too, or instead, of which only doubts keep requests
+    /// away.
+    fn asked<'a>(&self, able: &[Seen<'a>], wanted: &[Seen<'a>], search: Search<'_>) -> Vec<Seen<'a>> {
+        let terms = search.terms;
+        let is_open = |seen: &&Seen<'_>| seen.sight.admission == Admission::Open;
+        let open = able.iter().filter(is_open).count();
+        let may_doubt = terms.doubtful || wanted.iter().any(|seen| is_open(&seen));
+        // With most of them out, either the work of all would fall upon few, or it is not the backends that are at fault.
+        let is_panic = may_doubt && open as u64 * 100 < u64::from(self.panic_threshold) * able.len() as u64;
+        let group = |doubtful: bool| {
+            let is_in = |seen: &&Seen<'_>| match doubtful {
+                // One that hangs would take all that it is given: while another one is well, it has one at a time.
+                true => seen.sight.is_doubtful && (open == 0 || seen.member.node.waiting() == 0),
+                false => is_open(seen),
+            };
+            let mut group: Vec<Seen<'a>> = wanted.iter().filter(is_in).copied().collect();
+            if group.iter().any(|seen| !seen.sight.is_pressured) {
+                group.retain(|seen| !seen.sight.is_pressured);
+            }
+            group
+        };
+        // Then those that are open get as many as they would at the threshold, and the doubtful ones the rest: a policy alone
+        // would give nearly all to whatever fails fast.
+        let share = open as f64 * 100.0 / (f64::from(self.panic_threshold) * able.len() as f64);
+        // Not what has failed before, nor what can't be sent elsewhere: its client would pay.
+        let doubtful_first = is_panic && terms.probing == Probing::Any && fastrand::f64() >= share;
+        let mut asked = group(doubtful_first);
+        let is_short = match terms.probing {
+            Probing::Any | Probing::No => !asked.iter().any(|seen| search.has_room(seen)),
+            Probing::Overdue => asked.is_empty(),
+        };
+        if is_panic && is_short {
+            asked.extend(group(!doubtful_first));
+        }
+        asked
     }
 
     /// Lets the policy choose among `members`, of which there is one at least.
@@ -347,6 +350,19 @@ fn narrowed(seen: Vec<Seen<'_>>) -> Vec<Seen<'_>> {
         seen.retain(|seen| !is_crowded(seen));
     }
     seen
+}
+
+// === impl Search ===
+
+impl<'a> Search<'a> {
+    fn stage(&self) -> &'a Stage {
+        &self.plan.stages[self.at]
+    }
+
+    fn has_room(&self, seen: &Seen<'_>) -> bool {
+        let work = &self.plan.chooser(self.stage()).work;
+        !self.kept.contains(&seen.member.node.index) && seen.member.has_room(work)
+    }
 }
 
 // === impl Able ===
