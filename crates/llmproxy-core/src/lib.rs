@@ -93,6 +93,7 @@ pub mod labels;
 pub mod subprotocol;
 
 mod answer;
+mod backend;
 mod client;
 mod endpoint;
 mod error;
@@ -110,11 +111,12 @@ mod units;
 mod upgrade;
 
 pub use answer::ApiError;
+pub use backend::Backend;
 pub use client::HttpClient;
 pub use endpoint::{Api, Endpoint, Work};
 pub use error::{BoxError, Ended, cause_ref};
 pub use exchange::{Exchange, StopFlag};
-pub use facts::{Attempt, Backend, Call, Caller, FlowKey, Hop, Needs, OnAbort, Prompt, Target};
+pub use facts::{Attempt, Call, Caller, FlowKey, Hop, Needs, OnAbort, Prompt, Target};
 pub use hold::EndHold;
 pub use pattern::Pattern;
 pub use record::{Cost, End, RouteStep, TokenUsage, UsageRecord, UsageSource, UsageSources};

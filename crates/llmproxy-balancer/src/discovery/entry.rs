@@ -71,18 +71,7 @@ fn problem(backend: &BackendConfig) -> Option<String> {
     let probe = BackendConfig { weight: backend.weight.max(1), ..backend.clone() };
     let mistakes = validate_backends(&[probe]);
     let (key, message) = mistakes.first()?;
-    let message = message.replace(&backend.url, &plain(&backend.url));
     Some(format!("{} {message}", key.trim_start_matches("[0].")))
-}
-
-/// What may be told of a URL: its scheme, host, port and path. What else is in it may be a secret.
-fn plain(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let end = rest.find('/').unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
 }
 
 /// Whether it looks as if the rest of it were still to be written.
@@ -303,16 +292,8 @@ mod tests {
 
     #[test]
     fn no_problem_quotes_more_of_a_url_than_where_it_is() {
-        for (url, shown) in [
-            ("http://z5/a?token=secret", "`http://z5/a` must not have a query"),
-            ("ftp://me:secret@z5:21/a", "`ftp://z5:21/a` must start with"),
-            ("z5:80?token=secret", "`z5:80` "),
-            ("http://a b/?x=secret#secret", "`http://a b/` is not a URL"),
-            ("me:secret@z5", "`z5` "),
-        ] {
-            let problems = read(json!(["http://b", url]), false).unwrap().problems;
-            assert!(problems[0].contains(shown) && !problems[0].contains("secret"), "{problems:?}");
-        }
+        let problems = read(json!(["http://b", "http://z5/a?token=secret"]), false).unwrap().problems;
+        assert_eq!(problems, ["entry 1: url `http://z5/a` must not have a query"]);
     }
 
     #[test]
