@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) choosers: Vec<Chooser>,
     /// Whether it can be sent again elsewhere.
     pub(crate) may_fail: bool,
+    /// How many answers it asks for at a time.
+    pub(crate) answers: u32,
 }
 
 /// One way to serve it: the next one is looked at where this one has no backend that is not out, or none that answers.
@@ -140,7 +142,7 @@ impl Planner {
             choosers.push(Chooser { policy: policy.clone(), work });
             models.push(stage.model.clone());
         }
-        Plan { stages, choosers, may_fail: false }
+        Plan { stages, choosers, may_fail: false, answers: asked.call.map_or(1, |call| call.answers) }
     }
 
     /// What serves a request that names this model and that `rule` decides, and who chooses.

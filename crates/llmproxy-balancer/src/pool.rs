@@ -93,7 +93,10 @@ impl Pick {
     pub(crate) fn new(member: Arc<Member>, plan: &Plan, at: usize, reason: Cow<'static, str>) -> Self {
         let stage = &plan.stages[at];
         let mut in_flight = member.node.enter(&member.backend.name, &plan.chooser(stage).work);
-        in_flight.is_for(stage.model.as_ref());
+        // How long each of several answers was can't be told from their pieces.
+        if plan.answers == 1 {
+            in_flight.is_for(stage.model.as_ref());
+        }
         let model = stage.model.clone().filter(|_| stage.renamed);
         Self { member, in_flight, stage: at, model, reason, withdrawn: None }
     }

@@ -68,13 +68,25 @@ impl Policy for Spy {
 
 /// Asks for an answer of `model`, with this bound, that is `response`; returns what was expected.
 async fn expected(pool: &Arc<Pool>, model: &str, max_output: Option<u64>, response: Response<BoxBody>) -> u64 {
+    expected_of(pool, model, 1, max_output, response).await
+}
+
+/// The same for so many answers at a time.
+async fn expected_of(
+    pool: &Arc<Pool>,
+    model: &str,
+    answers: u32,
+    max_output: Option<u64>,
+    response: Response<BoxBody>,
+) -> u64 {
     let (spy, response) = (Arc::new(Spy::default()), Arc::new(Mutex::new(Some(response))));
     let inner = service_fn(move |_: Request<RequestBody>| {
         let response = response.lock().unwrap().take().unwrap();
         async move { Ok::<_, BoxError>(response) }
     });
     let mut request = Request::new(RequestBody::whole("{}"));
-    let call = Call { model: Some(model.into()), max_output, ..Call::new(Endpoint::of("/v1/chat/completions")) };
+    let endpoint = Endpoint::of("/v1/chat/completions");
+    let call = Call { model: Some(model.into()), answers, max_output, ..Call::new(endpoint) };
     Exchange::of(request.extensions_mut()).set_call(call);
     let answer = BalanceLayer::new(pool.clone()).with_policy(spy.clone()).layer(inner).oneshot(request).await;
     // Some of them break.
@@ -101,6 +113,18 @@ async fn what_streams_came_to_is_expected_of_the_next_one_of_that_model() {
     assert_eq!(expected(&pool, "m", Some(2), end()).await, 2, "as far as the request does not bound it");
     assert_eq!(expected(&pool, "m", Some(4096), end()).await, 3);
     assert_eq!(expected(&pool, "n", Some(50), end()).await, 50, "nothing is known of that one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_answers_at_a_time_are_expected_and_teach_nothing() {
+    let mut backends = backends(&[1]);
+    backends[0].models = vec!["m".into()];
+    let pool = pool_of(&backends, &RoutingConfig::default());
+    for _ in 0..200 {
+        assert_eq!(expected_of(&pool, "m", 4, None, events([Ok("1")])).await, 1200);
+    }
+    assert_eq!(expected_of(&pool, "m", 4, Some(100), events([Ok("1")])).await, 100);
+    assert_eq!(expected(&pool, "m", None, events([Ok("1")])).await, 300);
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,6 +87,9 @@ pub struct Call {
     pub read_time: Duration,
     /// Tokens of the prompt, estimated from its size; nothing here has read a token.
     pub prompt_estimate: u64,
+    /// How many answers are asked for at a time: OpenAI's `n` of each prompt, of which `/v1/completions` takes a list. From 1
+    /// to [`Call::MAX_ANSWERS`].
+    pub answers: u32,
     /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
     pub max_output: Option<u64>,
     /// How much is asked for, where it is not measured in tokens.
@@ -298,6 +301,9 @@ impl OnAbort {
 // === impl Call ===
 
 impl Call {
+    /// More answers than this at a time count as so many: no server gives them, and sums must not overflow.
+    pub const MAX_ANSWERS: u32 = 10_000;
+
     /// A call of `endpoint` of which nothing else is known.
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
@@ -309,6 +315,7 @@ impl Call {
             body_bytes: 0,
             read_time: Duration::ZERO,
             prompt_estimate: 0,
+            answers: 1,
             max_output: None,
             units: None,
             user: None,

@@ -171,7 +171,10 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
         images: members.images || members.prompt.images,
         json_schema: members.json_schema,
     };
-    call.max_output = members.max_output.map(|max| max.saturating_mul(members.n.unwrap_or(1).max(1)));
+    let prompts = if endpoint.template() == "/v1/completions" { members.prompt.count() } else { 1 };
+    let answers = members.n.unwrap_or(1).max(1).saturating_mul(prompts);
+    call.answers = u32::try_from(answers).unwrap_or(u32::MAX).min(Call::MAX_ANSWERS);
+    call.max_output = members.max_output.map(|max| max.saturating_mul(answers));
     Ok((call, edits))
 }
 

@@ -75,7 +75,7 @@ impl InFlight {
         &self.node
     }
 
-    /// What model it is for.
+    /// The model of its one answer, which shows how long that model's answers are.
     pub(crate) fn is_for(&mut self, model: Option<&Arc<str>>) {
         self.model = model.cloned();
     }

@@ -227,10 +227,11 @@ impl Work {
         work
     }
 
-    /// Its answer is like others, of `expected` tokens, as far as `call` does not bound it.
+    /// Its answers are like others, of `expected` tokens each, as far as `call` does not bound them.
     pub(crate) fn expect_output(&mut self, call: Option<&Call>, expected: u64) {
         let makes_text = call.is_none_or(|call| call.endpoint.makes_text());
-        let expected = if makes_text { expected } else { 0 };
+        let answers = call.map_or(1, |call| call.answers.into());
+        let expected = if makes_text { expected.saturating_mul(answers) } else { 0 };
         self.output_tokens = call.and_then(|call| call.max_output).map_or(expected, |max| max.min(expected));
     }
 
@@ -309,17 +310,19 @@ pub(crate) mod tests {
 
     #[test]
     fn an_answer_is_expected_where_text_is_made() {
-        for (path, max, expected) in [
-            ("/v1/chat/completions", None, COMMON_OUTPUT),
-            ("/v1/chat/completions", Some(10), 10),
-            ("/v1/audio/transcriptions", None, COMMON_OUTPUT),
-            ("/v1/unheard/of", None, COMMON_OUTPUT),
-            ("/v1/embeddings", None, 0),
-            ("/v1/rerank", None, 0),
-            ("/v1/messages/count_tokens", None, 0),
+        for (path, answers, max, expected) in [
+            ("/v1/chat/completions", 1, None, COMMON_OUTPUT),
+            ("/v1/chat/completions", 1, Some(10), 10),
+            ("/v1/chat/completions", 4, None, 4 * COMMON_OUTPUT),
+            ("/v1/chat/completions", 4, Some(40), 40),
+            ("/v1/audio/transcriptions", 1, None, COMMON_OUTPUT),
+            ("/v1/unheard/of", 1, None, COMMON_OUTPUT),
+            ("/v1/embeddings", 1, None, 0),
+            ("/v1/rerank", 1, None, 0),
+            ("/v1/messages/count_tokens", 1, None, 0),
         ] {
             let mut call = Call::new(Endpoint::of(path));
-            call.max_output = max;
+            (call.answers, call.max_output) = (answers, max);
             assert_eq!(Work::of(Some(&call), Affinity::default()).output_tokens, expected, "{path}");
         }
     }

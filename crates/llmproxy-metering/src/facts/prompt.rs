@@ -5,7 +5,7 @@ use std::ops::Range;
 use llmproxy_core::Prompt;
 use serde_json::value::RawValue;
 
-use super::{is_filled, range_of};
+use super::{is_filled, range_of, units};
 use crate::estimate::{self, Piece};
 
 /// What of a text that is no list of messages tells one conversation from another, in bytes.
@@ -84,6 +84,11 @@ impl<'a> Values<'a> {
     /// Whether there are tools that may be called.
     pub(super) fn has_tools(&self) -> bool {
         self.tools.is_some()
+    }
+
+    /// How many prompts there are: one, or a list of some.
+    pub(super) fn count(&self) -> u64 {
+        self.text.and_then(|(_, text)| units::texts(text)).unwrap_or(1).max(1)
     }
 
     /// Where all of it stands in `body`.

@@ -63,6 +63,23 @@ fn the_bound_of_the_answer_counts_for_all_choices() {
 }
 
 #[test]
+fn answers_are_counted_over_choices_and_prompts() {
+    let check = |path: &str, body: &str, answers: u32, max_output: u64| {
+        let (call, _) = found(path, body);
+        assert_eq!((call.answers, call.max_output), (answers, Some(max_output)), "{path} {body}");
+    };
+    check(CHAT, r#"{"messages":[],"max_tokens":5}"#, 1, 5);
+    check(CHAT, r#"{"messages":["a","b"],"max_tokens":5,"n":3}"#, 3, 15);
+    check(CHAT, r#"{"messages":[],"max_tokens":5,"n":0}"#, 1, 5);
+    check("/v1/completions", r#"{"prompt":"a","max_tokens":5,"n":2}"#, 2, 10);
+    check("/v1/completions", r#"{"prompt":["a","b","c"],"max_tokens":5,"n":2}"#, 6, 30);
+    check("/v1/completions", r#"{"prompt":[1,2,3],"max_tokens":5}"#, 1, 5);
+    check("/v1/completions", r#"{"prompt":[[1,2],[3]],"max_tokens":5}"#, 2, 10);
+    check("/v1/completions", r#"{"prompt":[],"max_tokens":5}"#, 1, 5);
+    check(CHAT, r#"{"max_tokens":2,"n":5000000000}"#, Call::MAX_ANSWERS, 10_000_000_000);
+}
+
+#[test]
 fn the_prompt_is_estimated_wherever_it_stands() {
     let check = |path, body: &str, expected| assert_eq!(found(path, body).0.prompt_estimate, expected, "{body}");
     check("/v1/completions", r#"{"prompt":"eight by"}"#, 2);

@@ -38,7 +38,7 @@ fn characters(text: &RawValue) -> Option<u64> {
 }
 
 /// How many texts there are: one, or a list of some. A list of numbers is one text in tokens.
-fn texts(value: &RawValue) -> Option<u64> {
+pub(super) fn texts(value: &RawValue) -> Option<u64> {
     let Some(inside) = value.get().strip_prefix('[') else { return (value.get() != "null").then_some(1) };
     if inside.trim_ascii_start().starts_with(|first: char| first.is_ascii_digit()) {
         return Some(1);
