@@ -24,8 +24,8 @@ const SLACK: f64 = 1.05;
 /// program really does is done each time.
 const RECOUNTS: usize = 2;
 /// Requests before those that are counted, and those.
-const WARM: u64 = 200;
-const REQUESTS: u64 = 500;
+const WARM: u64 = 100;
+const REQUESTS: u64 = 400;
 /// Between a request and its answer, and between that and the next request, where records are written: longer than the ledger
 /// waits for more of them, so that each is a transaction of its own however fast the machine is.
 const APART: Duration = Duration::from_millis(20);
@@ -70,7 +70,7 @@ pub(crate) fn compare(llmproxy: &Path) -> Result<(), String> {
         if !is_over(&counted) {
             break;
         }
-        eprintln!("    over the budget; counted once more, in case it was chance");
+        eprintln!("    {counted:.0?} is over the budget; counted once more, in case it was chance");
         let again = super::local(count(llmproxy))?;
         counted.iter_mut().zip(again).for_each(|(counted, again)| *counted = counted.min(again));
     }
