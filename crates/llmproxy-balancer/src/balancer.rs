@@ -158,7 +158,8 @@ impl Balancer {
         for config in backends {
             match build(config, routing, &mut state.authorities) {
                 Ok(backend) => new.push((config, Arc::new(backend))),
-                Err(error) => tracing::error!(url = config.url, %error, "a backend is left out"),
+                // The URL may hold a secret; the error says of it what may be told.
+                Err(error) => tracing::error!(name = config.name, %error, "a backend is left out"),
             }
         }
         let identities = Identity::all(new.iter().map(|(_, backend)| &**backend));
@@ -179,7 +180,7 @@ impl Balancer {
                 Settings { backend: backend.clone(), health: health.clone(), learn: config.models.is_empty() };
             let scraped = is_scraped.then(|| signals::Settings::new(backend.clone(), config, &routing.load_signals));
             let index = known.as_ref().map_or_else(|| free(&mut taken), |entry| entry.node.index);
-            let entry = self.entry(known, index, config.weight, settings, scraped);
+            let entry = self.entry(known, index, settings, scraped);
             members.push(Arc::new(Member {
                 backend,
                 weight: config.weight,
@@ -209,6 +210,9 @@ impl Balancer {
         (state.configured, state.joined) = (Some(configured), joined);
         // Within the lock, so that what was made last is shown last.
         self.pool.show(view);
+        for member in &self.pool.view().members {
+            member.node.is_weighted(member.weight);
+        }
         if let Some(changed) = self.changed.get() {
             changed.tell(&self.pool.backends());
         }
@@ -223,6 +227,8 @@ impl Balancer {
     /// Gives the backend of this name another share of the work, until a configuration gives it a new one; 0: none. `None`
     /// where none has that name.
     pub fn set_weight(&self, name: &str, weight: u32) -> Option<()> {
+        // No other configuration comes in between.
+        let _state = self.state();
         let member = self.member(name)?;
         member.node.set_weight(member.weight, weight);
         Some(())
@@ -245,21 +251,14 @@ impl Balancer {
         self.pool.view().members.iter().find(|member| &*member.backend.name == name).cloned()
     }
 
-    fn entry(
-        &self,
-        old: Option<Entry>,
-        index: usize,
-        weight: u32,
-        settings: Settings,
-        scraped: Option<signals::Settings>,
-    ) -> Entry {
+    fn entry(&self, old: Option<Entry>, index: usize, settings: Settings, scraped: Option<signals::Settings>) -> Entry {
         let rules = Rules::new(&settings.health);
         let backend = settings.backend.clone();
         let (node, checks, scrapes) = match old {
             Some(Entry { node, checks, scrapes }) => (node, checks, scrapes),
             None => (Node::new(index, backend.clone(), rules, self.hub.clone()), None, None),
         };
-        node.configure(backend, weight, rules);
+        node.configure(backend, rules);
         let checks = match checks {
             Some(checks) if *checks.0.settings() == settings => Some(checks),
             _ if !settings.is_needed() => None,

@@ -79,8 +79,8 @@ pub(crate) struct Node {
     hub: Arc<Hub>,
 }
 
-/// A share of the work that somebody has set in the place of the configured one. It goes with that one only: a
-/// configuration that gives another one is shown at once with all that is in it, and not a weight ahead of it.
+/// A share of the work that somebody has set in the place of the configured one. It goes with that one only, so that a
+/// configuration with another one takes its place in the moment in which it is shown.
 #[derive(Clone, Copy, Debug)]
 struct SetWeight {
     configured: u32,
@@ -117,9 +117,8 @@ impl Node {
     }
 
     /// The newest configuration has it like this.
-    pub(crate) fn configure(&self, backend: Arc<Backend>, weight: u32, rules: Rules) {
+    pub(crate) fn configure(&self, backend: Arc<Backend>, rules: Rules) {
         self.backend.store(backend);
-        self.weight_said().take_if(|known| known.configured != weight);
         self.health().set_rules(rules);
     }
 
@@ -139,6 +138,11 @@ impl Node {
             tracing::info!(backend = %self.name(), weight, old, "it has another weight by an administrator's word");
         }
         self.hub.changed();
+    }
+
+    /// A configuration with this weight is in force: what was set in the place of another one is over.
+    pub(crate) fn is_weighted(&self, configured: u32) {
+        self.weight_said().take_if(|known| known.configured != configured);
     }
 
     fn weight_said(&self) -> MutexGuard<'_, Option<SetWeight>> {

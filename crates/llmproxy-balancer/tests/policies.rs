@@ -207,8 +207,11 @@ async fn a_backend_of_weight_zero_gets_nothing() {
 async fn work_that_goes_to_another_backend_is_always_with_one_of_them() {
     let balancer = Balancer::new(Checks::default().client());
     let health = HealthCheckConfig { enabled: false, ..HealthCheckConfig::default() };
-    let apply =
-        |weights: &[u32]| balancer.apply(&backends(weights), &RoutingConfig::default(), &health, &Default::default());
+    let apply = |weights: &[u32]| {
+        let mut backends = backends(weights);
+        backends.iter_mut().for_each(|backend| backend.models = vec!["m".into()]);
+        balancer.apply(&backends, &RoutingConfig::default(), &health, &Default::default())
+    };
     let proxy = Arc::new(named(apply(&[1])));
     let is_done = Arc::new(AtomicBool::new(false));
     let asking = tokio::spawn({
@@ -219,10 +222,18 @@ async fn work_that_goes_to_another_backend_is_always_with_one_of_them() {
             }
         }
     });
-    for _ in 0..1000 {
+    for _ in 0..500 {
         apply(&[0, 1]);
         apply(&[1]);
         tokio::task::yield_now().await;
+        // What an administrator has said is over no sooner than that what is configured now holds.
+        apply(&[0, 1]);
+        balancer.set_weight("a", 1);
+        balancer.set_weight("b", 0);
+        apply(&[1, 1]);
+        tokio::task::yield_now().await;
+        // Of the second nothing new was configured.
+        balancer.set_weight("b", 1);
     }
     is_done.store(true, Ordering::Relaxed);
     asking.await.unwrap();

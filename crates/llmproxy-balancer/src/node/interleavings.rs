@@ -26,7 +26,7 @@ fn attempts_of_many() {
             })
         })
         .collect();
-    node.configure(backend("b"), 1, rules);
+    node.configure(backend("b"), rules);
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     assert_eq!(node.in_flight(), 0);
 }

@@ -124,7 +124,7 @@ fn as_many_are_in_flight_as_were_picked_and_did_not_end_and_all_are_given_back()
             let most = begun.load(Ordering::SeqCst) - over;
             // One that was given back twice would make it wrap, and so be more than anything.
             assert!(counted <= most, "{counted} of at most {most}");
-            node.configure(backend(["a", "b"][looks % 2]), 1, rules);
+            node.configure(backend(["a", "b"][looks % 2]), rules);
             looks += 1;
             thread::yield_now();
         }
@@ -233,13 +233,12 @@ fn nobody_waits_for_what_is_cached_of_a_prompt() {
 
 #[test]
 fn a_weight_that_was_set_holds_until_another_one_is_configured() {
-    let rules = Rules::new(&HealthCheckConfig::default());
-    let node = Node::new(0, backend("a"), rules, Arc::default());
+    let node = Node::new(0, backend("a"), Rules::new(&HealthCheckConfig::default()), Arc::default());
     node.set_weight(5, 3);
     assert_eq!((node.weight(5), node.weight(7)), (3, 7));
-    node.configure(backend("a"), 5, rules);
+    node.is_weighted(5);
     assert_eq!(node.weight(5), 3);
-    node.configure(backend("a"), 7, rules);
-    node.configure(backend("a"), 5, rules);
+    node.is_weighted(7);
+    node.is_weighted(5);
     assert_eq!(node.weight(5), 5);
 }
