@@ -109,9 +109,8 @@ impl Policy for PrefixAware {
     }
 
     fn failed(&self, work: &Work, index: usize) {
-        if !work.affinity.blocks.is_empty() {
-            self.index().take_back(&work.affinity.blocks, index, work.output_tokens);
-        }
+        // Also for a prompt without a whole block: its answer would have taken room from others.
+        self.index().take_back(&work.affinity.blocks, index, work.output_tokens);
     }
 
     fn forget(&self, index: usize) {

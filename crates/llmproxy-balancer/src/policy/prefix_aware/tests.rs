@@ -104,6 +104,24 @@ fn a_conversation_stays_where_it_is() {
 }
 
 #[test]
+fn an_answer_that_was_refused_takes_no_room_from_what_is_cached() {
+    let mut field = Field::new(&[1, 1]);
+    let question = words("question", 8000);
+    let home = field.ask(&[&question]);
+    // All goes there, or is to; of a prompt that is too short for a block as of any.
+    field.in_flight[1 - home] = 1000;
+    for said in ["hi", &words("long", 8000)] {
+        let mut large = field.work(&[said]);
+        large.output_tokens = 600_000;
+        for _ in 0..3 {
+            assert_eq!(field.choose(&large).at, home);
+            field.policy.failed(&large, home);
+        }
+        assert!(field.choose(&field.work(&[&question])).cached > 0, "{} blocks", large.affinity.blocks.len());
+    }
+}
+
+#[test]
 fn the_reason_says_what_is_cached() {
     let field = Field::new(&[1, 1]);
     let question = words("question", 8000);
