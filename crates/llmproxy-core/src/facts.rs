@@ -87,8 +87,8 @@ pub struct Call {
     pub read_time: Duration,
     /// Tokens of the prompt, estimated from its size; nothing here has read a token.
     pub prompt_estimate: u64,
-    /// How many answers are asked for at a time: OpenAI's `n` of each prompt, of which `/v1/completions` takes a list. From 1
-    /// to [`Call::MAX_ANSWERS`].
+    /// How many answers are asked for at a time, from 1 to [`Call::MAX_ANSWERS`]: OpenAI's `n`, of each prompt where
+    /// `/v1/completions` has a list of them. Other operations give one.
     pub answers: u32,
     /// The largest number of tokens that the answer may have, over all its choices, where the request bounds it.
     pub max_output: Option<u64>,
@@ -301,8 +301,9 @@ impl OnAbort {
 // === impl Call ===
 
 impl Call {
-    /// More answers than this at a time count as so many: no server gives them, and sums must not overflow.
-    pub const MAX_ANSWERS: u32 = 10_000;
+    /// More answers than this at a time count as so many. It is OpenAI's bound; what a server refuses must not look like work
+    /// for hours.
+    pub const MAX_ANSWERS: u32 = 128;
 
     /// A call of `endpoint` of which nothing else is known.
     pub fn new(endpoint: Endpoint) -> Self {

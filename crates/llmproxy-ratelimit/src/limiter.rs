@@ -53,6 +53,8 @@ struct Need {
     certain: u64,
     /// With the guess of what it does not say.
     guessed: u64,
+    /// Over how many answers.
+    answers: u32,
 }
 
 /// An account with the limits that hold for it.
@@ -217,7 +219,7 @@ impl RateLimiter {
         match global.reserve(need, now) {
             Ok(shared) => {
                 let any = own.is_some() || shared.is_some();
-                Ok(any.then(|| Reservation::new(self.clone(), key.account.clone(), [own, shared])))
+                Ok(any.then(|| Reservation::new(self.clone(), key.account.clone(), [own, shared], need.answers)))
             }
             Err(error) => {
                 self.settle(key.account, &[own, None], 0);
@@ -233,15 +235,18 @@ impl RateLimiter {
         // count those of a message.
         if work == Work::Other {
             let is_worked_at = call.model.is_some() && call.endpoint.api() != Api::Anthropic;
-            return is_worked_at.then_some(Need { certain: 0, guessed: 0 });
+            return is_worked_at.then_some(Need { certain: 0, guessed: 0, answers: 1 });
         }
         let certain = call.prompt_estimate.saturating_add(call.max_output.unwrap_or(0));
         let guess = match call.max_output {
             Some(_) => 0,
             None if work == Work::Embedding => 0,
-            None => call.model.as_ref().and_then(|model| self.learned.mean(model)).unwrap_or(limits.default_completion),
+            None => {
+                let learned = call.model.as_ref().and_then(|model| self.learned.mean(model));
+                learned.unwrap_or(limits.default_completion).saturating_mul(call.answers.into())
+            }
         };
-        Some(Need { certain, guessed: certain.saturating_add(guess) })
+        Some(Need { certain, guessed: certain.saturating_add(guess), answers: call.answers })
     }
 }
 

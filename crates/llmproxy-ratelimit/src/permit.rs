@@ -52,6 +52,8 @@ pub(crate) struct Reservation {
     account: Arc<Account>,
     /// From the caller's budget and from the global one, where there is one.
     debits: [Option<Debit>; 2],
+    /// How many answers they are for.
+    answers: u32,
     settled: AtomicBool,
 }
 
@@ -88,8 +90,13 @@ impl Permit {
 // === impl Reservation ===
 
 impl Reservation {
-    pub(crate) fn new(limiter: Arc<RateLimiter>, account: Arc<Account>, debits: [Option<Debit>; 2]) -> Self {
-        Self { limiter, account, debits, settled: AtomicBool::new(false) }
+    pub(crate) fn new(
+        limiter: Arc<RateLimiter>,
+        account: Arc<Account>,
+        debits: [Option<Debit>; 2],
+        answers: u32,
+    ) -> Self {
+        Self { limiter, account, debits, answers, settled: AtomicBool::new(false) }
     }
 
     fn settle(&self, used: u64) {
@@ -102,7 +109,8 @@ impl Reservation {
 impl UsageSink for Reservation {
     fn record(&self, record: &Arc<UsageRecord>) {
         self.settle(record.usage.as_ref().map_or(0, TokenUsage::total));
-        if let (Some(model), Some(usage)) = (&record.model, &record.usage) {
+        // How long each of several answers was is not told.
+        if let (1, Some(model), Some(usage)) = (self.answers, &record.model, &record.usage) {
             self.limiter.learn(model, usage.completion);
         }
     }

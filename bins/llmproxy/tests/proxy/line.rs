@@ -65,6 +65,47 @@ async fn the_next_stream_waits_for_the_last_byte_of_the_one_before() {
 }
 
 #[tokio::test]
+async fn several_answers_take_the_room_of_so_many() {
+    const CHAT: &str = "/v1/chat/completions";
+    const TEXT: &str = "/v1/completions";
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let bounded = |mut ask: Value| {
+        ask["model"] = "m".into();
+        ask["stream"] = true.into();
+        ask["max_tokens"] = 40.into();
+        ask
+    };
+    for (path, one, several) in [
+        (CHAT, json!({"messages": messages}), json!({"messages": messages, "n": 2})),
+        (TEXT, json!({"prompt": "hi"}), json!({"prompt": ["hi", "hi"]})),
+    ] {
+        let (backend, mut requests) = Backend::stepped().await;
+        let backends = format!("backends: [{{url: '{}', models: [m], max_tokens: 120}}]\n", backend.url());
+        let proxy = Proxy::start(&format!("{backends}health_check: {{enabled: false}}\n")).await;
+        let ask = async |body: Value| {
+            let mut client = Client::connect(proxy.address()).await;
+            client.send_json(path, &[], &bounded(body)).await;
+            client
+        };
+        let mut clients = vec![ask(one.clone()).await];
+        let (_, first) = requests.next().await;
+        clients.push(ask(one).await);
+        let (_, second) = requests.next().await;
+        answer(second).await;
+        clients[1].read_to_end().await;
+        clients.push(ask(several).await);
+        in_line(&proxy).await;
+        assert_eq!(backend.counts().requests, 2, "{path}");
+        answer(first).await;
+        let (_, third) = requests.next().await;
+        answer(third).await;
+        for client in [0, 2] {
+            assert_eq!(clients[client].read_to_end().await.status, 200, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn whoever_finds_no_place_is_told_when_to_come_back() {
     let (backend, mut requests) = Backend::stepped().await;
     let proxy = with_room_for_one(&backend, "queue: {max_waiting: 1, timeout: 300ms}\n").await;

@@ -26,6 +26,8 @@ pub(super) struct Values<'a> {
     system: Option<&'a RawValue>,
     /// With its place among [`KEYS`].
     text: Option<(usize, &'a RawValue)>,
+    /// The member of that name, whatever else there is.
+    prompt: Option<&'a RawValue>,
     /// The end of its opening.
     opening: usize,
     pub(super) tokens: u64,
@@ -69,6 +71,9 @@ impl<'a> Values<'a> {
 
     fn add_text(&mut self, key: &str, value: &'a RawValue) {
         let Some(rank) = KEYS.iter().position(|known| *known == key) else { return };
+        if key == "prompt" {
+            self.prompt = Some(value);
+        }
         let mut reader = Reader::default();
         self.tokens += estimate::scan(value.get(), |piece, at| reader.see(piece, at));
         self.images |= reader.images;
@@ -86,9 +91,9 @@ impl<'a> Values<'a> {
         self.tools.is_some()
     }
 
-    /// How many prompts there are: one, or a list of some.
+    /// How many texts `prompt` is: one, or a list of some.
     pub(super) fn count(&self) -> u64 {
-        self.text.and_then(|(_, text)| units::texts(text)).unwrap_or(1).max(1)
+        self.prompt.and_then(units::texts).unwrap_or(1).max(1)
     }
 
     /// Where all of it stands in `body`.

@@ -76,7 +76,11 @@ fn answers_are_counted_over_choices_and_prompts() {
     check("/v1/completions", r#"{"prompt":[1,2,3],"max_tokens":5}"#, 1, 5);
     check("/v1/completions", r#"{"prompt":[[1,2],[3]],"max_tokens":5}"#, 2, 10);
     check("/v1/completions", r#"{"prompt":[],"max_tokens":5}"#, 1, 5);
+    check("/v1/completions", r#"{"prompt":["a","b"],"input":"x","messages":"x","max_tokens":5}"#, 2, 10);
     check(CHAT, r#"{"max_tokens":2,"n":5000000000}"#, Call::MAX_ANSWERS, 10_000_000_000);
+    for path in ["/v1/responses", "/v1/messages", "/api/chat", "/generate", "/unheard/of"] {
+        check(path, r#"{"prompt":["a","b"],"max_tokens":2,"n":5}"#, 1, 10);
+    }
 }
 
 #[test]

@@ -275,6 +275,18 @@ async fn an_unbounded_answer_is_guessed_by_what_the_model_did_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_answers_are_guessed_to_be_as_long_each_and_teach_nothing() {
+    let alice = Alice::new(LimitsConfig { tokens_per_minute: 100_000, ..none() });
+    let call = Call { answers: 4, ..chat(0, None) };
+    let permit = alice.0.check(Some(&caller("alice")), Some(&call), None).unwrap();
+    assert_eq!(alice.tokens_used(), 4 * 1024);
+    permit.sink().unwrap().record(&record(Some((0, 800))));
+    assert_eq!(alice.tokens_used(), 800);
+    let _next = alice.chats(0, None).unwrap();
+    assert_eq!(alice.tokens_used(), 800 + 1024);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_about_tokens_reserves_none() {
     let alice = Alice::new(LimitsConfig { tokens_per_minute: 100, ..none() });
     let models = Call::new(Endpoint::of("/v1/models"));
