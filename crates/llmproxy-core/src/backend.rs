@@ -138,14 +138,16 @@ impl Backend {
     }
 }
 
-/// What may be told of a URL: its scheme, host, port and path. What else is in it may be a secret.
+/// What may be told of a URL: its scheme, host, port and path. What else is in it may be a secret, as is what stands before an
+/// `@` wherever that is: who forgets a slash has not forgotten the password.
 fn plain(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let end = rest.find('/').unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
+    match url.rsplit_once('@') {
+        None => url.to_owned(),
+        Some((before, host)) => {
+            before.split_once("://").map_or(host.to_owned(), |(scheme, _)| format!("{scheme}://{host}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -178,6 +180,10 @@ mod tests {
             ("z5:80?token=secret", "`z5:80` "),
             ("http://a b/?x=secret#secret", "`http://a b/` is not a URL"),
             ("me:secret@z5", "`z5` "),
+            ("http:/me:secret@z5/a", "`z5/a` "),
+            ("//me:secret@z5", "`z5` "),
+            ("me:secret/x@z5:80", "`z5:80` "),
+            ("http://me:sec/ret@z5?secret", "`http://z5` "),
         ] {
             let error = Backend::new(url).expect_err("no good URL").to_string();
             assert!(error.contains(shown) && !error.contains("secret"), "{error}");
