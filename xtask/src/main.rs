@@ -62,7 +62,7 @@ cargo xtask <command>
                 CPU, delays and memory, with every answer checked. Half an hour; --quick is two minutes.
                 Tables, numbers and plots go into target/bench. docs/benchmarks.md tells the rest.
   bench --instructions
-                Instructions per request and per chunk of the binary as `dist` builds it, beside their budget.
+                Instructions per request and per chunk, beside their budget, of a binary with dist's profile.
                 Needs valgrind, and minutes for the build.
   simulate [--quick] [--workload NAME] [--policy NAME] [--seed-set tuning|held-out]
                 The balancer's policies before servers that are simulated, in virtual time: times to the first

@@ -147,7 +147,10 @@ async fn one_run(place: &Place, llmproxy: &Path, work: Work) -> Result<f64, Stri
     let process = Process::start("llmproxy under valgrind", &mut command, &output, aim.port, place.cores).await?;
     ready(&aim).await?;
     let apart = if everything { APART } else { Duration::ZERO };
-    load::json_apart(&aim, 1, 1024, Duration::from_secs(300), requests, apart).await?;
+    let done = load::json_apart(&aim, 1, 1024, Duration::from_secs(300), requests, apart).await?.requests;
+    if done < requests {
+        return Err(format!("only {done} of {requests} requests were done in five minutes"));
+    }
     // Each chunk by itself: the proxy is done with it long before the next.
     let ask = Ask { id: 0, events, gap: 2000, burst: 1, usage: false };
     for _ in 0..streams {
