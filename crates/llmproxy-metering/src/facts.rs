@@ -171,18 +171,14 @@ pub(crate) fn find(endpoint: Endpoint, body: &[u8]) -> Result<(Call, Edits), Ins
         images: members.images || members.prompt.images,
         json_schema: members.json_schema,
     };
-    let choices = members.n.unwrap_or(1).max(1);
-    let (answers, bounds) = match endpoint.template() {
-        "/v1/completions" => {
-            let answers = choices.saturating_mul(members.prompt.count());
-            (answers, answers)
-        }
-        "/v1/chat/completions" => (choices, choices),
-        // No other one is known to give several, so none is expected to; but a bound is one of all that might come.
-        _ => (1, choices),
-    };
-    call.answers = u32::try_from(answers).unwrap_or(u32::MAX).min(Call::MAX_ANSWERS);
-    call.max_output = members.max_output.map(|max| max.saturating_mul(bounds));
+    let is_text = endpoint.template() == "/v1/completions";
+    let prompts = if is_text { members.prompt.count() } else { 1 };
+    let answers = members.n.unwrap_or(1).max(1).saturating_mul(prompts);
+    // No other one is known to give several, so none is expected to; but a bound is one of all that might come.
+    if is_text || endpoint.template() == "/v1/chat/completions" {
+        call.answers = u32::try_from(answers).unwrap_or(u32::MAX).min(Call::MAX_ANSWERS);
+    }
+    call.max_output = members.max_output.map(|max| max.saturating_mul(answers));
     Ok((call, edits))
 }
 
